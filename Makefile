@@ -1,0 +1,39 @@
+# make walkthrough   run the lessons on the teaching model; pictures and executed notebooks go to outputs/
+# make test          run every test
+# make lab           open JupyterLab on the notebooks
+# make notebooks     execute the notebooks again and store their outputs
+# make bench         measure the separation and the teaching model (about an hour on two cores)
+# make teaching-model   train the teaching model and the judge again (hours on two cores, resumable)
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+export OMP_WAIT_POLICY := passive
+
+.PHONY: walkthrough test lab notebooks bench teaching-model
+
+walkthrough: $(READY)
+	$(BIN)/python notebooks/execute.py --to outputs
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+notebooks: $(READY)
+	$(BIN)/python notebooks/execute.py --in-place
+
+bench: $(READY)
+	$(BIN)/python benchmarks/teaching_model.py
+	$(BIN)/python benchmarks/separation.py
+
+teaching-model: $(READY)
+	$(BIN)/python data/make_teaching_model.py
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "installing (a few minutes the first time) ..."
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab,test]"
+	@touch $(READY)

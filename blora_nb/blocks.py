@@ -1,0 +1,41 @@
+"""The names of SDXL's eleven transformer blocks, and which half of a B-LoRA a weight belongs to.
+
+Source: Frenkel et al., "Implicit Style-Content Separation using B-LoRA" (arXiv 2403.14572), section 4. The paper numbers
+the six inner blocks W1 to W6; W4 carries the content of a picture, W5 its style. This is the only module with block names.
+"""
+
+TRANSFORMER_BLOCKS = (
+    "down_blocks.1.attentions.0",
+    "down_blocks.1.attentions.1",
+    "down_blocks.2.attentions.0",  # W1
+    "down_blocks.2.attentions.1",  # W2
+    "mid_block.attentions.0",  # W3
+    "up_blocks.0.attentions.0",  # W4
+    "up_blocks.0.attentions.1",  # W5
+    "up_blocks.0.attentions.2",  # W6
+    "up_blocks.1.attentions.0",
+    "up_blocks.1.attentions.1",
+    "up_blocks.1.attentions.2",
+)
+CONTENT_BLOCK = "up_blocks.0.attentions.0"
+STYLE_BLOCK = "up_blocks.0.attentions.1"
+BLOCK_OF_HALF = {"content": CONTENT_BLOCK, "style": STYLE_BLOCK}
+
+ATTENTION_LINEARS = r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"  # self- and cross-attention, all four projections
+
+
+def target_modules(*blocks):
+    """The regular expression PEFT needs to put LoRA on every attention projection of the given blocks.
+
+    Without arguments: the two blocks of B-LoRA (160 linear layers in SDXL).
+    """
+    names = "|".join(block.replace(".", r"\.") for block in blocks or (CONTENT_BLOCK, STYLE_BLOCK))
+    return f"({names})" + ATTENTION_LINEARS
+
+
+def half_of(key):
+    """"content", "style" or None: the half to which the state-dict key of a LoRA weight belongs."""
+    for half, block in BLOCK_OF_HALF.items():
+        if f"{block}." in key:
+            return half
+    return None

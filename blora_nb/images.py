@@ -1,0 +1,135 @@
+"""A picture in (rotation, transparency, crop, clear errors) and a picture out (safe names, nothing overwritten)."""
+
+import json
+import os
+import re
+import struct
+import tempfile
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageOps, PngImagePlugin
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the message says which one, why, and what to do."""
+
+
+def read_image(source):
+    """An RGB picture as a person sees it: EXIF rotation applied, transparent parts on white.
+
+    Args:
+        source: a path, or a PIL image of any mode.
+
+    Raises:
+        ImageError: the file is missing, a folder, empty, truncated or not a picture.
+    """
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image.load()
+        image = _upright(image)
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            image = _eight_bits(image)
+        image = image.convert("RGB")
+        if alpha:
+            image.paste("white", mask=ImageChops.invert(alpha))
+        return image
+    except FileNotFoundError:
+        raise ImageError(f"There is no picture {source}. Check the path (it is read from {Path.cwd()}).") from None
+    except IsADirectoryError:
+        raise ImageError(f"{source} is a folder; name one picture in it.") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"The picture {source} is too large to open safely ({error}). Save a smaller copy of it.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{source} cannot be read as a picture ({error}). Open it in an image editor and save it again as PNG.") from error
+
+
+def _upright(image):
+    """The picture turned as its EXIF data says; damaged EXIF data is no reason to refuse a picture."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (struct.error, ValueError, KeyError, TypeError, SyntaxError):
+        return image
+
+
+def _eight_bits(image):
+    """16-bit grey values by their high byte; other wide values (32-bit, float) as they are, limited to 0..255."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    if image.mode.startswith("I;16") or (image.mode == "I" and values.max() > 255):
+        values = values / 257
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+def find_images(folder_or_file):
+    """The picture files in a folder, sorted; hidden files and everything that is no picture are left out.
+
+    Raises:
+        ImageError: nothing there.
+    """
+    path = Path(folder_or_file)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ImageError(f"There is no file or folder {path}. Check the path (it is read from {Path.cwd()}).")
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+    if not found:
+        raise ImageError(f"No picture in {path}. Supported: {', '.join(sorted(SUFFIXES))}.")
+    return found
+
+
+def centre_square(image, resolution):
+    """The middle of the picture as a `resolution` × `resolution` square: the short side is resized, the long one cropped."""
+    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS, centering=(0.5, 0.5))
+
+
+def to_tensor(image):
+    """float32 [1, 3, height, width] in -1..1, as the VAE wants it."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def safe_name(text, longest=120):
+    """A file name of at most `longest` bytes that every system takes, made from a prompt: "A <c>/cat" becomes "A_c_cat"."""
+    plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFKC", text)).strip("._")
+    return plain.encode()[:longest].decode(errors="ignore") or "picture"
+
+
+def writable_folder(folder):
+    """The folder, made if needed; checked by writing to it before any work is done.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"Cannot write to the folder {folder} ({error.strerror or error}). Nothing was done yet; choose another folder.") from None
+    return folder
+
+
+def free_path(folder, stem, suffix):
+    """`folder/stem.suffix`, or with -2, -3, … appended when that exists."""
+    folder = Path(folder)
+    path, number = folder / f"{stem}{suffix}", 2
+    while path.exists():
+        path, number = folder / f"{stem}-{number}{suffix}", number + 1
+    return path
+
+
+def save_image(image, path, settings=None):
+    """Write a PNG with its settings inside (text field "blora_nb", JSON); complete or not at all."""
+    path = Path(path)
+    info = PngImagePlugin.PngInfo()
+    if settings:
+        info.add_text("blora_nb", json.dumps(settings))
+    part = path.with_name(path.name + ".part")
+    image.save(part, format="PNG", pnginfo=info)
+    os.replace(part, path)
+    return path

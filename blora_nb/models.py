@@ -1,0 +1,93 @@
+"""A pipeline to work with: the teaching model, the real SDXL, or any SDXL-shaped id or folder; and settings that suit it."""
+
+from dataclasses import dataclass
+import hashlib
+from pathlib import Path
+
+import torch
+
+from .runtime import default_device, default_dtype
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+TINY_SDXL = DATA / "tiny_sdxl"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What works for one size of model; every function takes its defaults from here."""
+
+    rank: int
+    learning_rate: float
+    max_train_steps: int
+    train_batch_size: int  # noisy versions of the one picture in each step
+    num_inference_steps: int
+    guidance_scale: float
+
+
+# SDXL: the original's training recipe. Teaching model: measured by benchmarks/separation.py.
+SDXL_DEFAULTS = Defaults(rank=64, learning_rate=5e-5, max_train_steps=1000, train_batch_size=1, num_inference_steps=30, guidance_scale=7.5)
+TINY_DEFAULTS = Defaults(rank=16, learning_rate=5e-3, max_train_steps=150, train_batch_size=8, num_inference_steps=20, guidance_scale=3.0)
+
+
+def load_pipeline(base="tiny", device=None, dtype=None):
+    """A `StableDiffusionXLPipeline`, ready to train on and to generate with.
+
+    Args:
+        base: "tiny" (the teaching model of this repository), "sdxl" (SDXL base 1.0 from the Hugging Face hub), or the
+            id or folder of any SDXL-shaped model.
+        device: "cuda", "mps" or "cpu"; by default the best one that works.
+        dtype: of the frozen base; by default float32 on a CPU and for the teaching model, else bfloat16 or float16.
+
+    Raises:
+        FileNotFoundError: the teaching model is not there.
+        ValueError: the model is not SDXL-shaped.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # it would advise to install torchvision, which nothing here needs
+    import diffusers
+    from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers.utils import logging
+    from packaging.version import Version
+
+    device = device or default_device()
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"There is no {device} here. Leave the device out, or name cpu.")
+    dtype = dtype or (torch.float32 if base == "tiny" else default_dtype(device))
+    source = {"tiny": TINY_SDXL, "sdxl": SDXL}.get(str(base), base)
+    if source == TINY_SDXL and not (TINY_SDXL / "model_index.json").exists():
+        raise FileNotFoundError(f"The teaching model is not in {TINY_SDXL}. Clone the whole repository and install it with: pip install -e .")
+    extra = {"variant": "fp16"} if source == SDXL else {}
+    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    dtype_name = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+    pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True, **{dtype_name: dtype}, **extra)
+    if not isinstance(pipe, StableDiffusionXLPipeline):
+        raise ValueError(f"{base} is a {type(pipe).__name__}; a B-LoRA needs an SDXL model.")
+    pipe.set_progress_bar_config(disable=True)
+    for model in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        model.requires_grad_(False)
+    return pipe.to(device)
+
+
+def defaults_for(pipe):
+    """The `Defaults` for a pipeline, by the width of its U-Net."""
+    return TINY_DEFAULTS if pipe.unet.config.cross_attention_dim < 1024 else SDXL_DEFAULTS
+
+
+def native_resolution(pipe):
+    """The side of the square pictures the model was trained on, in pixels (96 for the teaching model, 1024 for SDXL)."""
+    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+
+
+def fingerprint(folder=TINY_SDXL):
+    """Twelve hexadecimal digits that name a U-Net's weights, to tell which model a measurement belongs to."""
+    return hashlib.sha256((Path(folder) / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+@torch.no_grad()
+def encode_prompt(pipe, prompt):
+    """`prompt_embeds` [1, tokens, dim] and `pooled_prompt_embeds` [1, dim] of one prompt."""
+    embeds, _, pooled, _ = pipe.encode_prompt(prompt, device=pipe.device, do_classifier_free_guidance=False)
+    return embeds, pooled

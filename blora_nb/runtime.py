@@ -1,0 +1,63 @@
+"""Where am I running, on which device, in which number format; and a table that says so."""
+
+import importlib.metadata
+import os
+import sys
+
+import torch
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "ipywidgets")
+
+
+def host():
+    """"Colab", "Kaggle", "Jupyter" or "Python"."""
+    if "google.colab" in sys.modules:
+        return "Colab"
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "Kaggle"
+    return "Jupyter" if "ipykernel" in sys.modules else "Python"
+
+
+def default_device():
+    """"cuda", "mps" or "cpu", the first that really computes."""
+    for device, there in (("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available)):
+        if there():
+            try:
+                (torch.ones(2, device=device) + 1).sum().item()
+                return device
+            except RuntimeError:  # e.g. a P100 with a PyTorch that has no kernels for it
+                continue
+    return "cpu"
+
+
+def default_dtype(device):
+    """bfloat16 where the GPU computes in it (capability 8 and up; a T4 only emulates it), else float16; float32 on a CPU."""
+    if not str(device).startswith("cuda"):
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def check():
+    """Rows (state, what, found, remedy) of the check table; the state is "OK" or "FAIL"."""
+    from .models import TINY_SDXL
+
+    device = default_device()
+    rows = [("OK" if sys.version_info >= (3, 11) else "FAIL", "Python", sys.version.split()[0], "install Python 3.11 or later")]
+    for package in PACKAGES:
+        try:
+            rows.append(("OK", package, importlib.metadata.version(package), ""))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append(("FAIL", package, "not installed", f"pip install {package}"))
+    rows.append(("OK", "host", host(), ""))
+    rows.append(("OK", "device", f"{device}, {str(default_dtype(device)).removeprefix('torch.')}", ""))
+    here = (TINY_SDXL / "model_index.json").exists()
+    rows.append(("OK" if here else "FAIL", "teaching model", "data/tiny_sdxl" if here else "missing", "clone the whole repository; data/ is part of it"))
+    return rows
+
+
+def print_check():
+    """Print the check table; True if every line is OK."""
+    rows = check()
+    for state, what, found, remedy in rows:
+        print(f"[{state:^4}] {what:<15} {found}" + (f"   -> {remedy}" if state == "FAIL" else ""))
+    return all(row[0] == "OK" for row in rows)

@@ -1,0 +1,36 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "data"))  # the drawing script
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    from blora_nb import load_pipeline
+
+    return load_pipeline(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def judge():
+    from blora_nb.metrics import Judge
+
+    return Judge.load()
+
+
+@pytest.fixture(scope="session")
+def picture():
+    from drawings import draw
+
+    return draw("star", "sunset", 5, 512)
+
+
+@pytest.fixture(scope="session")
+def blora(pipe, picture):
+    """A B-LoRA trained for real, with the default settings."""
+    from blora_nb import train
+
+    return train(pipe, picture, progress=False)

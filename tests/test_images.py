@@ -1,0 +1,87 @@
+"""Pictures as people have them: rotated, transparent, odd modes, broken files; and pictures written out."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blora_nb.images import ImageError, centre_square, find_images, free_path, read_image, safe_name, save_image, to_tensor, writable_folder
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def two_colours():
+    image = Image.new("RGB", (60, 40), RED)
+    image.paste(BLUE, (0, 0, 30, 40))  # blue on the left
+    return image
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to see it upright"
+    two_colours().save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    upright = read_image(tmp_path / "photo.jpg")
+    assert upright.size == (40, 60)
+    assert upright.getpixel((20, 5))[2] > 200 and upright.getpixel((20, 55))[0] > 200  # blue on top, red below
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_become_white(tmp_path, mode):
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (8, 8, 24, 24))
+    image.convert(mode).save(tmp_path / "drawing.png")
+    seen = read_image(tmp_path / "drawing.png")
+    assert seen.mode == "RGB" and seen.getpixel((1, 1)) == (255, 255, 255) and max(seen.getpixel((16, 16))) < 10
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "I;16", "F"])
+def test_every_mode_is_read(mode):
+    ramp = Image.fromarray(np.linspace(0, 65535 if mode == "I;16" else 255, 64 * 64).reshape(64, 64).astype(np.uint16 if mode == "I;16" else np.uint8))
+    seen = read_image(ramp if mode in ("I;16", "L") else ramp.convert(mode))
+    assert seen.mode == "RGB" and len(seen.getcolors(maxcolors=10_000)) > 1
+
+
+def test_broken_files_are_named(tmp_path):
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:400])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    for name in ("cut.png", "empty.png", "text.png", "missing.png"):
+        with pytest.raises(ImageError, match=name):
+            read_image(tmp_path / name)
+
+
+def test_a_folder_gives_its_pictures_only(tmp_path):
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "notes.txt").write_text("no picture")
+    two_colours().save(tmp_path / "b.png")
+    two_colours().save(tmp_path / "a.JPG")
+    assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png"]
+    with pytest.raises(ImageError, match="No picture"):
+        find_images(tmp_path / ".ipynb_checkpoints")
+
+
+def test_the_crop_is_the_centre():
+    square = centre_square(two_colours(), 20)
+    assert square.size == (20, 20) and square.getpixel((1, 10)) == BLUE and square.getpixel((18, 10)) == RED
+    pixels = to_tensor(square)
+    assert pixels.shape == (1, 3, 20, 20) and pixels.min() == -1 and pixels.max() == 1
+
+
+def test_names_are_safe_and_nothing_is_overwritten(tmp_path):
+    name = safe_name("A <c>/[s] in «style» " + "x" * 300)
+    assert "/" not in name and "<" not in name and len(safe_name("猫" * 300).encode()) <= 120
+    assert safe_name("///") == "picture"
+    first = save_image(two_colours(), free_path(tmp_path, name, ".png"), {"prompt": "A <c>"})
+    second = free_path(tmp_path, name, ".png")
+    assert first.exists() and second != first
+    assert json.loads(Image.open(first).text["blora_nb"]) == {"prompt": "A <c>"}
+    assert [p.name for p in tmp_path.iterdir()] == [first.name]  # no part file left
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Nothing was done yet"):
+        writable_folder(tmp_path / "file" / "below")

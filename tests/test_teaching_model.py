@@ -1,0 +1,63 @@
+"""The teaching model is a plain SDXL pipeline, small, and good; and the halves of a B-LoRA do what the README says."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from blora_nb import generate
+from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
+from blora_nb.models import TINY_SDXL, fingerprint
+from drawings import OBJECTS, STYLES, draw, is_held_out
+
+ROOT = Path(__file__).resolve().parent.parent
+HELD_OUT = [(o, s) for o in OBJECTS for s in STYLES if is_held_out(o, s)]
+
+
+def test_diffusers_loads_it_without_our_code():
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(TINY_SDXL)
+    image = pipe("A cat in neon style", num_inference_steps=4, generator=torch.Generator().manual_seed(0)).images[0]
+    assert image.size == (96, 96)
+    assert sum(f.stat().st_size for f in TINY_SDXL.rglob("*") if f.is_file()) <= 16_000_000
+
+
+def test_it_draws_combinations_it_never_saw(pipe, judge):
+    generators = [torch.Generator().manual_seed(i) for i in range(len(HELD_OUT))]
+    images = pipe([f"A {o} in {s} style" for o, s in HELD_OUT], generator=generators, num_inference_steps=20, guidance_scale=3.0).images
+    verdicts = judge.name(images)
+    assert sum(v[0] == o for v, (o, _) in zip(verdicts, HELD_OUT)) >= 20
+    assert sum(v[1] == s for v, (_, s) in zip(verdicts, HELD_OUT)) >= 21
+
+
+def test_the_autoencoder_gives_pictures_back(pipe):
+    from blora_nb.images import to_tensor
+
+    pixels = torch.cat([to_tensor(draw(o, s, 3_000_000 + i, 96)) for i, (o, s) in enumerate(HELD_OUT)])
+    with torch.no_grad():
+        decoded = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+    psnr = -10 * torch.log10((decoded - pixels).square().mean((1, 2, 3)) / 4)
+    assert psnr.mean() >= 27 and psnr.min() >= 20
+
+
+def test_both_halves_rebuild_and_each_alone_keeps_its_part(pipe, judge, blora):
+    seeds = [0, 1, 2]
+    rebuilt = judge.name(generate(pipe, "A [v]", blora, blora, seeds=seeds, progress=False))
+    assert rebuilt.count(("star", "sunset")) >= 2
+    content = judge.name(generate(pipe, "A [c] in candy style", content=blora, seeds=seeds, progress=False))
+    assert content.count(("star", "candy")) >= 2
+    style = judge.name(generate(pipe, "A house in [s] style", style=blora, seeds=seeds, progress=False))
+    assert style.count(("house", "sunset")) >= 2
+
+
+def test_the_stored_measurements_belong_to_this_model_and_reach_the_goals():
+    """The tables of benchmarks/ are what the README quotes; they are made again by `make bench`."""
+    separation, model = (json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("separation", "teaching_model"))
+    assert separation["model"] == model["model"] == fingerprint()
+    table = separation["table"]
+    rivals = [table[name]["both"] for name in ("no LoRA", "ordinary LoRAs of both, all blocks", "B-LoRA, halves swapped")]
+    assert table["B-LoRA: style transfer"]["both"] >= 0.6 and max(rivals) < 0.4
+    blocks = model["block maps"]["teaching model"]
+    assert blocks[CONTENT_BLOCK]["object follows"] >= 0.8 and blocks[CONTENT_BLOCK]["style stays"] >= 0.8
+    assert blocks[STYLE_BLOCK]["style follows"] >= 0.8 and blocks[STYLE_BLOCK]["object stays"] >= 0.7

@@ -1,0 +1,118 @@
+"""The training is the original's: replayed step by step by an independent loop, and deterministic."""
+
+import copy
+
+import pytest
+import torch
+
+from blora_nb import TrainingSettings, train
+from blora_nb.adapters import applied, remove
+from blora_nb.blocks import half_of
+from blora_nb.images import ImageError
+from blora_nb.models import encode_prompt
+from blora_nb.training import ADAPTER, TrainingError, attach_lora, blora_loss, diffusion_target, encode_image, make_optimizer, micro_conditioning
+
+
+def test_a_recorded_trace_gives_the_same_losses_and_weights(pipe, picture):
+    """A plain loop in the original's manner, on a model that predicts noise, against our functions fed with its trace."""
+    from diffusers import DDPMScheduler
+    from peft import LoraConfig
+
+    pipe = copy.copy(pipe)
+    ours, theirs = copy.deepcopy(pipe.unet), copy.deepcopy(pipe.unet)
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")  # SDXL's: epsilon
+    mean, std = encode_image(pipe, picture, 96)
+    embeds, pooled = encode_prompt(pipe, "A [v]")
+
+    torch.manual_seed(3)
+    names = [f"up_blocks.0.attentions.{b}.transformer_blocks.{l}.attn{a}.{p}" for b in (0, 1) for l in (0, 1) for a in (1, 2) for p in ("to_q", "to_k", "to_v", "to_out.0")]
+    theirs.requires_grad_(False)
+    theirs.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=names))
+    their_parameters = {n: p for n, p in theirs.named_parameters() if p.requires_grad}
+    initial = {n: p.detach().clone() for n, p in their_parameters.items()}
+    optimizer = torch.optim.AdamW(their_parameters.values(), lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-4, eps=1e-8)
+    trace, their_losses = [], []
+    for _ in range(5):
+        latents = (mean + std * torch.randn(mean.shape)) * pipe.vae.config.scaling_factor
+        noise, t = torch.randn_like(latents), torch.randint(0, 1000, (1,)).long()
+        trace.append((latents, noise, t))
+        conditions = {"text_embeds": pooled, "time_ids": torch.tensor([[96.0, 96, 0, 0, 96, 96]])}
+        predicted = theirs(scheduler.add_noise(latents, noise, t), t, embeds, added_cond_kwargs=conditions).sample
+        loss = torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(their_parameters.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        their_losses.append(loss.item())
+
+    parameters = attach_lora(ours, rank=4)
+    our_named = {n.replace(f".{ADAPTER}.", ".default."): p for n, p in ours.named_parameters() if p.requires_grad}
+    assert set(our_named) == set(initial) and len(parameters) == 64
+    with torch.no_grad():
+        for name, p in our_named.items():
+            p.copy_(initial[name])
+    optimizer, losses = make_optimizer(parameters, TrainingSettings(learning_rate=1e-3)), []
+    for latents, noise, t in trace:
+        loss = blora_loss(ours, scheduler, latents, noise, t, embeds, pooled, micro_conditioning(96, 1, "cpu", torch.float32))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses == their_losses and losses[0] != losses[1]
+    assert all(torch.equal(p, their_parameters[name]) for name, p in our_named.items())
+
+
+def test_lora_starts_from_the_unchanged_model_with_the_right_scale(pipe):
+    unet = copy.deepcopy(pipe.unet)
+    parameters = attach_lora(unet.to(torch.bfloat16), rank=8, seed=1)
+    assert all(p.dtype == torch.float32 for p in parameters)
+    layers = {n: m for n, m in unet.named_modules() if hasattr(m, "lora_A")}
+    assert len(layers) == 32 and {half_of(n) for n in layers} == {"content", "style"}
+    for layer in layers.values():
+        assert layer.scaling[ADAPTER] == 1.0 and layer.lora_B[ADAPTER].weight.abs().max() == 0
+    spread = torch.cat([m.lora_A[ADAPTER].weight.detach().flatten() for m in layers.values()]).std()
+    assert spread == pytest.approx(1 / 8, rel=0.05)  # normal with standard deviation 1/rank, PEFT's "gaussian"
+
+
+def test_velocity_or_noise_is_read_from_the_scheduler(pipe):
+    from diffusers import DDPMScheduler
+
+    x, noise, t = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4), torch.tensor([10, 900])
+    velocity = DDPMScheduler.from_config(pipe.scheduler.config)
+    alpha = velocity.alphas_cumprod[t].sqrt()[:, None, None, None]
+    torch.testing.assert_close(diffusion_target(velocity, x, noise, t), alpha * noise - (1 - alpha**2).sqrt() * x)
+    assert diffusion_target(DDPMScheduler(), x, noise, t) is noise
+
+
+def test_training_is_deterministic_learns_and_leaves_the_model_as_it_was(pipe, picture, blora):
+    remove(pipe)
+    before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    one, two = (train(pipe, picture, progress=False, max_train_steps=3) for _ in range(2))
+    assert all(torch.equal(t, two.state_dict[k]) for k, t in one.state_dict.items())
+    other = train(pipe, picture, progress=False, max_train_steps=3, seed=1)
+    assert any(not torch.equal(t, other.state_dict[k]) for k, t in one.state_dict.items())
+    after = pipe.unet.state_dict()
+    assert applied(pipe) == [] and before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items())
+    assert sum(blora.losses[-30:]) < 0.8 * sum(blora.losses[:10]) * 3
+
+
+def test_progress_is_told_and_a_stop_inside_cleans_up(pipe, picture):
+    seen = []
+
+    def stop(step, steps, loss):
+        seen.append((step, steps))
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(pipe, picture, progress=stop, max_train_steps=4)
+    assert seen == [(1, 4), (2, 4)] and applied(pipe) == []
+
+
+def test_faults_are_explained(pipe, picture):
+    with pytest.raises(ImageError, match="nowhere.png"):
+        train(pipe, "nowhere.png", progress=False)
+    with pytest.raises(TrainingError, match="smaller learning rate"):
+        train(pipe, picture, progress=False, learning_rate=1e30, max_train_steps=20)
+    assert applied(pipe) == []
