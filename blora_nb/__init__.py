@@ -5,9 +5,9 @@ The method in reading order: `blocks`, `training`, `adapters`, `generation`. Sou
 
 from .adapters import BLoRA
 from .generation import generate
-from .inspection import prompt_per_block
+from .inspection import prompt_per_block, record_attention
 from .models import load_pipeline
 from .training import TrainingSettings, train
 
-__all__ = ["BLoRA", "TrainingSettings", "generate", "load_pipeline", "prompt_per_block", "train"]
+__all__ = ["BLoRA", "TrainingSettings", "generate", "load_pipeline", "prompt_per_block", "record_attention", "train"]
 __version__ = "0.1.0"
