@@ -19,6 +19,7 @@ from .runtime import default_device
 
 JUDGE = DATA / "judge"
 SIDE = 48  # pixels the judge looks at
+PHOTO, IN_STYLE = "A photo of a {}", "A picture in {} style"  # what CLIP is asked
 
 
 class Judge(nn.Module):
@@ -79,6 +80,10 @@ class JudgeScorer:
         expected = self.judge.probabilities([picture])[which]  # [1, classes]; nearly all on one class
         return self.judge.probabilities(images)[which][:, expected.argmax()].tolist()
 
+    def name(self, images):
+        """[(object, style), …]: the judge's verdict on each image."""
+        return self.judge.name(images)
+
     def says_content(self, images, object_name):
         """For each image: how sure the judge is that it shows this object."""
         return self.judge.probabilities(images)[0][:, self.judge.objects.index(object_name)].tolist()
@@ -119,18 +124,26 @@ class EncoderScorer:
         return (embeddings[1:] @ embeddings[0]).tolist()
 
     @torch.no_grad()
-    def _says(self, images, text):
-        inputs = self.clip_processor(text=[text], images=[image.convert("RGB") for image in images], return_tensors="pt", padding=True, truncation=True).to(self.device)
+    def _cosines(self, images, texts):
+        """[images, texts]"""
+        inputs = self.clip_processor(text=texts, images=[image.convert("RGB") for image in images], return_tensors="pt", padding=True).to(self.device)
         outputs = self.clip(**inputs)
-        return (F.normalize(outputs.image_embeds, dim=-1) @ F.normalize(outputs.text_embeds, dim=-1)[0]).tolist()
+        return F.normalize(outputs.image_embeds, dim=-1) @ F.normalize(outputs.text_embeds, dim=-1).T
+
+    def name(self, images):
+        """[(object, style), …]: which of the course's words CLIP finds nearest to each image."""
+        known = json.loads((JUDGE / "config.json").read_text())
+        content = self._cosines(images, [PHOTO.format(name) for name in known["objects"]]).argmax(1).tolist()
+        style = self._cosines(images, [IN_STYLE.format(name) for name in known["styles"]]).argmax(1).tolist()
+        return [(known["objects"][c], known["styles"][s]) for c, s in zip(content, style)]
 
     def says_content(self, images, object_name):
         """For each image: the cosine of its CLIP embedding with that of "A photo of a cat"."""
-        return self._says(images, f"A photo of a {object_name}")
+        return self._cosines(images, [PHOTO.format(object_name)])[:, 0].tolist()
 
     def says_style(self, images, style_name):
         """For each image: the cosine of its CLIP embedding with that of "A picture in neon style"."""
-        return self._says(images, f"A picture in {style_name} style")
+        return self._cosines(images, [IN_STYLE.format(style_name)])[:, 0].tolist()
 
 
 def scorer_for(pipe):

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,11 @@ def host():
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return "Kaggle"
     return "Jupyter" if "ipykernel" in sys.modules else "Python"
+
+
+def default_base():
+    """The base model of the course: "tiny", or what the environment variable BLORA_BASE says ("sdxl", an id, a folder)."""
+    return os.environ.get("BLORA_BASE") or "tiny"
 
 
 def default_device():
@@ -50,6 +56,7 @@ def check():
             rows.append(("FAIL", package, "not installed", f"pip install {package}"))
     rows.append(("OK", "host", host(), ""))
     rows.append(("OK", "device", f"{device}, {str(default_dtype(device)).removeprefix('torch.')}", ""))
+    rows.append(("OK", "base model", f"{default_base()}   (environment variable BLORA_BASE: tiny, sdxl, or an id or folder)", ""))
     here = (TINY_SDXL / "model_index.json").exists()
     rows.append(("OK" if here else "FAIL", "teaching model", "data/tiny_sdxl" if here else "missing", "clone the whole repository; data/ is part of it"))
     return rows
@@ -61,3 +68,25 @@ def print_check():
     for state, what, found, remedy in rows:
         print(f"[{state:^4}] {what:<15} {found}" + (f"   -> {remedy}" if state == "FAIL" else ""))
     return all(row[0] == "OK" for row in rows)
+
+
+def install_missing():
+    """Install what pyproject.toml asks for and this Python lacks; what is there, torch and numpy above all, stays as it is.
+
+    For Colab and Kaggle, where a wrong torch costs the session. Returns the requirements that were installed.
+    """
+    import subprocess
+    import tempfile
+    import tomllib
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())["project"]
+    here = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    missing = [text for text in project["dependencies"] if Requirement(text).name.lower() not in here]
+    if missing:
+        print("installing", ", ".join(missing), "...")
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:  # nothing that is there may move
+            constraints.write("\n".join(f"{name}=={version}" for name, version in here.items()))
+            constraints.flush()
+            subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", constraints.name, *missing], check=True)
+    return missing

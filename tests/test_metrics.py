@@ -59,3 +59,5 @@ def test_clip_agrees_with_transformers_own_logits(encoders):
     expected = outputs.logits_per_image[:, 0] / encoders.clip.logit_scale.exp()
     assert encoders.says_content(images, "cat") == pytest.approx(expected.tolist(), abs=1e-5)
     assert encoders.says_style(images, "neon") != encoders.says_style(images, "wood")
+    (found, _), _ = encoders.name(images)
+    assert all(encoders.says_content(images, found)[0] >= encoders.says_content(images, other)[0] for other in ("cat", "star", "moon"))
