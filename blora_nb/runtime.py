@@ -49,11 +49,16 @@ def check():
 
     device = default_device()
     rows = [("OK" if sys.version_info >= (3, 11) else "FAIL", "Python", sys.version.split()[0], "install Python 3.11 or later")]
+    wanted = requirements()
     for package in PACKAGES:
+        remedy = f'pip install "{wanted.get(package, package)}"'
         try:
-            rows.append(("OK", package, importlib.metadata.version(package), ""))
+            version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            rows.append(("FAIL", package, "not installed", f"pip install {package}"))
+            rows.append(("FAIL", package, "not installed", remedy))
+            continue
+        fits = package not in wanted or wanted[package].specifier.contains(version, prereleases=True)
+        rows.append(("OK" if fits else "FAIL", package, version, remedy))
     rows.append(("OK", "host", host(), ""))
     rows.append(("OK", "device", f"{device}, {str(default_dtype(device)).removeprefix('torch.')}", ""))
     rows.append(("OK", "base model", f"{default_base()}   (environment variable BLORA_BASE: tiny, sdxl, or an id or folder)", ""))
@@ -70,6 +75,16 @@ def print_check():
     return all(row[0] == "OK" for row in rows)
 
 
+def requirements():
+    """Name to `packaging` Requirement of everything pyproject.toml asks for; none where only the module was copied."""
+    import tomllib
+    from packaging.requirements import Requirement
+
+    file = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    wanted = [Requirement(text) for text in tomllib.loads(file.read_text())["project"]["dependencies"]] if file.exists() else []
+    return {requirement.name.lower(): requirement for requirement in wanted}
+
+
 def install_missing():
     """Install what pyproject.toml asks for and this Python lacks; what is there, torch and numpy above all, stays as it is.
 
@@ -77,12 +92,9 @@ def install_missing():
     """
     import subprocess
     import tempfile
-    import tomllib
-    from packaging.requirements import Requirement
 
-    project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())["project"]
     here = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    missing = [text for text in project["dependencies"] if Requirement(text).name.lower() not in here]
+    missing = [str(wanted) for name, wanted in requirements().items() if name not in here]
     if missing:
         print("installing", ", ".join(missing), "...")
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:  # nothing that is there may move
