@@ -1,6 +1,7 @@
 """Grids of pictures, sweeps over alphas and seeds, and curves of losses, as matplotlib figures."""
 
 import io
+import textwrap
 
 import numpy as np
 from PIL import Image
@@ -130,16 +131,19 @@ def _cards(images, labels, caption, columns=4, side=1.5):
     """A figure of pictures in rows of `columns`, each with its label underneath."""
     rows = -(-len(images) // columns)
     label_height = 0.17 * max(label.count("\n") + 1 for label in labels) + 0.1
-    size = side * min(columns, len(images)), rows * (side + label_height) + 0.3
+    width = side * columns
+    lines = textwrap.wrap(caption, int(width * 15))
+    below = 0.15 * len(lines) + 0.15
+    size = width, rows * (side + label_height) + below
     figure = NotebookFigure(figsize=size, dpi=96)
-    axes = figure.subplots(rows, min(columns, len(images)), squeeze=False).flat
-    figure.subplots_adjust(left=0.005, right=0.995, top=1 - 0.02 / size[1], bottom=(0.3 + label_height) / size[1], wspace=0.06, hspace=label_height / side * 1.04)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure.subplots_adjust(left=0.005, right=0.995, top=1 - 0.02 / size[1], bottom=(below + label_height) / size[1], wspace=0.06, hspace=label_height / side * 1.04)
     for ax in axes:
         ax.axis("off")
     for ax, image, label in zip(axes, images, labels):
         ax.imshow(np.asarray(image), interpolation="nearest" if image.width < 128 else "antialiased")
         ax.text(0.5, -0.03, label, transform=ax.transAxes, ha="center", va="top", fontsize=8)
-    figure.text(0.5, 0.08 / size[1], caption, ha="center", va="bottom", fontsize=8, color="0.35", wrap=True)
+    figure.text(0.5, 0.08 / size[1], "\n".join(lines), ha="center", va="bottom", fontsize=8, color="0.35")
     figure.caption = caption
     return figure
 

@@ -10,10 +10,10 @@ from .figures import picture_grid, ranked, seed_ranking
 from .generation import generate
 from .images import free_path, safe_name, save_image, writable_folder
 from .models import defaults_for
-from .sources import Gallery, HalfChooser, Source, picture_html, png_bytes
+from .sources import INDENT, Gallery, HalfChooser, Source, picture_html, png_bytes
 from .working import Worker
 
-SIDE = 384  # pixels of the picture on the page: four for each of the teaching model's
+SIDE, CONTROLS = 480, 470  # pixels: of the picture on the page, five for each of the teaching model's, and of the controls
 CARD = 120  # pixels of a picture among the seeds
 REMEMBERED = 100  # pictures a panel keeps
 PROMPTS = {("content", "style"): "A [c] in [s] style", ("content",): "A [c] in gold style", ("style",): "A rocket in [s] style", (): "A star in gold style"}
@@ -66,23 +66,23 @@ class Panel(widgets.VBox):
                 name = thing if in_gallery else self.gallery.add(Source.of(thing))
                 self.choosers[half] = HalfChooser(half, self.gallery, name, alpha, self.worker, training_settings, folder)
 
-        label, wide = {"description_width": "100px"}, widgets.Layout(width="100%")
-        number = widgets.Layout(width="190px")
+        label, wide = {"description_width": f"{INDENT}px"}, widgets.Layout(width="auto")
+        self.worker.progress.style.description_width = f"{INDENT}px"
         self.prompt = widgets.Text(prompt or PROMPTS[tuple(self.choosers)], description="Prompt", continuous_update=False, layout=wide, style=label)
-        self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="Seed", layout=number, style=label)
-        self.steps = widgets.BoundedIntText(num_inference_steps or defaults_for(pipe).num_inference_steps, min=1, max=200, description="Steps", layout=number, style=label)
+        self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="Seed", layout=widgets.Layout(width=f"{INDENT + 110}px"), style=label)
+        self.steps = widgets.BoundedIntText(num_inference_steps or defaults_for(pipe).num_inference_steps, min=1, max=200, description="Steps", layout=widgets.Layout(width="130px"), style={"description_width": "50px"})
         self.generate = widgets.Button(description="Generate", icon="paint-brush", button_style="primary", layout=widgets.Layout(width="auto"))
-        self.save = widgets.Button(description="Save picture", icon="download", disabled=True, layout=widgets.Layout(width="auto"))
-        self.large, self.caption, self.saved = widgets.HTML(), widgets.HTML(layout=widgets.Layout(width=f"{SIDE}px")), widgets.HTML()
+        self.save = widgets.Button(description="Save", icon="download", disabled=True, layout=widgets.Layout(width="auto"))
+        self.large, self.caption, self.saved = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.worker.buttons.append(self.generate)
         self.worker.after = self._after_work
         self.generate.on_click(lambda _: self._generate())
         self.save.on_click(lambda _: self._save())
 
         numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=widgets.Layout(flex_flow="row wrap"))
-        buttons = widgets.HBox([self.generate, self.worker.cancel, self.save], layout=widgets.Layout(margin="6px 0 6px 106px", flex_flow="row wrap"))
-        controls = widgets.VBox([*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved], layout=widgets.Layout(width="500px", margin="0 28px 0 0"))
-        shown = widgets.VBox([self.large, self.caption])
+        buttons = widgets.HBox([self.generate, self.worker.cancel, self.save], layout=widgets.Layout(margin=f"6px 0 6px {INDENT + 8}px", flex_flow="row wrap"))
+        controls = widgets.VBox([*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved], layout=widgets.Layout(flex=f"0 1 {CONTROLS}px", max_width="100%", margin="0 24px 0 0"))
+        shown = widgets.VBox([self.large, self.caption], layout=widgets.Layout(flex="1 1 320px", max_width=f"{SIDE}px"))
         super().__init__([widgets.HBox([controls, shown], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), *self.below()], layout=widgets.Layout(padding="10px"))
         self._show(None, None)
 
@@ -132,7 +132,7 @@ class Panel(widgets.VBox):
         self.save.disabled = picture is None
         self.saved.value = ""
         if picture is None:
-            self.large.value = f'<div style="width:{SIDE}px;height:{SIDE}px;border:1px dashed #999;border-radius:6px;line-height:{SIDE}px;text-align:center;color:#666">Press Generate</div>'
+            self.large.value = f'<div style="box-sizing:border-box;width:100%;aspect-ratio:1;border:1px dashed #999;border-radius:6px;display:flex;align-items:center;justify-content:center;color:#666">Press Generate</div>'
         else:
             self.large.value = picture_html(picture, SIDE, drawn.caption)
         self.caption.value = f'<div style="line-height:1.4;font-size:12px;overflow-wrap:anywhere;color:#666">{html.escape(drawn.caption if drawn else "")}</div>'
@@ -219,7 +219,7 @@ class SeedPanel(Panel):
         self.seed.description = "First seed"
 
     def more_controls(self):
-        self.count = widgets.BoundedIntText(self.first_count, min=1, max=64, description="How many", layout=widgets.Layout(width="190px"), style={"description_width": "100px"})
+        self.count = widgets.BoundedIntText(self.first_count, min=1, max=64, description="How many", layout=widgets.Layout(width=f"{INDENT + 110}px"), style={"description_width": f"{INDENT}px"})
         return [self.count]
 
     def below(self):

@@ -15,7 +15,8 @@ from .images import centre_square, free_path, read_image, safe_name
 from .models import DATA
 from .training import train
 
-THUMBNAIL = 96  # pixels
+THUMBNAIL, LABEL = 96, 94  # pixels
+INDENT = THUMBNAIL + 12 + LABEL  # where the inputs begin, under each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ def example_gallery():
     """The example pictures of this repository, each with its ready B-LoRA for the teaching model."""
     gallery = Gallery()
     for path in sorted((DATA / "bloras").glob("*.safetensors")):
-        gallery.add(Source(path.stem.replace("_", ", "), read_image(DATA / "examples" / f"{path.stem}.png"), BLoRA.load(path)))
+        gallery.add(Source(path.stem.replace("_", " "), read_image(DATA / "examples" / f"{path.stem}.png"), BLoRA.load(path)))
     return gallery
 
 
@@ -75,8 +76,7 @@ def picture_html(picture, side, alt):
     """An HTML picture of `side` pixels with a text for those who cannot see it; small pictures are enlarged crisply."""
     data = base64.b64encode(png_bytes(picture)).decode()
     rendering = "pixelated" if picture.width <= side else "auto"
-    size = f"width:{side}px;height:{side}px;max-width:100%;object-fit:contain"
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="{size};image-rendering:{rendering};border-radius:4px;display:block;margin:0">'
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="width:100%;max-width:{side}px;image-rendering:{rendering};border-radius:4px;display:block;margin:0">'
 
 
 def png_bytes(picture):
@@ -115,12 +115,12 @@ class HalfChooser(widgets.VBox):
 
     def __init__(self, half, gallery, chosen, alpha, worker, training_settings, folder):
         self.half, self.gallery, self.worker, self.training_settings, self.folder = half, gallery, worker, training_settings, folder
-        wide, label = widgets.Layout(width="100%"), {"description_width": "100px"}
+        wide, label = widgets.Layout(width="auto"), {"description_width": f"{LABEL}px"}
         self.choice = widgets.Dropdown(description=half.capitalize(), layout=wide, style=label)
         self.alpha = widgets.FloatSlider(alpha, min=-2, max=2, step=0.05, description=f"{half.capitalize()} alpha", continuous_update=False, readout_format="+.2f", layout=wide, style=label)
         self.upload = widgets.FileUpload(accept="image/*", multiple=False, description=f"Own {half}", layout=widgets.Layout(width="auto"))
         self.train = widgets.Button(description=f"Train {half}", icon="graduation-cap", layout=widgets.Layout(width="auto"))
-        self.thumbnail = widgets.HTML(layout=widgets.Layout(min_width=f"{THUMBNAIL + 12}px"))
+        self.thumbnail = widgets.HTML(layout=widgets.Layout(min_width=f"{THUMBNAIL + 8}px"))
         self._fill_choice()
         self.choice.value = chosen
         self.choice.observe(lambda _: self.show(), "value")
@@ -128,9 +128,9 @@ class HalfChooser(widgets.VBox):
         self.train.on_click(self._train)
         gallery.observe(lambda _: self._fill_choice(), "sources")
         worker.buttons.append(self.train)
-        buttons = widgets.HBox([self.upload, self.train], layout=widgets.Layout(margin="0 0 0 106px", flex_flow="row wrap"))
-        beside = widgets.VBox([self.choice, buttons, self.alpha], layout=widgets.Layout(flex="1 1 auto", width="100%"))
-        super().__init__([widgets.HBox([self.thumbnail, beside])])
+        buttons = widgets.HBox([self.upload, self.train], layout=widgets.Layout(margin=f"0 0 0 {LABEL + 8}px", flex_flow="row wrap"))
+        beside = widgets.VBox([self.choice, buttons, self.alpha], layout=widgets.Layout(flex="1 1 auto"))
+        super().__init__([widgets.HBox([self.thumbnail, beside])], layout=widgets.Layout(margin="0 0 10px 0"))
         self.show()
 
     @property

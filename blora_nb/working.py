@@ -40,7 +40,7 @@ class Worker(widgets.VBox):
         self._stop, self._starting = threading.Event(), threading.Lock()
         self.cancel = widgets.Button(description="Cancel", icon="stop", disabled=True, layout=widgets.Layout(width="auto", display="" if self.background else "none"))
         self.cancel.on_click(lambda _: self.stop())
-        self.progress = widgets.IntProgress(description="Progress", layout=widgets.Layout(width="100%"), style={"description_width": "100px"})
+        self.progress = widgets.IntProgress(description="Progress", layout=widgets.Layout(width="auto"))
         self.status = widgets.HTML()
         super().__init__([self.progress, self.status])
         self.say("Ready.")
