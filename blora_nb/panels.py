@@ -13,7 +13,7 @@ from .models import defaults_for
 from .sources import INDENT, Gallery, HalfChooser, Source, picture_html, png_bytes
 from .working import Worker
 
-SIDE, CONTROLS = 480, 470  # pixels: of the picture on the page, five for each of the teaching model's, and of the controls
+SIDE, CONTROLS = 480, 476  # pixels: of the picture on the page, five for each of the teaching model's, and of the controls
 CARD = 120  # pixels of a picture among the seeds
 REMEMBERED = 100  # pictures a panel keeps
 PROMPTS = {("content", "style"): "A [c] in [s] style", ("content",): "A [c] in gold style", ("style",): "A rocket in [s] style", (): "A star in gold style"}
@@ -82,8 +82,9 @@ class Panel(widgets.VBox):
         numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=widgets.Layout(flex_flow="row wrap"))
         buttons = widgets.HBox([self.generate, self.worker.cancel, self.save], layout=widgets.Layout(margin=f"6px 0 6px {INDENT + 8}px", flex_flow="row wrap"))
         controls = widgets.VBox([*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved], layout=widgets.Layout(flex=f"0 1 {CONTROLS}px", max_width="100%", margin="0 24px 0 0"))
-        shown = widgets.VBox([self.large, self.caption], layout=widgets.Layout(flex="1 1 320px", max_width=f"{SIDE}px"))
-        super().__init__([widgets.HBox([controls, shown], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), *self.below()], layout=widgets.Layout(padding="10px"))
+        shown = widgets.VBox([self.large, self.caption], layout=widgets.Layout(flex="1 1 260px", max_width=f"{SIDE}px"))
+        super().__init__([widgets.HBox([controls, shown], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), *self.below()], layout=widgets.Layout(padding="8px"))
+        self.add_class("blora-panel")
         self._show(None, None)
 
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below

@@ -93,7 +93,7 @@ class UploadedFile(io.BytesIO):
         super().__init__(content)
         self.name = name
 
-    def __str__(self):
+    def __repr__(self):
         return self.name
 
 
@@ -119,7 +119,7 @@ class HalfChooser(widgets.VBox):
         self.choice = widgets.Dropdown(description=half.capitalize(), layout=wide, style=label)
         self.alpha = widgets.FloatSlider(alpha, min=-2, max=2, step=0.05, description=f"{half.capitalize()} alpha", continuous_update=False, readout_format="+.2f", layout=wide, style=label)
         self.upload = widgets.FileUpload(accept="image/*", multiple=False, description=f"Own {half}", layout=widgets.Layout(width="auto"))
-        self.train = widgets.Button(description=f"Train {half}", icon="graduation-cap", layout=widgets.Layout(width="auto"))
+        self.train = widgets.Button(description=f"Train {half}", layout=widgets.Layout(width="auto"))
         self.thumbnail = widgets.HTML(layout=widgets.Layout(min_width=f"{THUMBNAIL + 8}px"))
         self._fill_choice()
         self.choice.value = chosen
