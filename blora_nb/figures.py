@@ -1,4 +1,4 @@
-"""Grids of pictures and curves of losses, as matplotlib figures."""
+"""Grids of pictures, sweeps over alphas and seeds, and curves of losses, as matplotlib figures."""
 
 import io
 import textwrap
@@ -7,18 +7,27 @@ import numpy as np
 from PIL import Image
 from matplotlib.figure import Figure
 
+from .adapters import apply, set_alphas
+from .generation import generate, sample
+from .metrics import ranked
+from .sharing import pipeline_lock
+
 
 class NotebookFigure(Figure):
     """A matplotlib figure that any notebook shows as a PNG, with its caption as the text for those who cannot see it."""
 
     caption = ""
 
-    def _repr_png_(self):
+    def png(self):
+        """The figure as the bytes of a PNG file."""
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png")
         # 256 colours are enough to look at, and keep a notebook small
         Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
-        return small.getvalue(), {"alt": self.caption}
+        return small.getvalue()
+
+    def _repr_png_(self):
+        return self.png(), {"alt": self.caption}
 
     def __repr__(self):
         return self.caption
@@ -59,6 +68,82 @@ def picture_grid(rows, row_labels=None, column_labels=None, caption="", side=1.2
     figure.caption = caption or f"{len(rows)} rows of {columns} pictures"
     if caption:
         figure.text(0.5, 0.08 / size[1], caption, ha="center", va="bottom", fontsize=8, color="0.35")
+    return figure
+
+
+def alpha_sweep(pipe, prompt="A [c] in [s] style", content=None, style=None, half="style", alphas=(-1, 0, 0.5, 1, 1.5), seed=0, num_inference_steps=None, other_alpha=1.0, progress=True):  # fmt: skip
+    """One row of pictures of the same seed, along which the alpha of one half changes: a slider on paper.
+
+    Args:
+        content, style: `BLoRA`s or paths, or None. half: whose alpha changes. other_alpha: of the other half.
+    """
+    grid = {half: alphas, "style" if half == "content" else "content": (other_alpha,)}
+    rows = _draw_alphas(pipe, prompt, content, style, grid["content"], grid["style"], seed, num_inference_steps, progress)
+    other = "style" if half == "content" else "content"
+    fixed = f", {other} alpha {other_alpha:g}" if {"content": content, "style": style}[other] is not None else ""
+    caption = f'"{prompt}", seed {seed}, {half} alpha from {min(alphas):g} to {max(alphas):g}{fixed}'
+    return picture_grid([[picture for row in rows for picture in row]], None, [f"{half} {a:g}" for a in alphas], caption, side=1.35)
+
+
+def alpha_grid(pipe, prompt="A [c] in [s] style", content=None, style=None, content_alphas=(0, 0.5, 1, 1.5), style_alphas=(0, 0.5, 1, 1.5), seed=0, num_inference_steps=None, progress=True):  # fmt: skip
+    """Pictures of the same seed: the content's alpha grows downwards, the style's to the right."""
+    rows = _draw_alphas(pipe, prompt, content, style, content_alphas, style_alphas, seed, num_inference_steps, progress)
+    caption = f'"{prompt}", seed {seed}, content alpha {min(content_alphas):g} to {max(content_alphas):g}, style alpha {min(style_alphas):g} to {max(style_alphas):g}'
+    return picture_grid(rows, [f"content {a:g}" for a in content_alphas], [f"style {a:g}" for a in style_alphas], caption)
+
+
+def _draw_alphas(pipe, prompt, content, style, content_alphas, style_alphas, seed, num_inference_steps, progress):
+    """Rows of pictures, a row for each content alpha; the halves are put on the pipeline once."""
+    from tqdm.auto import tqdm
+
+    cells = [(c, s) for c in content_alphas for s in style_alphas]
+    pictures = []
+    with pipeline_lock(pipe):
+        apply(pipe, content, style)
+        for content_alpha, style_alpha in tqdm(cells, desc="alphas", disable=not progress):
+            set_alphas(pipe, content_alpha, style_alpha)
+            pictures += sample(pipe, prompt, seed, num_inference_steps, progress=False)
+    return [pictures[i : i + len(style_alphas)] for i in range(0, len(cells), len(style_alphas))]
+
+
+def seed_sweep(pipe, prompt="A [c] in [s] style", content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=range(8), num_inference_steps=None, progress=True):  # fmt: skip
+    """The same settings with several seeds, unranked, four to a row; `seed_ranking` also shows scores."""
+    seeds = list(seeds)
+    with pipeline_lock(pipe):
+        images = generate(pipe, prompt, content, style, content_alpha, style_alpha, seeds, num_inference_steps, progress=progress)
+    alphas = [f"{half} alpha {alpha:g}" for half, blora, alpha in (("content", content, content_alpha), ("style", style, style_alpha)) if blora is not None]
+    return _cards(images, [f"seed {seed}" for seed in seeds], ", ".join([f'"{prompt}"', f"seeds {seeds[0]} to {seeds[-1]}", *alphas]))
+
+
+def seed_ranking(seeds, images, scores, caption=""):
+    """Pictures of several seeds, best first, with their scores beneath.
+
+    Args:
+        scores: name ("content kept", "style moved") to a list of numbers 0 to 1, one for each picture.
+    """
+    order = ranked(*scores.values())
+    labels = [f"{place}. seed {seeds[i]}\n" + "\n".join(f"{name} {values[i]:.2f}" for name, values in scores.items()) for place, i in enumerate(order, 1)]
+    return _cards([images[i] for i in order], labels, caption or f"seeds {', '.join(str(seeds[i]) for i in order)}, best first")
+
+
+def _cards(images, labels, caption, columns=4, side=1.5):
+    """A figure of pictures in rows of `columns`, each with its label underneath."""
+    rows = -(-len(images) // columns)
+    label_height = 0.17 * max(label.count("\n") + 1 for label in labels) + 0.1
+    width = side * columns
+    lines = textwrap.wrap(caption, int(width * 15))
+    below = 0.15 * len(lines) + 0.15
+    size = width, rows * (side + label_height) + below
+    figure = NotebookFigure(figsize=size, dpi=96)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure.subplots_adjust(left=0.005, right=0.995, top=1 - 0.02 / size[1], bottom=(below + label_height) / size[1], wspace=0.06, hspace=label_height / side * 1.04)
+    for ax in axes:
+        ax.axis("off")
+    for ax, image, label in zip(axes, images, labels):
+        ax.imshow(np.asarray(image), interpolation="nearest" if image.width < 128 else "antialiased")
+        ax.text(0.5, -0.03, label, transform=ax.transAxes, ha="center", va="top", fontsize=8)
+    figure.text(0.5, 0.08 / size[1], "\n".join(lines), ha="center", va="bottom", fontsize=8, color="0.35")
+    figure.caption = caption
     return figure
 
 

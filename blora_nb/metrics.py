@@ -151,6 +151,11 @@ def scorer_for(pipe):
     return JudgeScorer() if defaults_for(pipe) is TINY_DEFAULTS else EncoderScorer()
 
 
-def rank(content_kept, style_moved):
-    """The order of pictures from best to worst: by the smaller of the two scores, so that neither makes up for the other."""
-    return sorted(range(len(content_kept)), key=lambda i: -min(content_kept[i], style_moved[i]))
+def ranked(*scores):
+    """The places of pictures from best to worst: by the smallest of their scores, so that none makes up for another.
+
+    Args:
+        scores: lists of numbers, each with one for every picture.
+    """
+    weakest = [min(numbers) for numbers in zip(*scores)]
+    return sorted(range(len(weakest)), key=lambda i: -weakest[i])

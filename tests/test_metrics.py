@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from blora_nb.metrics import EncoderScorer, JudgeScorer, rank, scorer_for
+from blora_nb.metrics import EncoderScorer, JudgeScorer, ranked, scorer_for
 from drawings import draw
 
 
@@ -17,7 +17,7 @@ def test_the_judge_scores_what_was_kept_and_what_moved(pipe):
     kept, moved = scorer.content_kept(images, content), scorer.style_moved(images, style)
     assert kept[0] > 0.9 and kept[1] > 0.9 and kept[2] < 0.1
     assert moved[0] > 0.9 and moved[1] < 0.1 and moved[2] > 0.9
-    assert rank(kept, moved)[0] == 0
+    assert ranked(kept, moved)[0] == 0
     assert scorer.says_content(images, "cat") == pytest.approx(kept) and scorer.says_style(images, "neon") == pytest.approx(moved)
 
 

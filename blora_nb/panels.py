@@ -1,0 +1,287 @@
+"""The live controls: choose a content and a style, turn the alphas, draw, compare seeds, save."""
+
+import html
+from base64 import b64encode
+from dataclasses import asdict, dataclass
+
+import ipywidgets as widgets
+
+from .figures import picture_grid, seed_ranking
+from .generation import generate
+from .images import free_path, safe_name, save_image, writable_folder
+from .metrics import ranked
+from .models import defaults_for
+from .sources import INDENT, Gallery, HalfChooser, Source, picture_html, png_bytes
+from .working import Worker
+
+SIDE, CONTROLS = 480, 476  # pixels: of the picture on the page, five for each of the teaching model's, and of the controls
+CARD = 120  # pixels of a picture among the seeds
+REMEMBERED = 100  # pictures a panel keeps
+PROMPTS = {("content", "style"): "A [c] in [s] style", ("content",): "A [c] in gold style", ("style",): "A rocket in [s] style", (): "A star in gold style"}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that decides a picture. Sources are named; what is trained under a name never changes."""
+
+    prompt: str
+    content_B_LoRA: str | None
+    style_B_LoRA: str | None
+    content_alpha: float
+    style_alpha: float
+    seed: int
+    num_inference_steps: int
+
+    @property
+    def caption(self):
+        halves = (("content", self.content_B_LoRA, self.content_alpha), ("style", self.style_B_LoRA, self.style_alpha))
+        used = [f"{half} of {name}, alpha {alpha:+.2f}" for half, name, alpha in halves if name]
+        return "; ".join([f'"{self.prompt}"', *used, f"seed {self.seed}, {self.num_inference_steps} steps"])
+
+
+class Panel(widgets.VBox):
+    """What all panels have: the choosers, prompt, seed and steps, Generate, Cancel and Save, and a large picture.
+
+    Args:
+        pipe: from `load_pipeline`.
+        content, style: where each half comes from: a picture (file or PIL image, to be trained in the panel), a B-LoRA
+            (object, file or folder), a `Source` with both, a name in the gallery, or None to leave the half out.
+        prompt, seed, content_alpha, style_alpha, num_inference_steps: what the controls show first; by default what suits.
+        gallery: a `Gallery` to choose from, possibly shared with other panels.
+        training_settings: for the Train buttons; by default those that suit the pipeline.
+        folder: where Save and Train write; made if needed, and nothing in it is overwritten.
+        background: see `Worker`.
+
+    Attributes:
+        picture: the PIL image shown, or None. drawn: its `Drawing`. errors: every exception so far.
+    """
+
+    def __init__(self, pipe, content=None, style=None, prompt=None, seed=0, content_alpha=1.0, style_alpha=1.0, num_inference_steps=None, gallery=None, training_settings=None, folder="outputs", background=None):  # fmt: skip
+        self.pipe, self.folder, self.memory, self.picture, self.drawn = pipe, folder, {}, None, None
+        self.gallery = Gallery() if gallery is None else gallery
+        self.worker = Worker(pipe, background)
+        self.choosers = {}
+        for half, thing, alpha in (("content", content, content_alpha), ("style", style, style_alpha)):
+            if thing is not None:
+                in_gallery = isinstance(thing, str) and thing in self.gallery.sources
+                name = thing if in_gallery else self.gallery.add(Source.of(thing))
+                self.choosers[half] = HalfChooser(half, self.gallery, name, alpha, self.worker, training_settings, folder)
+
+        label, wide = {"description_width": f"{INDENT}px"}, widgets.Layout(width="auto")
+        self.worker.progress.style.description_width = f"{INDENT}px"
+        self.prompt = widgets.Text(prompt or PROMPTS[tuple(self.choosers)], description="Prompt", continuous_update=False, layout=wide, style=label)
+        self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="Seed", layout=widgets.Layout(width=f"{INDENT + 110}px"), style=label)
+        self.steps = widgets.BoundedIntText(num_inference_steps or defaults_for(pipe).num_inference_steps, min=1, max=200, description="Steps", layout=widgets.Layout(width="130px"), style={"description_width": "50px"})
+        self.generate = widgets.Button(description="Generate", icon="paint-brush", button_style="primary", layout=widgets.Layout(width="auto"))
+        self.save = widgets.Button(description="Save", icon="download", disabled=True, layout=widgets.Layout(width="auto"))
+        self.large, self.caption, self.saved = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.worker.buttons.append(self.generate)
+        self.worker.after = self._after_work
+        self.generate.on_click(lambda _: self._generate())
+        self.save.on_click(lambda _: self._save())
+
+        numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=widgets.Layout(flex_flow="row wrap"))
+        buttons = widgets.HBox([self.generate, self.worker.cancel, self.save], layout=widgets.Layout(margin=f"6px 0 6px {INDENT + 8}px", flex_flow="row wrap"))
+        controls = widgets.VBox([*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved], layout=widgets.Layout(flex=f"0 1 {CONTROLS}px", max_width="100%", margin="0 24px 0 0"))
+        shown = widgets.VBox([self.large, self.caption], layout=widgets.Layout(flex="1 1 260px", max_width=f"{SIDE}px"))
+        super().__init__([widgets.HBox([controls, shown], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), *self.below()], layout=widgets.Layout(padding="8px"))
+        self.add_class("blora-panel")
+        self._show(None, None)
+
+    _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below
+
+    def more_controls(self):
+        """Further controls beside seed and steps."""
+        return []
+
+    def below(self):
+        """Widgets under the controls and the picture."""
+        return []
+
+    @property
+    def errors(self):
+        return self.worker.errors
+
+    def settings(self, seed=None):
+        """The `Drawing` the controls ask for, with this seed or the one in its box."""
+        names = {half: chooser.choice.value for half, chooser in self.choosers.items()}
+        alphas = {half: round(chooser.alpha.value, 4) for half, chooser in self.choosers.items()}
+        return Drawing(self.prompt.value, names.get("content"), names.get("style"), alphas.get("content", 0.0), alphas.get("style", 0.0), self.seed.value if seed is None else seed, self.steps.value)
+
+    def draw(self, wanted, progress):
+        """The picture of a `Drawing`, from memory or drawn now.
+
+        Raises:
+            ValueError: a chosen picture has no B-LoRA yet.
+        """
+        if wanted not in self.memory:
+            bloras = {half: self._blora(half, name) for half, name in (("content", wanted.content_B_LoRA), ("style", wanted.style_B_LoRA)) if name}
+            picture = generate(self.pipe, wanted.prompt, content_alpha=wanted.content_alpha, style_alpha=wanted.style_alpha, seeds=wanted.seed, num_inference_steps=wanted.num_inference_steps, progress=progress, **bloras)[0]  # fmt: skip
+            self.memory[wanted] = picture
+            if len(self.memory) > REMEMBERED:
+                del self.memory[next(iter(self.memory))]
+        return self.memory[wanted]
+
+    def _blora(self, half, name):
+        blora = self.gallery.sources[name].blora
+        if blora is None:
+            raise ValueError(f'The {half} picture "{name}" is not learnt yet. Press "Train {half}" first.')
+        return blora
+
+    def _show(self, picture, drawn):
+        """Put a picture (or none) in the large place, and say what it is."""
+        self.picture, self.drawn = picture, drawn
+        self.save.disabled = picture is None
+        self.saved.value = ""
+        if picture is None:
+            self.large.value = f'<div style="box-sizing:border-box;width:100%;aspect-ratio:1;border:1px dashed #999;border-radius:6px;display:flex;align-items:center;justify-content:center;color:#666">Press Generate</div>'
+        else:
+            self.large.value = picture_html(picture, SIDE, drawn.caption)
+        self.caption.value = f'<div style="line-height:1.4;font-size:12px;overflow-wrap:anywhere;color:#666">{html.escape(drawn.caption if drawn else "")}</div>'
+
+    def _after_work(self):
+        for chooser in self.choosers.values():
+            chooser.show()
+
+    def _save(self):
+        try:
+            stem = f"{safe_name(self.drawn.prompt)}_seed{self.drawn.seed}"
+            settings = {name: value for name, value in asdict(self.drawn).items() if value is not None}
+            path = save_image(self.picture, free_path(writable_folder(self.folder), stem, ".png"), settings | {"guidance_scale": defaults_for(self.pipe).guidance_scale})
+        except Exception as error:
+            self.worker.show(error)
+        else:
+            self.worker.say(f"Saved as {path}, with its settings inside.")
+            link = f'data:image/png;base64,{b64encode(path.read_bytes()).decode()}'
+            self.saved.value = f'<a download="{html.escape(path.name)}" href="{link}" style="text-decoration:underline">Download {html.escape(path.name)}</a>'
+
+    def still(self):
+        """A figure of the pictures that went in and the one that came out, for places where widgets do not show."""
+        named = [(half, chooser.source.picture) for half, chooser in self.choosers.items() if chooser.source.picture]
+        named += [("result", self.picture)] if self.picture else []
+        caption = self.drawn.caption if self.drawn else "Controls for B-LoRA; they work while a kernel runs this notebook"
+        return picture_grid([[p.resize((SIDE, SIDE), 0 if p.width < SIDE else None) for _, p in named]], None, [n for n, _ in named], caption, side=2.2) if named else None
+
+    def _repr_mimebundle_(self, **kwargs):
+        still = self.still()
+        bundle = {"text/plain": still.caption if still else "Controls for B-LoRA", "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
+        return bundle | ({"image/png": b64encode(still.png()).decode()} if still else {})
+
+
+class AlphaPanel(Panel):
+    """Style transfer, text stylization (`style` left out) or consistent style (`content` left out), with live alphas.
+
+        AlphaPanel(pipe, content="cat.png", style=BLoRA.load("outputs/neon"))
+
+    Settings that were drawn before show at once; others wait for Generate. See `Panel` for the arguments.
+    """
+
+    def __init__(self, pipe, *args, **kwargs):
+        super().__init__(pipe, *args, **kwargs)
+        controls = [self.prompt, self.seed, self.steps, *(c for chooser in self.choosers.values() for c in (chooser.choice, chooser.alpha))]
+        for control in controls:
+            control.observe(self._recall, "value")
+
+    def _recall(self, _):
+        """Go back to a picture that was drawn before, or say that these settings are new."""
+        wanted = self.settings()
+        if wanted in self.memory:
+            self._show(self.memory[wanted], wanted)
+        if not self.worker.busy:
+            self.worker.say("Drawn before." if wanted in self.memory else "New settings: press Generate.")
+
+    def _generate(self):
+        wanted = self.settings()
+
+        def work():
+            self._show(self.draw(wanted, self.worker.step), wanted)
+            self.worker.say("Done." if self.settings() == wanted else "Done; the controls have moved on since: press Generate for what they say now.")
+
+        self.worker.start("Drawing", work)
+
+
+class SeedPanel(Panel):
+    """Several seeds of the same settings, ranked by how much content was kept and style moved; pick one.
+
+    Not every seed is good; choosing among eight beats training again.
+
+    Args:
+        scorer: has `content_kept(images, picture)` and `style_moved(images, picture)`, each a list of numbers 0 to 1, one
+            for each image, against the picture that lent the half (`metrics.scorer_for(pipe)`). So every half that is
+            used needs a picture: give `Source(name, picture, blora)` where you have a B-LoRA.
+        count: how many seeds, counted from the one in the box.
+
+    Attributes:
+        order: the seeds, best first. scores: seed to {"content_kept": …, "style_moved": …}. seed.value and `picture`: the picked one.
+    """
+
+    def __init__(self, pipe, *args, scorer, count=8, **kwargs):
+        self.scorer, self.first_count, self.order, self.scores, self.images = scorer, count, [], {}, {}
+        super().__init__(pipe, *args, **kwargs)
+        self.seed.description = "First seed"
+
+    def more_controls(self):
+        self.count = widgets.BoundedIntText(self.first_count, min=1, max=64, description="How many", layout=widgets.Layout(width=f"{INDENT + 110}px"), style={"description_width": f"{INDENT}px"})
+        return [self.count]
+
+    def below(self):
+        self.cards = widgets.HBox(layout=widgets.Layout(flex_flow="row wrap", margin="14px 0 0 0"))
+        return [self.cards]
+
+    def _generate(self):
+        seeds = range(self.seed.value, self.seed.value + self.count.value)
+        wanted = {seed: self.settings(seed) for seed in seeds}
+
+        def work():
+            images, steps = {}, self.steps.value
+            for number, (seed, drawing) in enumerate(wanted.items()):
+                images[seed] = self.draw(drawing, lambda done, _: self.worker.step(number * steps + done, len(seeds) * steps))
+            self._rank(images, wanted)
+            self.worker.say(f"Seed {self.order[0]} is the best of {len(images)}; the picture you pick is shown large.")
+
+        self.worker.start("Drawing", work)
+
+    def _rank(self, images, wanted):
+        """Score the pictures, put them in order, and show the best."""
+        scores = self._score(list(images.values()))
+        seeds = list(images)
+        self.images, self.wanted = images, wanted
+        self.scores = {seed: {name: values[i] for name, values in scores.items()} for i, seed in enumerate(seeds)}
+        self.order = [seeds[i] for i in ranked(*scores.values())] if scores else seeds
+        self.cards.children = [self._card(place, seed) for place, seed in enumerate(self.order, 1)]
+        self.pick(self.order[0])
+
+    def _score(self, images):
+        scores = {}
+        for half, name, method in (("content", "content_kept", self.scorer.content_kept), ("style", "style_moved", self.scorer.style_moved)):
+            if half in self.choosers:
+                source = self.choosers[half].source
+                if source.picture is None:
+                    raise ValueError(f'"{source.name}" has no picture to compare with. Give the panel Source("{source.name}", picture, blora).')
+                scores[name] = method(images, source.picture)
+        return scores
+
+    def _card(self, place, seed):
+        """One ranked picture with its numbers and the button that picks it."""
+        lines = "".join(f"<div>{name.replace('_', ' ')} {value:.2f}</div>" for name, value in self.scores[seed].items())
+        shown = widgets.HTML(picture_html(self.images[seed], CARD, f"place {place}: seed {seed}") + f'<div style="font-size:12px;line-height:1.35;margin-top:3px">{lines}</div>')
+        button = widgets.Button(description=f"{place}. Pick seed {seed}", layout=widgets.Layout(width=f"{CARD}px", margin="0"))
+        button.on_click(lambda _: self.pick(seed))
+        return widgets.VBox([shown, button], layout=widgets.Layout(width=f"{CARD}px", margin="0 14px 14px 0"))
+
+    def pick(self, seed):
+        """Show the picture of a seed large."""
+        self._show(self.images[seed], self.wanted[seed])
+        for card, other in zip(self.cards.children, self.order):
+            card.children[1].button_style = "success" if other == seed else ""
+
+    @property
+    def picked(self):
+        """The seed of the large picture, or None."""
+        return self.drawn.seed if self.drawn else None
+
+    def still(self):
+        if not self.images:
+            return super().still()
+        scores = {name.replace("_", " "): [self.scores[seed][name] for seed in self.order] for name in self.scores[self.order[0]]}
+        return seed_ranking(self.order, [self.images[seed] for seed in self.order], scores, f"{self.drawn.caption}; picked among seeds {min(self.order)} to {max(self.order)}")

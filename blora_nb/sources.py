@@ -1,0 +1,179 @@
+"""Where a half comes from: pictures and the B-LoRAs trained from them, a gallery of these, and the controls that choose one."""
+
+import base64
+import html
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ipywidgets as widgets
+import traitlets
+from PIL import Image
+
+from .adapters import BLoRA
+from .images import centre_square, free_path, read_image, safe_name
+from .models import DATA
+from .training import train
+
+THUMBNAIL, LABEL = 96, 94  # pixels
+INDENT = THUMBNAIL + 12 + LABEL  # where the inputs begin, under each other
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A picture, the B-LoRA trained from it, or both."""
+
+    name: str
+    picture: Image.Image | None = None
+    blora: BLoRA | None = None
+
+    @classmethod
+    def of(cls, thing):
+        """A source made of a PIL image, a picture file, a `BLoRA`, its file or folder, or a `Source`.
+
+        Raises:
+            ImageError, BLoRAError: it cannot be read.
+        """
+        if isinstance(thing, cls):
+            return thing
+        if isinstance(thing, BLoRA):
+            return cls("B-LoRA", blora=thing)
+        if isinstance(thing, Image.Image):
+            return cls("picture", read_image(thing))
+        path = Path(thing)
+        if path.suffix == ".safetensors" or path.is_dir():
+            return cls(path.stem, blora=BLoRA.load(path))
+        return cls(path.stem, read_image(path))
+
+
+class Gallery(traitlets.HasTraits):
+    """Sources by name, which several panels can share: what is uploaded or trained in one can be chosen in all."""
+
+    sources = traitlets.Dict()
+
+    def add(self, source):
+        """Add a source under its name, or with -2, -3, … appended when that is taken; returns the name."""
+        name, number = source.name, 2
+        while name in self.sources:
+            name, number = f"{source.name}-{number}", number + 1
+        self.sources = {**self.sources, name: replace(source, name=name)}
+        return name
+
+    def trained(self, name, blora):
+        """Give the named picture its B-LoRA."""
+        self.sources = {**self.sources, name: replace(self.sources[name], blora=blora)}
+
+
+def example_gallery():
+    """The example pictures of this repository, each with its ready B-LoRA for the teaching model."""
+    gallery = Gallery()
+    for path in sorted((DATA / "bloras").glob("*.safetensors")):
+        gallery.add(Source(path.stem.replace("_", " "), read_image(DATA / "examples" / f"{path.stem}.png"), BLoRA.load(path)))
+    return gallery
+
+
+def picture_html(picture, side, alt):
+    """An HTML picture of `side` pixels with a text for those who cannot see it; small pictures are enlarged crisply."""
+    data = base64.b64encode(png_bytes(picture)).decode()
+    rendering = "pixelated" if picture.width <= side else "auto"
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="width:100%;max-width:{side}px;image-rendering:{rendering};border-radius:4px;display:block;margin:0">'
+
+
+def png_bytes(picture):
+    """A picture as the bytes of a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
+
+
+class UploadedFile(io.BytesIO):
+    """The bytes of an upload, called by the file's name in error messages."""
+
+    def __init__(self, name, content):
+        super().__init__(content)
+        self.name = name
+
+    def __repr__(self):
+        return self.name
+
+
+def uploaded_files(upload):
+    """(name, bytes) of what a `FileUpload` holds, in ipywidgets 7 (a dictionary by name) as in 8 (a tuple)."""
+    if isinstance(upload.value, dict):
+        return [(name, bytes(file["content"])) for name, file in upload.value.items()]
+    return [(file["name"], bytes(file["content"])) for file in upload.value]
+
+
+class HalfChooser(widgets.VBox):
+    """The controls of one half: which source, an own picture, training, alpha.
+
+    Args:
+        half: "content" or "style". chosen: a name in the gallery. worker: a `Worker`, which does the training.
+        training_settings: a `TrainingSettings`, or None for those that suit the pipeline.
+        folder: where freshly trained weights are written.
+    """
+
+    def __init__(self, half, gallery, chosen, alpha, worker, training_settings, folder):
+        self.half, self.gallery, self.worker, self.training_settings, self.folder = half, gallery, worker, training_settings, folder
+        wide, label = widgets.Layout(width="auto"), {"description_width": f"{LABEL}px"}
+        self.choice = widgets.Dropdown(description=half.capitalize(), layout=wide, style=label)
+        self.alpha = widgets.FloatSlider(alpha, min=-2, max=2, step=0.05, description=f"{half.capitalize()} alpha", continuous_update=False, readout_format="+.2f", layout=wide, style=label)
+        self.upload = widgets.FileUpload(accept="image/*", multiple=False, description=f"Own {half}", layout=widgets.Layout(width="auto"))
+        self.train = widgets.Button(description=f"Train {half}", layout=widgets.Layout(width="auto"))
+        self.thumbnail = widgets.HTML(layout=widgets.Layout(min_width=f"{THUMBNAIL + 8}px"))
+        self._fill_choice()
+        self.choice.value = chosen
+        self.choice.observe(lambda _: self.show(), "value")
+        self.upload.observe(self._uploaded, "value")
+        self.train.on_click(self._train)
+        gallery.observe(lambda _: self._fill_choice(), "sources")
+        worker.buttons.append(self.train)
+        buttons = widgets.HBox([self.upload, self.train], layout=widgets.Layout(margin=f"0 0 0 {LABEL + 8}px", flex_flow="row wrap"))
+        beside = widgets.VBox([self.choice, buttons, self.alpha], layout=widgets.Layout(flex="1 1 auto"))
+        super().__init__([widgets.HBox([self.thumbnail, beside])], layout=widgets.Layout(margin="0 0 10px 0"))
+        self.show()
+
+    @property
+    def source(self):
+        """The chosen `Source`."""
+        return self.gallery.sources[self.choice.value]
+
+    def show(self):
+        """Show the chosen picture, and offer training where there is no B-LoRA of it yet."""
+        if self.source.picture:
+            picture = centre_square(self.source.picture, 2 * THUMBNAIL)
+            self.thumbnail.value = picture_html(picture, THUMBNAIL, f"{self.half} picture: {self.source.name}")
+        else:
+            self.thumbnail.value = f'<div style="width:{THUMBNAIL}px;height:{THUMBNAIL}px;border:1px dashed #999;border-radius:4px;line-height:{THUMBNAIL}px;text-align:center;color:#666">no picture</div>'
+        if not self.worker.busy:
+            self.train.disabled = self.source.blora is not None
+            self.train.button_style = "" if self.train.disabled else "primary"
+
+    def _fill_choice(self):
+        """Offer all sources of the gallery, and keep the chosen one."""
+        chosen = self.choice.value
+        if tuple(self.gallery.sources) != self.choice.options:
+            self.choice.options = tuple(self.gallery.sources)
+            self.choice.value = chosen or self.choice.options[0]
+        self.show()
+
+    def _uploaded(self, _):
+        for name, content in uploaded_files(self.upload):
+            try:
+                picture = read_image(UploadedFile(name, content))
+            except Exception as error:
+                self.worker.show(error)
+            else:
+                self.choice.value = self.gallery.add(Source(Path(name).stem or "picture", picture))
+                self.worker.say(f'Press "{self.train.description}" to learn {name}.')
+
+    def _train(self, _):
+        source = self.source
+
+        def work():
+            blora = train(self.worker.pipe, source.picture, self.training_settings, progress=self.worker.step)
+            self.gallery.trained(source.name, blora)  # first, so that a full disk does not lose it
+            path = blora.save(free_path(self.folder, safe_name(source.name), ".safetensors"))
+            self.worker.say(f"{source.name} is learnt, and kept in {path}.")
+
+        self.worker.start(f"Learning {source.name}", work)

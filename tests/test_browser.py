@@ -1,0 +1,196 @@
+"""A panel in JupyterLab, and the app page in Voilà, used in a real browser: drag, Generate, Cancel, upload."""
+
+import base64
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CELLS = (
+    "from blora_nb import load_pipeline\nfrom blora_nb.panels import AlphaPanel\nfrom blora_nb.sources import example_gallery",
+    'panel = AlphaPanel(load_pipeline(device="cpu"), "star sunset", "flower neon", gallery=example_gallery(), num_inference_steps=4)\npanel',
+)
+
+
+def find_chromium():
+    """The path of a Chromium or Chrome, installed now where that can be done, or None."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found and hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "chromium"]):
+            subprocess.run(command, capture_output=True, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        found = shutil.which("chromium")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; pip install -e .[test]")
+    path = find_chromium()
+    if path is None:
+        pytest.skip("no Chromium or Chrome here, and it cannot be installed without root and apt-get")
+    with playwright.sync_playwright() as p:
+        running = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@contextmanager
+def served(arguments, folder, path):
+    """A server of the Jupyter family in a process of its own, with no configuration but ours; yields the address of `path`."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    own = {name: str(folder / ".config") for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    log = folder / "server.log"
+    with open(log, "wb") as file:
+        process = subprocess.Popen([sys.executable, "-m", *arguments, "--no-browser", f"--port={port}"], cwd=folder, env={**os.environ, **own}, stdout=file, stderr=file, start_new_session=True)
+    try:
+        end = time.time() + 60
+        while process.poll() is None and time.time() < end:
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/static/nothing", timeout=1)
+            except urllib.error.HTTPError:  # it answers
+                break
+            except OSError:
+                time.sleep(0.2)
+        else:
+            raise AssertionError(log.read_text())
+        yield f"http://localhost:{port}/{path}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def serve():
+    """`served`, until the page is closed."""
+    with ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(served(*arguments))
+
+
+@pytest.fixture
+def page(browser, serve, request, tmp_path):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(60_000)
+    yield page
+    page.screenshot(path=tmp_path / f"{request.node.name}.png")  # what it looked like at the end, for whoever has to find out why
+    page.close()
+
+
+def shown(panel):
+    """The large picture, as the browser has it."""
+    return Image.open(BytesIO(base64.b64decode(panel.locator('img[alt*="seed"]').get_attribute("src").split(",")[1])))
+
+
+def press(panel, name):
+    panel.get_by_role("button", name=name).click()
+
+
+def says(panel, text, timeout=60_000):
+    panel.get_by_role("status").filter(has_text=text).wait_for(timeout=timeout)
+
+
+def drag(page, panel, slider, share):
+    """Drag the handle of a slider, by mouse, by a share of its length."""
+    track = panel.locator(".widget-slider", has_text=slider).locator(".noUi-base")
+    handle, length = track.locator(".noUi-handle").bounding_box(), track.bounding_box()["width"]
+    x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + share * length, y, steps=5)
+    page.mouse.up()
+
+
+def set_number(panel, name, value):
+    panel.get_by_label(name, exact=True).fill(str(value))
+    panel.get_by_label(name, exact=True).press("Tab")
+
+
+def upload(page, panel, button, name, content):
+    with page.expect_file_chooser() as chooser:
+        panel.get_by_role("button", name=button).click()
+    chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
+
+
+def use(page, panel):
+    """Generate, drag, see the picture change, go back, cancel, and generate again."""
+    press(panel, "Generate")
+    says(panel, "Done")
+    first = shown(panel)
+    assert first.size == (96, 96) and panel.locator('img[alt*="seed"]').bounding_box()["width"] > 300
+
+    seen = panel.locator('img[alt*="seed"]').screenshot()
+    drag(page, panel, "Style alpha", -0.2)
+    says(panel, "press Generate")
+    assert shown(panel).tobytes() == first.tobytes()
+    press(panel, "Generate")
+    says(panel, "Done")
+    assert shown(panel).tobytes() != first.tobytes() and panel.locator('img[alt*="seed"]').screenshot() != seen
+    drag(page, panel, "Style alpha", 0.2)
+    says(panel, "Drawn before")
+    assert shown(panel).tobytes() == first.tobytes()
+
+    set_number(panel, "Steps", 200)
+    press(panel, "Generate")
+    says(panel, "of 200")
+    press(panel, "Cancel")
+    says(panel, "Cancelled", 10_000)
+    assert shown(panel).tobytes() == first.tobytes()
+    page.wait_for_timeout(500)
+    says(panel, "Cancelled", 1000)
+
+    set_number(panel, "Steps", 3)
+    press(panel, "Generate")
+    says(panel, "Done")
+    assert shown(panel).tobytes() != first.tobytes()
+
+
+def test_the_panel_in_jupyterlab(page, serve, tmp_path):
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS], metadata=kernel), tmp_path / "panel.ipynb")
+    quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    page.goto(serve(["jupyterlab", "--allow-root", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}", *quiet], tmp_path, "lab/tree/panel.ipynb"))
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    panel = page.locator(".blora-panel")
+    panel.wait_for()
+    use(page, panel)
+
+
+def test_the_app_page(page, serve, tmp_path):
+    """The page of `make app`: its own tabs, an upload that is no picture, and one that is, learnt on the spot."""
+    shutil.copytree(ROOT / "app", tmp_path / "app")
+    page.goto(serve(["voila", "app/blora.ipynb"], tmp_path, ""))
+    panel = page.locator(".blora-panel:visible")
+    panel.wait_for()
+    use(page, panel)
+
+    page.get_by_role("tab", name="Text stylization").click()
+    upload(page, panel, "Own content", "broken.png", b"no picture")
+    says(panel, "broken.png cannot be read")
+    picture = BytesIO()
+    Image.new("RGB", (200, 120), "orange").save(picture, "PNG")
+    upload(page, panel, "Own content", "orange.png", picture.getvalue())
+    says(panel, "to learn orange.png")
+    press(panel, "Train content")
+    says(panel, "step")
+    press(panel, "Cancel")
+    says(panel, "Cancelled")

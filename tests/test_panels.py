@@ -1,0 +1,363 @@
+"""The panels, driven as a browser drives them, on the installed ipywidgets and on the one that Colab ships."""
+
+import _thread
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from io import BytesIO
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, panels
+from blora_nb.adapters import applied
+from blora_nb.images import to_tensor
+from blora_nb.panels import AlphaPanel, SeedPanel
+from blora_nb.sharing import pipeline_lock
+from blora_nb.sources import Gallery, Source, example_gallery
+from blora_nb.working import threads_reach_the_page
+
+COLABS = "7.7.1"
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return example_gallery()
+
+
+@pytest.fixture
+def panel(pipe, examples, tmp_path):
+    gallery = Gallery(sources=dict(examples.sources))
+    return AlphaPanel(pipe, "star sunset", "flower neon", gallery=gallery, num_inference_steps=3, folder=tmp_path / "out", training_settings=TrainingSettings.for_pipeline(pipe, max_train_steps=4))
+
+
+def upload(widget, name, content):
+    """What the browser sends when a file was chosen."""
+    if ipywidgets.__version__.startswith("7"):
+        widget.set_state({"data": [memoryview(content)], "metadata": [{"name": name, "type": "image/png", "size": len(content), "lastModified": 0}], "_counter": 1})
+    else:
+        widget.set_state({"value": [{"name": name, "type": "image/png", "size": len(content), "last_modified": 0, "content": memoryview(content)}]})
+
+
+def png(picture):
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def pixels(panel):
+    """The picture the page shows, read back from its HTML."""
+    return Image.open(BytesIO(base64.b64decode(panel.large.value.split("base64,")[1].split('"')[0]))).tobytes()
+
+
+def status(panel):
+    return panel.worker.status.value
+
+
+def all_widgets(widget):
+    return [widget, *(w for child in getattr(widget, "children", ()) for w in all_widgets(child))]
+
+
+def in_background(panel):
+    panel.worker.background = True
+    return panel
+
+
+def until(true, seconds=30):
+    end = time.time() + seconds
+    while not true() and time.time() < end:
+        time.sleep(0.01)
+    assert true()
+
+
+class JudgeScores:
+    """The judge's probability of the object, and of the style, it sees in the picture."""
+
+    def __init__(self, judge):
+        self.judge = judge
+
+    @torch.no_grad()
+    def scores(self, head, images, picture):
+        logits = self.judge(torch.cat([to_tensor(i.convert("RGB").resize((48, 48), Image.Resampling.BOX)) for i in [picture, *images]]))[head].softmax(1)
+        return logits[1:, logits[0].argmax()].tolist()
+
+    def content_kept(self, images, picture):
+        return self.scores(0, images, picture)
+
+    def style_moved(self, images, picture):
+        return self.scores(1, images, picture)
+
+
+def test_generate_draws_what_the_function_draws(panel, pipe, examples):
+    panel.choosers["style"].alpha.set_state({"value": 0.8})
+    panel.seed.set_state({"value": 7})
+    panel.generate.click()
+    star, neon = (examples.sources[name].blora for name in ("star sunset", "flower neon"))
+    expected = generate(pipe, "A [c] in [s] style", star, neon, 1.0, 0.8, 7, 3, progress=False)[0]
+    assert pixels(panel) == panel.picture.tobytes() == expected.tobytes() and panel.errors == []
+    assert "seed 7" in panel.large.value and "style of flower neon, alpha +0.80" in panel.large.value, "the alt text says how it was made"
+    assert "Done" in status(panel)
+
+
+def test_going_back_is_instant_and_draws_nothing(panel, monkeypatch):
+    alpha = panel.choosers["content"].alpha
+    panel.generate.click()
+    first = pixels(panel)
+    alpha.set_state({"value": -0.5})
+    assert "press Generate" in status(panel) and pixels(panel) == first
+    panel.generate.click()
+    second = pixels(panel)
+    assert second != first
+    monkeypatch.setattr(panels, "generate", lambda *_, **__: pytest.fail("drawn again"))
+    alpha.set_state({"value": 1.0})
+    assert pixels(panel) == first and "Drawn before" in status(panel)
+    alpha.set_state({"value": -0.5})
+    panel.generate.click()
+    assert pixels(panel) == second and panel.errors == []
+
+
+def test_an_own_picture_is_uploaded_learnt_kept_and_offered_in_other_panels(panel, pipe, picture, tmp_path):
+    other = AlphaPanel(pipe, style="cat wood", gallery=panel.gallery)
+    chooser = panel.choosers["content"]
+    assert chooser.train.disabled, "what is learnt already needs no training"
+    upload(chooser.upload, "my star.png", png(picture))
+    assert chooser.choice.value == "my star" and not chooser.train.disabled
+    panel.generate.click()
+    assert "Train content" in str(panel.errors[0]) and "Train content" in status(panel)
+    chooser.train.click()
+    saved = BLoRA.load(tmp_path / "out" / "my_star.safetensors")
+    trained = panel.gallery.sources["my star"].blora
+    assert all(torch.equal(t, saved.state_dict[k]) for k, t in trained.state_dict.items()) and json.loads(saved.metadata["training"])["max_train_steps"] == 4
+    assert chooser.train.disabled and "learnt" in status(panel)
+    panel.generate.click()
+    assert len(panel.errors) == 1 and panel.drawn.content_B_LoRA == "my star"
+    assert "my star" in other.choosers["style"].choice.options and other.choosers["style"].choice.value == "cat wood"
+    upload(other.choosers["style"].upload, "my star.png", png(picture.rotate(90)))
+    assert other.choosers["style"].choice.value == "my star-2" and chooser.choice.value == "my star"
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all", "truncated"])
+def test_a_broken_upload_is_named_and_changes_nothing(panel, picture, content):
+    upload(panel.choosers["style"].upload, "holiday.png", png(picture)[:2000] if content == "truncated" else content)
+    assert "holiday.png" in status(panel) and "Error" in status(panel) and "holiday.png" in str(panel.errors[0])
+    assert panel.choosers["style"].choice.value == "flower neon" and list(panel.gallery.sources).count("holiday") == 0
+    panel.generate.click()
+    assert len(panel.errors) == 1 and panel.picture
+
+
+def test_cancel_stops_at_the_next_step_and_nothing_is_stuck(panel, pipe):
+    in_background(panel)
+    panel.steps.value = 150
+    panel.generate.click()
+    assert panel.generate.disabled and not panel.worker.cancel.disabled
+    until(lambda: panel.worker.progress.value >= 2)
+    panel.generate.click()  # a second click while it draws does nothing
+    panel.worker.cancel.click()
+    panel.worker.cancel.click()
+    panel.worker.wait(30)
+    assert "Cancelled" in status(panel) and panel.picture is None and panel.errors == []
+    assert not panel.generate.disabled and panel.worker.cancel.disabled
+    panel.steps.value = 3
+    panel.generate.click()
+    panel.worker.wait(30)
+    assert panel.picture and "Done" in status(panel)
+
+
+def test_training_is_cancelled_and_leaves_the_pipeline_clean(panel, pipe, picture):
+    chooser = in_background(panel).choosers["content"]
+    chooser.training_settings = TrainingSettings.for_pipeline(pipe, max_train_steps=10_000)
+    upload(chooser.upload, "x.png", png(picture))
+    chooser.train.click()
+    until(lambda: panel.worker.progress.value >= 1)
+    panel.worker.cancel.click()
+    panel.worker.wait(30)
+    assert "Cancelled" in status(panel) and applied(pipe) == [] and not chooser.train.disabled
+
+
+def test_an_interrupt_of_the_kernel_stops_blocking_work(panel):
+    panel.steps.value = 150
+    panel.worker.progress.observe(lambda change: _thread.interrupt_main() if change.new == 2 else None, "value")
+    panel.generate.click()
+    assert "interrupt" in status(panel) and panel.picture is None and not panel.generate.disabled
+
+
+def test_two_panels_take_turns_on_one_pipeline(panel, pipe, examples, monkeypatch):
+    other = in_background(AlphaPanel(pipe, "cat wood", "rocket candy", gallery=examples, num_inference_steps=3))
+    at_work, together = [], []
+
+    def watched(*args, **kwargs):
+        at_work.append(1)
+        together.append(len(at_work))
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            at_work.pop()
+
+    monkeypatch.setattr(panels, "generate", watched)
+    in_background(panel)
+    for seed in range(3):
+        for p in (panel, other):
+            p.seed.value = seed
+            p.generate.click()
+        for p in (panel, other):
+            p.worker.wait(60)
+    assert together == [1] * 6 and panel.errors == other.errors == []
+    for p in (panel, other):
+        content, style = (p.choosers[half].source.blora for half in ("content", "style"))
+        assert p.picture.tobytes() == generate(pipe, p.prompt.value, content, style, seeds=2, num_inference_steps=3, progress=False)[0].tobytes()
+
+
+def test_waiting_for_the_pipeline_can_be_cancelled(panel, pipe):
+    held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with pipeline_lock(pipe):
+            held.set()
+            release.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    in_background(panel).generate.click()
+    until(lambda: "Waiting" in status(panel))
+    panel.worker.cancel.click()
+    panel.worker.wait(10)
+    assert "Cancelled" in status(panel) and not panel.generate.disabled
+    release.set()
+    thread.join()
+    assert pipeline_lock(pipe) is pipeline_lock(pipe) is not pipeline_lock(load_pipeline(device="cpu"))
+
+
+def test_an_unforeseen_error_of_a_thread_is_shown_and_kept(panel, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("<b>odd</b>")
+
+    monkeypatch.setattr(panels, "generate", broken)
+    in_background(panel).generate.click()
+    panel.worker.wait(10)
+    assert isinstance(panel.errors[0], ZeroDivisionError) and "&lt;b&gt;odd" in status(panel) and "Traceback" in status(panel)
+    assert not panel.generate.disabled
+
+
+def test_save_writes_the_settings_and_overwrites_nothing(panel, tmp_path):
+    assert panel.save.disabled
+    panel.prompt.value = "A <c>/[v] «猫» " + "very " * 60
+    panel.generate.click()
+    panel.save.click()
+    panel.save.click()
+    one, two = sorted((tmp_path / "out").glob("*.png"))
+    settings = json.loads(Image.open(one).text["blora_nb"])
+    assert settings["content_B_LoRA"] == "star sunset" and settings["seed"] == 0 and settings["num_inference_steps"] == 3 and settings["prompt"] == panel.prompt.value
+    assert Image.open(two).tobytes() == panel.picture.tobytes() and "download=" in panel.saved.value and panel.errors == []
+    panel.folder = one / "not a folder"
+    panel.save.click()
+    assert "Cannot write" in status(panel) and len(panel.errors) == 1
+
+
+def test_one_half_alone(pipe, examples):
+    panel = AlphaPanel(pipe, style=examples.sources["cat wood"].blora, prompt="A fish in [s] style", num_inference_steps=2)
+    panel.generate.click()
+    expected = generate(pipe, "A fish in [s] style", style=examples.sources["cat wood"].blora, num_inference_steps=2, progress=False)[0]
+    assert panel.picture.tobytes() == expected.tobytes() and "content" not in panel.drawn.caption
+
+
+def test_seeds_are_ranked_and_one_is_picked(pipe, examples, judge, tmp_path):
+    scorer = JudgeScores(judge)
+    panel = SeedPanel(pipe, "star sunset", "flower neon", gallery=examples, scorer=scorer, seed=4, count=3, num_inference_steps=6, folder=tmp_path)
+    panel.generate.click()
+    assert panel.errors == [] and sorted(panel.order) == [4, 5, 6]
+    images = {s: generate(pipe, panel.prompt.value, *(examples.sources[n].blora for n in ("star sunset", "flower neon")), seeds=s, num_inference_steps=6, progress=False)[0] for s in (4, 5, 6)}
+    star, neon = (examples.sources[n].picture for n in ("star sunset", "flower neon"))
+    product = {s: scorer.content_kept([image], star)[0] * scorer.style_moved([image], neon)[0] for s, image in images.items()}
+    assert panel.order == sorted(product, key=product.get, reverse=True) and panel.picked == panel.order[0]
+    last = panel.cards.children[2]
+    assert f"{panel.scores[panel.order[2]]['style_moved']:.2f}" in last.children[0].value
+    last.children[1].click()
+    assert panel.picked == panel.order[2] and pixels(panel) == images[panel.order[2]].tobytes()
+    panel.save.click()
+    assert json.loads(Image.open(next(tmp_path.glob("*.png"))).text["blora_nb"])["seed"] == panel.order[2]
+    assert "seeds 4 to 6" in panel.still().caption
+
+
+def test_seeds_drawn_before_a_cancel_are_kept(pipe, examples, judge):
+    panel = in_background(SeedPanel(pipe, "star sunset", gallery=examples, scorer=JudgeScores(judge), count=50, num_inference_steps=2))
+    panel.generate.click()
+    until(lambda: len(panel.memory) >= 2)
+    panel.worker.cancel.click()
+    panel.worker.wait(30)
+    kept = len(panel.memory)
+    panel.count.value = 2
+    panel.generate.click()
+    panel.worker.wait(30)
+    assert len(panel.memory) == kept < 50 and sorted(panel.order) == [0, 1] and panel.errors == []
+
+
+def test_a_ranking_without_a_picture_to_compare_with_is_explained(pipe, examples, judge):
+    panel = SeedPanel(pipe, Source("mine", blora=examples.sources["cat wood"].blora), scorer=JudgeScores(judge), count=2, num_inference_steps=1)
+    panel.generate.click()
+    assert "no picture to compare with" in str(panel.errors[0]) and "mine" in status(panel)
+
+
+def test_a_still_picture_and_a_sentence_stand_in_for_the_widget(panel):
+    from IPython.core.formatters import DisplayFormatter
+
+    def shown():
+        return DisplayFormatter().format(panel)[0]
+
+    assert Image.open(BytesIO(base64.b64decode(shown()["image/png"]))).width > 300
+    panel.generate.click()
+    bundle = shown()
+    assert "seed 0" in bundle["text/plain"] and bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.model_id
+    picture = Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
+    width = picture.width
+    assert np.asarray(picture.convert("RGB"))[:, 2 * width // 3 + 20 : -20].std() > 10, "the result stands on the right"
+
+
+def test_every_control_says_what_it_is(panel):
+    controls = [w for w in all_widgets(panel) if isinstance(w, ipywidgets.ValueWidget | ipywidgets.Button) and not isinstance(w, ipywidgets.HTML)]
+    names = [w.description for w in controls]
+    assert len(names) >= 14 and all(names) and len(set(names)) == len(names)
+    assert not any(isinstance(w, ipywidgets.Output) for w in all_widgets(panel))
+    assert 'role="status"' in status(panel)
+
+
+def test_numbers_out_of_range_are_brought_into_it(panel):
+    panel.seed.set_state({"value": -5})
+    panel.steps.set_state({"value": 0})
+    assert (panel.seed.value, panel.steps.value) == (0, 1)
+    panel.generate.click()
+    assert panel.errors == [] and panel.picture
+
+
+def test_threads_are_used_where_their_progress_is_seen(monkeypatch):
+    for name in ("JPY_SESSION_NAME", "SERVER_SOFTWARE", "KAGGLE_KERNEL_RUN_TYPE"):
+        monkeypatch.delenv(name, raising=False)
+    assert not threads_reach_the_page()
+    monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
+    assert threads_reach_the_page()
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert not threads_reach_the_page()
+
+
+@pytest.mark.skipif(ipywidgets.__version__ == COLABS, reason="this is that run")
+def test_all_of_this_on_the_ipywidgets_of_colab(pytestconfig):
+    """In a process of its own, with that version in front of the installed one."""
+    place = Path(pytestconfig.cache.mkdir(f"ipywidgets-{COLABS}"))
+    if not (place / "ipywidgets" / "_version.py").exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", place]
+        installed = subprocess.run([*pip, f"ipywidgets=={COLABS}", "ipython_genutils>=0.2"], capture_output=True, text=True)
+        if installed.returncode:
+            pytest.skip(f"ipywidgets {COLABS} cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])}
+    check = f"import ipywidgets, sys; sys.exit(ipywidgets.__version__ != '{COLABS}')"
+    assert subprocess.run([sys.executable, "-c", check], env=environment).returncode == 0
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:nbval", "-o", "addopts=", __file__], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and "1 skipped" in run.stdout, run.stdout[-5000:] + run.stderr[-2000:]
