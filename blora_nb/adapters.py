@@ -12,7 +12,7 @@ import torch
 
 from .blocks import BLOCK_OF_HALF, half_of
 from .files import FILE_NAME, PEFT_CONFIG, PEFT_FILE, complete_file, find_weights, open_weights
-from .formats import FORMATS, BLoRAError, expected_shape, named_weights, peft_config, read_weights, several, shown
+from .formats import FORMATS, BLoRAError, expected_shape, format_of, named_weights, peft_config, read_weights, several, shown
 
 # header entries that would be wrong in a file written anew
 STALE = {"format", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
@@ -32,12 +32,14 @@ class BLoRA:
         metadata: text written into the file: prompt, training settings, versions.
         losses: the loss of each step, where it has just been trained; not written.
         notes: what was left out or assumed when the file was read.
+        format: of the file it was read from, in words.
     """
 
     state_dict: dict
     metadata: dict = field(default_factory=dict)
     losses: list = field(default_factory=list, repr=False)
     notes: list = field(default_factory=list, repr=False)
+    format: str = ""
 
     def __post_init__(self):
         if not self.state_dict:
@@ -110,7 +112,8 @@ class BLoRA:
             with open_weights(file) as opened:
                 metadata = opened.metadata() or {}
                 state_dict, notes = read_weights(opened, config)
-            blora = cls(state_dict, {k: v for k, v in metadata.items() if k not in STALE}, notes=notes)
+                format = format_of(opened.keys())
+            blora = cls(state_dict, {k: v for k, v in metadata.items() if k not in STALE}, notes=notes, format=format)
         except BLoRAError as error:
             raise error if str(error).startswith(str(file)) else BLoRAError(f"{file}: {error}") from None
         for note in notes:

@@ -65,6 +65,20 @@ def several(names, most=4):
     return ", ".join(shown(n) for n in names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def format_of(keys):
+    """The format of a file, in words, by its names."""
+    text = "\n".join(keys)
+    if ".processor." in text:
+        return "diffusers, old names (attention processors)"
+    if "unet.unet." in text:
+        return "diffusers with a doubled unet., as the authors' published weights"
+    if "lora_unet_" in text or "lycoris_" in text:
+        return f"kohya with {'SDXL' if 'output_blocks_' in text else 'diffusers'}'s block names"
+    if "diffusion_model." in text:
+        return "ComfyUI"
+    return "PEFT" if "base_model.model." in text else "diffusers"
+
+
 def parse_json(text, where):
     """A JSON object from text out of a file."""
     try:
