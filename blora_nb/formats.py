@@ -274,17 +274,17 @@ def _trim(matrices):
 def named_weights(layers, format):
     """The state dict of a file in one of the `FORMATS`, from {layer: (lora_A, lora_B)}.
 
-    diffusers' format has one rank for all layers (its older versions scale others wrongly): smaller matrices are filled
-    up with zeros, which adds nothing.
+    All layers get one rank, because diffusers, old and new, scales files with several wrongly: smaller matrices are filled
+    up with zeros, which adds nothing. PEFT has the ranks in its config.
     """
-    rank = max(a.shape[0] for a, _ in layers.values()) if format == "diffusers" else 0
+    rank = 0 if format == "peft" else max(a.shape[0] for a, _ in layers.values())
     tensors = {}
     for layer, (a, b) in layers.items():
         fill = max(rank - a.shape[0], 0)
         tensors[written_name(layer, "lora_A", format)] = torch.nn.functional.pad(a, (0, 0, 0, fill)).contiguous()
         tensors[written_name(layer, "lora_B", format)] = torch.nn.functional.pad(b, (0, fill)).contiguous()
         if format in ("kohya", "sgm"):
-            tensors[written_name(layer, "alpha", format)] = torch.tensor(float(a.shape[0]))
+            tensors[written_name(layer, "alpha", format)] = torch.tensor(float(rank))
     return tensors
 
 
