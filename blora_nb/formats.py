@@ -203,6 +203,8 @@ def read_weights(opened, config):
 
 def _names(keys):
     """{(layer, part): key in the file} for the weights of the two halves, and a note about the others."""
+    if not keys:
+        raise BLoRAError("There is no weight in it.")
     names, others = {}, Counter()
     for key in keys:
         name = read_name(key)
