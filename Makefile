@@ -1,6 +1,7 @@
 # make walkthrough   run the lessons on the teaching model; pictures and executed notebooks go to outputs/
 # make test          run every test
 # make lab           open JupyterLab on the notebooks
+# make test-colab    run the notebooks and panels with the versions that Colab ships, in an environment of their own
 # make notebooks     execute the notebooks again and store their outputs
 # make bench         measure the separation and the teaching model (about an hour on two cores)
 # make teaching-model   train the teaching model and the judge again (hours on two cores, resumable)
@@ -10,7 +11,7 @@ BIN := .venv/bin
 READY := .venv/ready
 export OMP_WAIT_POLICY := passive
 
-.PHONY: walkthrough test lab notebooks bench teaching-model
+.PHONY: walkthrough test test-colab lab notebooks bench teaching-model
 
 walkthrough: $(READY)
 	$(BIN)/python notebooks/execute.py --to outputs
@@ -18,10 +19,14 @@ walkthrough: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+test-colab: .venv-colab/ready
+	.venv-colab/bin/python -m pytest tests/test_panels.py notebooks
+
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
 notebooks: $(READY)
+	$(BIN)/python notebooks/prepare.py
 	$(BIN)/python notebooks/execute.py --in-place
 
 bench: $(READY)
@@ -37,3 +42,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing (a few minutes the first time) ..."
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab,test]"
 	@touch $(READY)
+
+.venv-colab/ready: pyproject.toml constraints-colab.txt
+	$(PYTHON) -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --disable-pip-version-check -c constraints-colab.txt "torch==$(shell sed -n 's/^torch==//p' constraints.txt)" -e ".[lab,test]"
+	@touch .venv-colab/ready

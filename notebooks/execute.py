@@ -6,6 +6,7 @@
 
 import argparse
 import base64
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,13 @@ def execute(path):
     return notebook, time.time() - start, result
 
 
+def stamp(notebook):
+    """What stored outputs depend on: the code cells, the teaching model, the judge and the trained B-LoRAs."""
+    parts = [cell.source.encode() for cell in notebook.cells if cell.cell_type == "code"]
+    parts += [path.read_bytes() for path in sorted((HERE.parent / "data").rglob("*.safetensors"))]
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
+
+
 def write_pictures(notebook, stem, folder):
     count = 0
     for cell in notebook.cells:
@@ -75,6 +83,7 @@ def main():
         print(f"\r{path.stem:<32}  {seconds:5.0f} s  {result}", flush=True)
         pictures = 0
         if args.in_place and result == "ok":
+            notebook.metadata["outputs_belong_to"] = stamp(notebook)
             nbformat.write(notebook, path)
         elif args.to:
             args.to.mkdir(parents=True, exist_ok=True)
