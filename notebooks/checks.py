@@ -293,7 +293,7 @@ def my_series(pipe, objects, style):
     found = scorer_for(pipe).name(images)
     wrong = [f"{thing} became {o}, {s}" for thing, (o, s) in zip(objects, found) if (o, s) != (thing, look)]
     need(len(wrong) <= len(objects) / 3, f"too few come out: {'; '.join(wrong)}. Does the model know these objects? Some styles are harder than others.")
-    return f"{len(objects) - len(wrong)} of {len(objects)} came out in {look}."
+    return f"A series in {look}, of a picture that shows none of its objects."
 
 
 @exercise
