@@ -58,7 +58,7 @@ def test_norms_are_those_of_the_change(described):
 
 def test_a_description_says_what_it_is_and_how_to_use_it(described, tmp_path):
     text = inspect(BLoRA.load(described.save(tmp_path / "x.safetensors", "sgm")), "x.safetensors")
-    for part in ("kohya with SDXL's block names", "content half", "16 layers, rank 4", "the teaching model", "A [v] | fish", "cc-by-4.0", "attn2.to_out.0", '--style_B_LoRA "x.safetensors"'):
+    for part in ("kohya with SDXL's own block names", "content half", "16 layers, rank 4", "the teaching model", "A [v] | fish", "cc-by-4.0", "attn2.to_out.0", '--style_B_LoRA "x.safetensors"'):
         assert part in text
     assert "rank 2, 6" in inspect(made(rank=mixed_rank).style, "x") and "--content" not in inspect(described.style, "x")
     page = described._repr_html_()

@@ -149,6 +149,7 @@ SPELLINGS = {
     "no prefix": lambda k: k.removeprefix("unet."),
     "peft": lambda k: "base_model.model." + k.removeprefix("unet."),
     "peft with adapter name": lambda k: "base_model.model." + k.removeprefix("unet.").replace(".weight", ".default.weight"),
+    "layers of a whole U-Net": lambda k: diffusers_025(k).replace(".lora.", ".lora_layer."),
     "kohya": kohya,
     "kohya sgm": lambda k: kohya(sgm(k)),
     "lycoris": lambda k: kohya(sgm(k)).replace("lora_unet_", "lycoris_"),
@@ -164,6 +165,16 @@ def test_every_spelling_is_read(tmp_path, spelling):
         warnings.simplefilter("error")
         again = BLoRA.load(tmp_path / "x.safetensors")
     assert same(blora.state_dict, again.state_dict) and again.format
+
+
+def test_files_of_diffusers_own_converter_are_read(tmp_path):
+    from diffusers.utils import convert_all_state_dict_to_peft, convert_state_dict_to_kohya
+
+    blora = made()
+    for spelling in ("diffusers 0.25", "doubled unet"):
+        converted = convert_state_dict_to_kohya(convert_all_state_dict_to_peft({SPELLINGS[spelling](key): t for key, t in blora.state_dict.items()}))
+        save_file({key: t.contiguous() for key, t in converted.items()}, tmp_path / "x.safetensors")
+        assert same(blora.state_dict, BLoRA.load(tmp_path / "x.safetensors").state_dict)
 
 
 def test_layers_of_a_lycoris_preset_are_read(tmp_path):

@@ -83,7 +83,7 @@ def test_export_and_inspect(tmp_path):
     again = run(*command)
     assert again.returncode == 1 and "exists already" in again.stderr
     shown = run("inspect", tmp_path / "both.safetensors")
-    assert shown.returncode == 0 and "kohya with SDXL's block names" in shown.stdout and "rank 2, 6" in shown.stdout and json.loads(one.metadata["training"])["instance_prompt"] in shown.stdout
+    assert shown.returncode == 0 and "kohya with SDXL's own block names" in shown.stdout and "rank 2, 6" in shown.stdout and json.loads(one.metadata["training"])["instance_prompt"] in shown.stdout
     for arguments, message in ((("inspect", tmp_path / "missing"), "There is no file"), (("export", "--output_path", tmp_path / "x.safetensors"), "Name a content half")):
         result = run(*arguments)
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
