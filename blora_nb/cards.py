@@ -11,8 +11,9 @@ from pathlib import Path
 import re
 import tempfile
 
-from .adapters import base_of, describe, prompt_of
+from .adapters import describe, prompt_of
 from .blocks import half_of
+from .checks import base_of
 from .files import FILE_NAME
 from .formats import shown
 from .images import read_image, read_settings
@@ -99,7 +100,7 @@ def facts(blora):
         lines.append((f"{half} half", f"{len(layers)} layers, rank {', '.join(map(str, ranks))}, norm of the change {change:.3g}"))
     base = blora.metadata.get("base_model") or blora.metadata.get("ss_sd_model_name")
     sha256 = blora.metadata.get("base_model_sha256", "")
-    lines.append(("base", base_of(blora) + (f" ({shown(base)}{', sha256 ' + shown(sha256, 12) if sha256 else ''})" if base else "")))
+    lines.append(("base", base_of(blora.state_dict) + (f" ({shown(base)}{', sha256 ' + shown(sha256, 12) if sha256 else ''})" if base else "")))
     lines.append(("prompt", prompt_of(blora) or "not in the file; the original trains with: A [v]"))
     for what, key in (("training", "training"), ("versions", "versions"), ("picture", "picture_sha256"), ("licence", "modelspec.license")):
         if key in blora.metadata:
@@ -110,7 +111,7 @@ def facts(blora):
 
 def usage(blora, source):
     """The commands that use a B-LoRA's halves."""
-    base = "" if base_of(blora) == "the teaching model" else " --pretrained_model_name_or_path sdxl"
+    base = "" if base_of(blora.state_dict) == "the teaching model" else " --pretrained_model_name_or_path sdxl"
     flags = " ".join(f'--{half}_B_LoRA "{source}"' for half in blora.halves)
     prompt = {("content", "style"): prompt_of(blora) or "A [v]", ("content",): "A [c] in watercolour style", ("style",): "A cat in [s] style"}[blora.halves]
     return f'python -m blora_nb generate --prompt "{prompt}" {flags}{base} --output_path outputs'
@@ -152,8 +153,8 @@ def model_card(blora, repo_id):
 
     prompt, license = prompt_of(blora), blora.metadata.get("modelspec.license")
     named = blora.metadata.get("base_model", "")
-    base = named if "/" in named else ("stabilityai/stable-diffusion-xl-base-1.0" if base_of(blora) == "SDXL" else None)
-    tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora) == "SDXL" else [])]
+    base = named if "/" in named else ("stabilityai/stable-diffusion-xl-base-1.0" if base_of(blora.state_dict) == "SDXL" else None)
+    tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora.state_dict) == "SDXL" else [])]
     data = ModelCardData(license=license, base_model=base, tags=tags, instance_prompt=prompt)
     table = "\n".join(f"| {what} | {text.replace('|', '/')} |" for what, text in facts(blora))
     return f"""---

@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from blora_nb import BLoRA
-from blora_nb.adapters import BLoRAError, BLoRAWarning, apply, base_of, combine, remove
+from blora_nb.adapters import BLoRAError, BLoRAWarning, apply, combine, remove
 from blora_nb.blocks import BLOCK_OF_HALF
+from blora_nb.checks import base_of
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -239,6 +240,9 @@ FAULTS = {
     "whole numbers": (lambda s: s.update({FIRST: torch.ones(4, 104, dtype=torch.int32)}), "numbers of the format I32"),
     "NaN": (lambda s: s.update({FIRST: torch.full((4, 104), float("nan"))}), "to_q.lora_A.weight: NaN"),
     "infinite": (lambda s: s.update({FIRST: torch.full((4, 104), float("inf"))}), "NaN or infinite"),
+    "zeros": (lambda s: s.update({k: torch.zeros_like(t) for k, t in s.items() if "lora_B" in k}), "would change nothing"),
+    "alphas of zero": (lambda s: s.update({k.replace("lora_A.weight", "alpha"): torch.zeros(()) for k in list(s) if "lora_A" in k}), "would change nothing"),
+    "an alpha of NaN": (lambda s: s.update({FIRST.replace("lora_A.weight", "alpha"): torch.tensor(float("nan"))}), "to_q: the alpha is NaN"),
     "an unknown name": (lambda s: s.update({"some.thing": torch.ones(1)}), "some.thing is not the name of a LoRA weight"),
     "an unknown layer": (lambda s: s.update({FIRST.replace("to_q", "to_x"): torch.ones(1)}), "to_x.*layer that SDXL's transformer blocks do not have"),
     "the same weight twice": (lambda s: s.update({"unet." + FIRST: torch.ones(4, 104)}), "two names for the same weight"),
@@ -258,6 +262,19 @@ def test_what_is_wrong_is_named(tmp_path, fault):
     assert str(caught.value).startswith(str(tmp_path / "x.safetensors"))
 
 
+def test_what_is_unusual_is_said(tmp_path):
+    whole = made().state_dict
+    cases = {
+        "style half has no attn1.to_out.0": {k: t for k, t in whole.items() if "attentions.1" not in k or "attn1.to_out" not in k},
+        "content half has 1 transformer layers; the base model has 2": {k: t for k, t in whole.items() if "attentions.0.transformer_blocks.1" not in k},
+        "style half is zero": {k: t * 0 if "attentions.1" in k else t for k, t in whole.items()},
+    }
+    for number, (message, tensors) in enumerate(cases.items()):
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+        with pytest.warns(BLoRAWarning, match=message):
+            assert BLoRA.load(tmp_path / f"{number}.safetensors").halves == ("content", "style")
+
+
 def test_loras_for_other_models_are_recognised(tmp_path):
     for key, message in {
         "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": "FLUX",
@@ -273,7 +290,7 @@ def test_loras_for_other_models_are_recognised(tmp_path):
 def test_a_blora_for_another_base_is_refused_and_what_was_applied_stays(pipe):
     apply(pipe, made())
     sdxl = made(width=1280, context=2048, depth=10, rank=lambda layer: 1)
-    assert base_of(sdxl) == "SDXL" and base_of(made()) == "the teaching model"
+    assert base_of(sdxl.state_dict) == "SDXL" and base_of(made().state_dict) == "the teaching model"
     for wrong, message in ((sdxl, "the base model has no layer|size .* in the base model"), (made(width=96, context=128), "96 channels")):
         with pytest.raises(BLoRAError, match=f"(?i){message}"):
             apply(pipe, style=wrong)
