@@ -82,7 +82,7 @@ def picture_facts(pipe, content, style):
 def differences(picture, facts):
     """Lines that say where the `picture_facts` differ from those in a picture; none where it can be made again bit by bit."""
     then = read_settings(picture) if picture else facts
-    return [f"{what} was {shown(then.get(what))} and is {shown(now)}; the picture will not be the same." for what, now in facts.items() if then.get(what) != now]
+    return [f"{what} was {shown(then.get(what))} and is {shown(now)}; the picture may not be the same." for what, now in facts.items() if then.get(what) != now]
 
 
 def norms(blora):
