@@ -9,6 +9,7 @@ import io
 import json
 from pathlib import Path
 import re
+import shlex
 import tempfile
 
 from .adapters import describe, prompt_of
@@ -112,9 +113,9 @@ def facts(blora):
 def usage(blora, source):
     """The commands that use a B-LoRA's halves."""
     base = "" if base_of(blora.state_dict) == "the teaching model" else " --pretrained_model_name_or_path sdxl"
-    flags = " ".join(f'--{half}_B_LoRA "{source}"' for half in blora.halves)
+    flags = " ".join(f"--{half}_B_LoRA {shlex.quote(str(source))}" for half in blora.halves)
     prompt = {("content", "style"): prompt_of(blora) or "A [v]", ("content",): "A [c] in watercolour style", ("style",): "A cat in [s] style"}[blora.halves]
-    return f'python -m blora_nb generate --prompt "{prompt}" {flags}{base} --output_path outputs'
+    return f"python -m blora_nb generate --prompt {shlex.quote(prompt)} {flags}{base} --output_path outputs"
 
 
 def inspect(blora, source):
@@ -174,7 +175,7 @@ other half of another B-LoRA.
 from blora_nb import generate, load_pipeline
 
 pipe = load_pipeline("{base or 'tiny'}")
-generate(pipe, "{prompt or 'A [v]'}", {", ".join(f'{half}="{repo_id}"' for half in blora.halves)})
+generate(pipe, {json.dumps(prompt or "A [v]", ensure_ascii=False)}, {", ".join(f'{half}="{repo_id}"' for half in blora.halves)})
 ```
 
 In plain diffusers: `pipe.load_lora_weights("{repo_id}")` applies {'both halves' if len(blora.halves) > 1 else 'it'}.

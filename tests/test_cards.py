@@ -58,11 +58,16 @@ def test_norms_are_those_of_the_change(described):
 
 def test_a_description_says_what_it_is_and_how_to_use_it(described, tmp_path):
     text = inspect(BLoRA.load(described.save(tmp_path / "x.safetensors", "sgm")), "x.safetensors")
-    for part in ("kohya with SDXL's own block names", "content half", "16 layers, rank 4", "the teaching model", "A [v] | fish", "cc-by-4.0", "attn2.to_out.0", '--style_B_LoRA "x.safetensors"'):
+    for part in ("kohya with SDXL's own block names", "content half", "16 layers, rank 4", "the teaching model", "A [v] | fish", "cc-by-4.0", "attn2.to_out.0", "--style_B_LoRA x.safetensors", "--prompt 'A [v] | fish'"):
         assert part in text
     assert "rank 2, 6" in inspect(made(rank=mixed_rank).style, "x") and "--content" not in inspect(described.style, "x")
     page = described._repr_html_()
     assert page.count("<img src=\"data:image/jpeg;base64,") == 1 and "<svg" in page and len(page) < 30_000
+
+
+def test_a_prompt_cannot_slip_a_command_into_what_is_copied():
+    trap = BLoRA(made().state_dict, {"modelspec.trigger_phrase": 'A"; rm -rf ~; "'})
+    assert """--prompt 'A"; rm -rf ~; "'""" in inspect(trap, "x") and r'generate(pipe, "A\"; rm' in model_card(trap, "a/b")
 
 
 def test_a_model_card_has_the_header_the_hub_reads(described):
