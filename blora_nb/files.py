@@ -143,6 +143,6 @@ def open_weights(path):
             yield opened
     except BLoRAError:
         raise
-    except (safetensors.SafetensorError, OSError, MemoryError, OverflowError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (safetensors.SafetensorError, OSError, MemoryError, RuntimeError) as error:
         # what the reader raises for headers that contradict themselves or name number formats PyTorch lacks
         raise BLoRAError(f"{path} is not a complete safetensors file ({shown(error, 200)}). Copy or download it again; other formats are not opened.") from None

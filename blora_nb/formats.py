@@ -18,6 +18,7 @@ from .blocks import BLOCK_OF_HALF
 SGM_BLOCK_OF_HALF = {"content": "output_blocks.0.1", "style": "output_blocks.1.1"}  # as in SDXL's own code, hence ComfyUI and A1111
 FORMATS = ("diffusers", "peft", "kohya", "sgm")
 NUMBER_FORMATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+WHOLE_NUMBERS = {"I64", "I32", "I16", "I8", "U8"}  # which some programs use for an alpha
 LARGEST = 4 * 2**30  # bytes of float32 that the two halves may take; SDXL at rank 64 takes 113 MB
 
 PREFIX = re.compile(r"(?:base_model\.model\.|unet[._]|model\.diffusion_model\.|diffusion_model\.|lora_unet_|lycoris_unet_|lycoris_)*")
@@ -226,7 +227,7 @@ def _check_header(opened, names):
     for (_, part), key in names.items():
         weight = opened.get_slice(key)
         shape, dtype = weight.get_shape(), str(weight.get_dtype())
-        if dtype not in NUMBER_FORMATS and part != "alpha":
+        if dtype not in (NUMBER_FORMATS | WHOLE_NUMBERS if part == "alpha" else NUMBER_FORMATS):
             raise BLoRAError(f"{shown(key)} holds numbers of the format {dtype}; weights are float32, float16, bfloat16 or float8.")
         if part == "alpha" and math.prod(shape) != 1:
             raise BLoRAError(f"{shown(key)} has the shape {list(shape)}; an alpha is one number.")
