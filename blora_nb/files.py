@@ -37,10 +37,21 @@ def complete_file(path):
     try:
         yield Path(part)
         os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
+        _put(part, path)
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
+
+
+def _put(part, path):
+    """Give a finished file its name, unless somebody else has written one of that name meanwhile."""
+    try:
+        os.link(part, path)
+        os.unlink(part)
+    except FileExistsError:
+        raise FileExistsError(f"{path} was written by another program meanwhile. Choose another name, or remove it first.") from None
+    except OSError:  # a file system without hard links
+        os.replace(part, path)
 
 
 def _umask():

@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from blora_nb import BLoRA
 from blora_nb.adapters import BLoRAError
+from blora_nb.files import complete_file
 from blora_nb.images import ImageError, find_images, read_image, read_settings, safe_name, save_image
 
 quick = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
@@ -335,3 +336,7 @@ def test_nothing_half_written_remains(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
     with pytest.raises(FileExistsError):
         save_image(Image.new("RGB", (2, 2)), tmp_path / "x.safetensors")
+    with pytest.raises(FileExistsError, match="another program"), complete_file(tmp_path / "c.png") as part:
+        part.write_text("ours")
+        (tmp_path / "c.png").write_text("theirs")
+    assert (tmp_path / "c.png").read_text() == "theirs" and len(list(tmp_path.iterdir())) == 2
