@@ -1,6 +1,5 @@
 """A B-LoRA on disk and in a pipeline: read, write, take one half, mix halves, apply them with alphas, take them off again."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 import hashlib
 import json
@@ -11,8 +10,9 @@ import safetensors.torch
 import torch
 
 from .blocks import BLOCK_OF_HALF, half_of
+from .checks import base_of, check_complete, check_finite, check_sizes, remarks
 from .files import FILE_NAME, PEFT_CONFIG, PEFT_FILE, complete_file, find_weights, open_weights
-from .formats import FORMATS, BLoRAError, expected_shape, format_of, named_weights, peft_config, read_weights, several, shown
+from .formats import FORMATS, BLoRAError, format_of, named_weights, peft_config, read_weights, shown
 
 # header entries that would be wrong in a file written anew
 STALE = {"format", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
@@ -22,7 +22,7 @@ class BLoRAWarning(UserWarning):
     """Something in a file that was left out or assumed."""
 
 
-@dataclass
+@dataclass(repr=False)
 class BLoRA:
     """The LoRA weights of the content block, of the style block, or of both. Ranks may differ from layer to layer.
 
@@ -37,21 +37,14 @@ class BLoRA:
 
     state_dict: dict
     metadata: dict = field(default_factory=dict)
-    losses: list = field(default_factory=list, repr=False)
-    notes: list = field(default_factory=list, repr=False)
+    losses: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
     format: str = ""
 
     def __post_init__(self):
-        if not self.state_dict:
-            raise BLoRAError("There is no weight in it.")
-        for key in self.state_dict:
-            if half_of(key) is None:
-                raise BLoRAError(f"{shown(key)} belongs to neither {' nor '.join(BLOCK_OF_HALF.values())}, so this is no B-LoRA.")
-        _check_complete(self.state_dict)
-        _check_sizes(self.state_dict)
-        broken = [key for key, tensor in self.state_dict.items() if not torch.isfinite(tensor).all()]
-        if broken:
-            raise BLoRAError(f"{several(broken)}: NaN or infinite values; the training that made it went wrong.")
+        check_complete(self.state_dict)
+        check_sizes(self.state_dict)
+        check_finite(self.state_dict)
 
     @property
     def halves(self):
@@ -114,6 +107,7 @@ class BLoRA:
                 state_dict, notes = read_weights(opened, config)
                 format = format_of(opened.keys())
             blora = cls(state_dict, {k: v for k, v in metadata.items() if k not in STALE}, notes=notes, format=format)
+            notes += remarks(blora.layers)
         except BLoRAError as error:
             raise error if str(error).startswith(str(file)) else BLoRAError(f"{file}: {error}") from None
         for note in notes:
@@ -150,67 +144,21 @@ class BLoRA:
             safetensors.torch.save_file(named_weights(self.layers, format), part, {"format": "pt", **self.metadata, **_kohya_metadata(self, format)})
         return file
 
+    def __repr__(self):
+        return describe(self)
+
     def _repr_html_(self):
         from .cards import html
 
         return html(self)
 
 
-def _check_complete(state_dict):
-    """Raise a BLoRAError unless each matrix has its partner and the transformer layers of a half all have the same layers."""
-    for key in state_dict:
-        partner = key.replace("lora_A", "lora_B") if "lora_A" in key else key.replace("lora_B", "lora_A")
-        if partner not in state_dict or partner == key:
-            raise BLoRAError(f"{shown(key)} is there without its partner {shown(partner)}; the file is incomplete.")
-    layers = {key.split(".lora_")[0] for key in state_dict}
-    missing = []
-    for block in BLOCK_OF_HALF.values():
-        start = f"unet.{block}.transformer_blocks."
-        found = {tuple(layer.removeprefix(start).split(".", 1)) for layer in layers if layer.startswith(start)}
-        indices = range(max((int(index) for index, _ in found), default=-1) + 1)
-        missing += [f"{start}{i}.{name}" for i in indices for name in sorted({name for _, name in found}) if (str(i), name) not in found]
-    if missing:
-        raise BLoRAError(f"{several(missing)}: missing, while the other transformer layers have them; the file is incomplete.")
-
-
-def _check_sizes(state_dict):
-    """Raise a BLoRAError unless the matrices of each layer fit each other and the layers fit one model."""
-    for key, tensor in state_dict.items():
-        if tensor.ndim != 2 or not tensor.numel():
-            raise BLoRAError(f"{shown(key)} has the shape {tuple(tensor.shape)}; a LoRA matrix is two-dimensional and not empty.")
-    for key, a in state_dict.items():
-        if "lora_A" in key and (b := state_dict[key.replace("lora_A", "lora_B")]).shape[1] != a.shape[0]:
-            raise BLoRAError(f"{shown(key)} has rank {a.shape[0]} and its partner rank {b.shape[1]}; they must be the same.")
-    width, context = _model_size(state_dict)
-    for key, tensor in state_dict.items():
-        layer, part = key.split(".lora_")
-        out_features, in_features = expected_shape(layer, width, context)
-        if tensor.shape != ((tensor.shape[0], in_features) if part.startswith("A") else (out_features, tensor.shape[1])):
-            wanted = f"[rank, {in_features}]" if part.startswith("A") else f"[{out_features}, rank]"
-            raise BLoRAError(f"{shown(key)} has the shape {list(tensor.shape)}; going by the other layers it should be {wanted}.")
-
-
-def _model_size(state_dict):
-    """(channels of the transformer blocks, channels of the text) that most layers speak for."""
-    inner = Counter(t.shape[0] for key, t in state_dict.items() if key.endswith(".lora_B.weight") and "ff.net.0" not in key)
-    context = Counter(t.shape[1] for key, t in state_dict.items() if key.endswith(("attn2.to_k.lora_A.weight", "attn2.to_v.lora_A.weight")))
-    width = inner.most_common(1)[0][0] if inner else max(t.shape[1] for key, t in state_dict.items() if ".lora_A" in key)
-    return width, context.most_common(1)[0][0] if context else None
-
-
 def _kohya_metadata(blora, format):
     """What A1111 and its kin read in the header to list a LoRA under the right base model."""
     if format not in ("kohya", "sgm"):
         return {}
-    base = {"ss_base_model_version": "sdxl_base_v1-0", "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"} if base_of(blora) == "SDXL" else {}
+    base = {"ss_base_model_version": "sdxl_base_v1-0", "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"} if base_of(blora.state_dict) == "SDXL" else {}
     return {"ss_network_module": "networks.lora", "ss_network_dim": str(blora.rank), "ss_network_alpha": str(blora.rank), **base}
-
-
-def base_of(blora):
-    """The kind of base model its sizes fit: "SDXL", "the teaching model" or another, in words."""
-    width, context = _model_size(blora.state_dict)
-    known = {1280: "SDXL", 104: "the teaching model"}
-    return known.get(width) if context in (None, 2048, 128) and width in known else f"a model with {width} channels in its transformer blocks"
 
 
 def from_original_alpha(alpha):
@@ -277,7 +225,7 @@ def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
         for half, blora in halves.items():
             # said for every layer, because diffusers guesses wrong in some versions where ranks differ
             alphas = {f"unet.{layer}.alpha": float(a.shape[0]) for layer, (a, _) in blora.layers.items()}
-            pipe.unet.load_lora_adapter({key: t.clone() for key, t in blora.state_dict.items()}, adapter_name=half, prefix="unet", network_alphas=alphas)
+            pipe.load_lora_into_unet({key: t.clone() for key, t in blora.state_dict.items()}, alphas, pipe.unet, adapter_name=half, _pipeline=pipe)
     set_alphas(pipe, content_alpha, style_alpha)
 
 
@@ -288,9 +236,9 @@ def _check_fits(unet, blora):
             module = unet.get_submodule(layer)
             expected = module.out_features, module.in_features
         except AttributeError:
-            raise BLoRAError(f"The base model has no layer {layer}; this B-LoRA was trained on a larger one ({base_of(blora)}).") from None
+            raise BLoRAError(f"The base model has no layer {layer}; this B-LoRA was trained on a larger one ({base_of(blora.state_dict)}).") from None
         if (b.shape[0], a.shape[1]) != expected:
-            raise BLoRAError(f"{layer} has the size {expected} in the base model and {(b.shape[0], a.shape[1])} in the B-LoRA, which does not fit: it was trained on {base_of(blora)}.")
+            raise BLoRAError(f"{layer} has the size {expected} in the base model and {(b.shape[0], a.shape[1])} in the B-LoRA, which does not fit: it was trained on {base_of(blora.state_dict)}.")
 
 
 def set_alphas(pipe, content_alpha=1.0, style_alpha=1.0):

@@ -9,10 +9,12 @@ import io
 import json
 from pathlib import Path
 import re
+import shlex
 import tempfile
 
-from .adapters import base_of, describe, prompt_of
+from .adapters import describe, prompt_of
 from .blocks import half_of
+from .checks import base_of
 from .files import FILE_NAME
 from .formats import shown
 from .images import read_image, read_settings
@@ -81,7 +83,7 @@ def picture_facts(pipe, content, style):
 def differences(picture, facts):
     """Lines that say where the `picture_facts` differ from those in a picture; none where it can be made again bit by bit."""
     then = read_settings(picture) if picture else facts
-    return [f"{what} was {shown(then.get(what))} and is {shown(now)}; the picture will not be the same." for what, now in facts.items() if then.get(what) != now]
+    return [f"{what} was {shown(then.get(what))} and is {shown(now)}; the picture may not be the same." for what, now in facts.items() if then.get(what) != now]
 
 
 def norms(blora):
@@ -99,7 +101,7 @@ def facts(blora):
         lines.append((f"{half} half", f"{len(layers)} layers, rank {', '.join(map(str, ranks))}, norm of the change {change:.3g}"))
     base = blora.metadata.get("base_model") or blora.metadata.get("ss_sd_model_name")
     sha256 = blora.metadata.get("base_model_sha256", "")
-    lines.append(("base", base_of(blora) + (f" ({shown(base)}{', sha256 ' + shown(sha256, 12) if sha256 else ''})" if base else "")))
+    lines.append(("base", base_of(blora.state_dict) + (f" ({shown(base)}{', sha256 ' + shown(sha256, 12) if sha256 else ''})" if base else "")))
     lines.append(("prompt", prompt_of(blora) or "not in the file; the original trains with: A [v]"))
     for what, key in (("training", "training"), ("versions", "versions"), ("picture", "picture_sha256"), ("licence", "modelspec.license")):
         if key in blora.metadata:
@@ -110,10 +112,10 @@ def facts(blora):
 
 def usage(blora, source):
     """The commands that use a B-LoRA's halves."""
-    base = "" if base_of(blora) == "the teaching model" else " --pretrained_model_name_or_path sdxl"
-    flags = " ".join(f'--{half}_B_LoRA "{source}"' for half in blora.halves)
+    base = "" if base_of(blora.state_dict) == "the teaching model" else " --pretrained_model_name_or_path sdxl"
+    flags = " ".join(f"--{half}_B_LoRA {shlex.quote(str(source))}" for half in blora.halves)
     prompt = {("content", "style"): prompt_of(blora) or "A [v]", ("content",): "A [c] in watercolour style", ("style",): "A cat in [s] style"}[blora.halves]
-    return f'python -m blora_nb generate --prompt "{prompt}" {flags}{base} --output_path outputs'
+    return f"python -m blora_nb generate --prompt {shlex.quote(prompt)} {flags}{base} --output_path outputs"
 
 
 def inspect(blora, source):
@@ -152,8 +154,8 @@ def model_card(blora, repo_id):
 
     prompt, license = prompt_of(blora), blora.metadata.get("modelspec.license")
     named = blora.metadata.get("base_model", "")
-    base = named if "/" in named else ("stabilityai/stable-diffusion-xl-base-1.0" if base_of(blora) == "SDXL" else None)
-    tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora) == "SDXL" else [])]
+    base = named if "/" in named else ("stabilityai/stable-diffusion-xl-base-1.0" if base_of(blora.state_dict) == "SDXL" else None)
+    tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora.state_dict) == "SDXL" else [])]
     data = ModelCardData(license=license, base_model=base, tags=tags, instance_prompt=prompt)
     table = "\n".join(f"| {what} | {text.replace('|', '/')} |" for what, text in facts(blora))
     return f"""---
@@ -173,7 +175,7 @@ other half of another B-LoRA.
 from blora_nb import generate, load_pipeline
 
 pipe = load_pipeline("{base or 'tiny'}")
-generate(pipe, "{prompt or 'A [v]'}", {", ".join(f'{half}="{repo_id}"' for half in blora.halves)})
+generate(pipe, {json.dumps(prompt or "A [v]", ensure_ascii=False)}, {", ".join(f'{half}="{repo_id}"' for half in blora.halves)})
 ```
 
 In plain diffusers: `pipe.load_lora_weights("{repo_id}")` applies {'both halves' if len(blora.halves) > 1 else 'it'}.

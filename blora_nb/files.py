@@ -37,10 +37,21 @@ def complete_file(path):
     try:
         yield Path(part)
         os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
+        _put(part, path)
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
+
+
+def _put(part, path):
+    """Give a finished file its name, unless somebody else has written one of that name meanwhile."""
+    try:
+        os.link(part, path)
+        os.unlink(part)
+    except FileExistsError:
+        raise FileExistsError(f"{path} was written by another program meanwhile. Choose another name, or remove it first.") from None
+    except OSError:  # a file system without hard links
+        os.replace(part, path)
 
 
 def _umask():
@@ -143,6 +154,6 @@ def open_weights(path):
             yield opened
     except BLoRAError:
         raise
-    except (safetensors.SafetensorError, OSError, MemoryError, OverflowError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (safetensors.SafetensorError, OSError, MemoryError, RuntimeError) as error:
         # what the reader raises for headers that contradict themselves or name number formats PyTorch lacks
         raise BLoRAError(f"{path} is not a complete safetensors file ({shown(error, 200)}). Copy or download it again; other formats are not opened.") from None

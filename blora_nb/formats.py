@@ -18,14 +18,15 @@ from .blocks import BLOCK_OF_HALF
 SGM_BLOCK_OF_HALF = {"content": "output_blocks.0.1", "style": "output_blocks.1.1"}  # as in SDXL's own code, hence ComfyUI and A1111
 FORMATS = ("diffusers", "peft", "kohya", "sgm")
 NUMBER_FORMATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+WHOLE_NUMBERS = {"I64", "I32", "I16", "I8", "U8"}  # which some programs use for an alpha
 LARGEST = 4 * 2**30  # bytes of float32 that the two halves may take; SDXL at rank 64 takes 113 MB
 
-PREFIX = re.compile(r"(?:base_model\.model\.|unet\.|model\.diffusion_model\.|diffusion_model\.|lora_unet_|lycoris_unet_|lycoris_)*")
+PREFIX = re.compile(r"(?:base_model\.model\.|unet[._]|model\.diffusion_model\.|diffusion_model\.|lora_unet_|lycoris_unet_|lycoris_)*")
 TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_te[12]?_|lycoris_te|text_encoder|text_model|te[12][._]|clip_[lg]|conditioner)")
 OTHER_BLOCK = re.compile(r"(?:down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|time_embed|add_embedding|label_emb|conv_in|conv_out|out)_")
 ENDINGS = {
-    "lora_A": re.compile(r"(?:\.lora_A(?:\.\w{1,80})?|[._]lora\.down|\.lora_down|\.lora_linear_layer\.down)\.weight$"),
-    "lora_B": re.compile(r"(?:\.lora_B(?:\.\w{1,80})?|[._]lora\.up|\.lora_up|\.lora_linear_layer\.up)\.weight$"),
+    "lora_A": re.compile(r"(?:\.lora_A(?:\.\w{1,80})?|[._]lora(?:_layer)?\.down|\.lora_down|\.lora_linear_layer\.down)\.weight$"),
+    "lora_B": re.compile(r"(?:\.lora_B(?:\.\w{1,80})?|[._]lora(?:_layer)?\.up|\.lora_up|\.lora_linear_layer\.up)\.weight$"),
     "alpha": re.compile(r"\.alpha$"),
 }
 LAYER = re.compile(r"(proj_in|proj_out)|transformer_blocks_(0|[1-9][0-9]{0,2})_(?:attn([12])_to_(q|k|v|out)(?:(?<=out)_0)?|ff_net_(0_proj|2))")
@@ -73,7 +74,7 @@ def format_of(keys):
     if "unet.unet." in text:
         return "diffusers with a doubled unet., as the authors' published weights"
     if "lora_unet_" in text or "lycoris_" in text:
-        return f"kohya with {'SDXL' if 'output_blocks_' in text else 'diffusers'}'s block names"
+        return "kohya with SDXL's own block names" if "output_blocks_" in text else "kohya with diffusers' block names"
     if "diffusion_model." in text:
         return "ComfyUI"
     return "PEFT" if "base_model.model." in text else "diffusers"
@@ -226,7 +227,7 @@ def _check_header(opened, names):
     for (_, part), key in names.items():
         weight = opened.get_slice(key)
         shape, dtype = weight.get_shape(), str(weight.get_dtype())
-        if dtype not in NUMBER_FORMATS and part != "alpha":
+        if dtype not in (NUMBER_FORMATS | WHOLE_NUMBERS if part == "alpha" else NUMBER_FORMATS):
             raise BLoRAError(f"{shown(key)} holds numbers of the format {dtype}; weights are float32, float16, bfloat16 or float8.")
         if part == "alpha" and math.prod(shape) != 1:
             raise BLoRAError(f"{shown(key)} has the shape {list(shape)}; an alpha is one number.")

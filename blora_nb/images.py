@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageChops, ImageOps, PngImagePlugin
 
 from .files import complete_file
-from .formats import parse_json, shown
+from .formats import BLoRAError, parse_json, shown
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no others: some of Pillow's decoders start programs
@@ -187,4 +187,7 @@ def read_settings(path):
         image.close()
     if text is None:
         raise ImageError(f"{shown(path, 300)} has no settings inside; only pictures of `python -m blora_nb generate`, as they were written, have them.")
-    return parse_json(text, f"the text field of {path}")
+    try:
+        return parse_json(text, f"The text field of {path}")
+    except BLoRAError as error:
+        raise ImageError(str(error)) from None

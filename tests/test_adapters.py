@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from blora_nb import BLoRA, generate
-from blora_nb.adapters import FILE_NAME, BLoRAError, applied, apply, remove, set_alphas
+from blora_nb.adapters import FILE_NAME, BLoRAError, applied, apply, from_original_alpha, mix, remove, set_alphas
 from blora_nb.blocks import half_of
 
 
@@ -100,3 +100,93 @@ def test_applying_again_replaces_and_removing_leaves_no_trace(pipe, blora):
     assert max(abs(a - b) for a, b in zip(off.tobytes(), plain.tobytes())) <= 1
     assert generate(pipe, "A cat", seeds=3, num_inference_steps=3, progress=False)[0].tobytes() == plain.tobytes()
     assert applied(pipe) == []
+
+
+def cut_to(blora, rank):
+    """A B-LoRA with only the first `rank` rows and columns."""
+    return BLoRA({k: t[:rank] if "lora_A" in k else t[:, :rank] for k, t in blora.state_dict.items()})
+
+
+def change_of(blora, layer):
+    a, b = blora.layers[layer]
+    return b @ a
+
+
+def test_styles_of_several_bloras_are_mixed_by_weight_whatever_their_ranks(pipe, blora):
+    other = cut_to(BLoRA({k: t.roll(1, -1) for k, t in blora.state_dict.items()}), 5)
+    apply(pipe, [blora, (other, -0.5)], style=[(blora, 0.25), (other.style, 2.0), (blora, -0.5)], content_alpha=2.0)
+    for name, acting in effective_weights(pipe).items():
+        first, second = change_of(blora, name), change_of(other, name)
+        expected = 2 * (first - 0.5 * second) if half_of(name + ".") == "content" else -0.25 * first + 2 * second
+        torch.testing.assert_close(acting, pipe.unet.get_submodule(name).get_base_layer().weight + expected, atol=2e-5, rtol=1e-5)
+    assert applied(pipe) == ["content", "style"]
+    remove(pipe)
+    with pytest.raises(BLoRAError, match="empty"):
+        mix("style", [])
+    with pytest.raises(BLoRAError, match="no style half"):
+        mix("style", [blora, blora.content])
+
+
+def test_ranks_may_differ_from_layer_to_layer(pipe, blora):
+    ranks = {layer: 1 + i % 7 for i, layer in enumerate(blora.layers)}
+    ragged = BLoRA({f"unet.{layer}.lora_{p}.weight": (a[: ranks[layer]] if p == "A" else b[:, : ranks[layer]]) for layer, (a, b) in blora.layers.items() for p in "AB"})
+    apply(pipe, ragged, ragged)
+    for name, acting in effective_weights(pipe).items():
+        torch.testing.assert_close(acting, pipe.unet.get_submodule(name).get_base_layer().weight + change_of(ragged, name), atol=1e-5, rtol=1e-5)
+    remove(pipe)
+
+
+def test_published_alphas_are_translated():
+    # the original multiplies both matrices by its alpha
+    down, up = torch.randn(2, 5), torch.randn(5, 2)
+    for alpha in (1.1, 0.5, -1.0):
+        torch.testing.assert_close(from_original_alpha(alpha) * (up @ down), (alpha * up) @ (alpha * down))
+
+
+def quantize(unet, kind):
+    """Replace the linear layers of the transformer blocks as bitsandbytes does it, which diffusers allows on a GPU only."""
+    import bitsandbytes as bnb
+
+    for name, module in list(unet.named_modules()):
+        if type(module) is torch.nn.Linear and "transformer_blocks" in name:
+            size = module.in_features, module.out_features, module.bias is not None
+            if kind == "8bit":
+                new = bnb.nn.Linear8bitLt(*size, has_fp16_weights=False)
+                new.weight = bnb.nn.Int8Params(module.weight.data.clone(), requires_grad=False, has_fp16_weights=False)
+            else:
+                new = bnb.nn.Linear4bit(*size, compute_dtype=torch.float32, quant_type="nf4")
+                new.weight = bnb.nn.Params4bit(module.weight.data.clone(), requires_grad=False, quant_type="nf4")
+            new.bias = module.bias
+            unet.set_submodule(name, new.to("cpu"))
+    setattr(unet, f"is_loaded_in_{kind}", True)  # PEFT takes its own layers for such a base
+
+
+@pytest.mark.parametrize("base", ["float16", "bfloat16", "8bit", "4bit"])
+def test_halves_act_on_small_number_formats_and_leave_no_trace(base):
+    from blora_nb import load_pipeline
+    from test_formats import made
+
+    blora = made()
+    if base.endswith("bit"):
+        pytest.importorskip("bitsandbytes")
+        pipe = load_pipeline(device="cpu")
+        quantize(pipe.unet, base)
+    else:
+        pipe = load_pipeline(device="cpu", dtype=getattr(torch, base))
+    inputs = torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(0)).to(torch.float32 if base.endswith("bit") else pipe.unet.dtype)
+    layers = {block: f"up_blocks.0.attentions.{n}.transformer_blocks.0.attn2.to_v" for n, block in enumerate(("content", "style"))}
+
+    def answers():
+        with torch.no_grad():
+            return {half: pipe.unet.get_submodule(layer)(inputs).float() for half, layer in layers.items()}
+
+    plain, before = answers(), {k: v.clone() for k, v in pipe.unet.state_dict().items() if torch.is_tensor(v)}
+    for _ in range(2):  # the second time in place of the first
+        apply(pipe, blora, [(blora, 0.5), (blora, 0.5)], 1.0, -0.5)
+        for half, strength in (("content", 1.0), ("style", -0.5)):
+            expected = strength * inputs.float() @ change_of(blora, layers[half]).T
+            assert (answers()[half] - plain[half] - expected).norm() < 0.02 * expected.norm()
+    remove(pipe)
+    after = pipe.unet.state_dict()
+    assert applied(pipe) == [] and all(torch.equal(v, after[k]) for k, v in before.items())
+    assert all(torch.equal(answers()[half], plain[half]) for half in layers)

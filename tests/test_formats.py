@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from blora_nb import BLoRA
-from blora_nb.adapters import BLoRAError, BLoRAWarning, apply, base_of, combine, remove
+from blora_nb.adapters import BLoRAError, BLoRAWarning, _check_fits, apply, combine, remove
 from blora_nb.blocks import BLOCK_OF_HALF
+from blora_nb.checks import base_of
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -149,6 +150,7 @@ SPELLINGS = {
     "no prefix": lambda k: k.removeprefix("unet."),
     "peft": lambda k: "base_model.model." + k.removeprefix("unet."),
     "peft with adapter name": lambda k: "base_model.model." + k.removeprefix("unet.").replace(".weight", ".default.weight"),
+    "layers of a whole U-Net": lambda k: diffusers_025(k).replace(".lora.", ".lora_layer."),
     "kohya": kohya,
     "kohya sgm": lambda k: kohya(sgm(k)),
     "lycoris": lambda k: kohya(sgm(k)).replace("lora_unet_", "lycoris_"),
@@ -164,6 +166,16 @@ def test_every_spelling_is_read(tmp_path, spelling):
         warnings.simplefilter("error")
         again = BLoRA.load(tmp_path / "x.safetensors")
     assert same(blora.state_dict, again.state_dict) and again.format
+
+
+def test_files_of_diffusers_own_converter_are_read(tmp_path):
+    from diffusers.utils import convert_all_state_dict_to_peft, convert_state_dict_to_kohya
+
+    blora = made()
+    for spelling in ("diffusers 0.25", "doubled unet"):
+        converted = convert_state_dict_to_kohya(convert_all_state_dict_to_peft({SPELLINGS[spelling](key): t for key, t in blora.state_dict.items()}))
+        save_file({key: t.contiguous() for key, t in converted.items()}, tmp_path / "x.safetensors")
+        assert same(blora.state_dict, BLoRA.load(tmp_path / "x.safetensors").state_dict)
 
 
 def test_layers_of_a_lycoris_preset_are_read(tmp_path):
@@ -228,6 +240,9 @@ FAULTS = {
     "whole numbers": (lambda s: s.update({FIRST: torch.ones(4, 104, dtype=torch.int32)}), "numbers of the format I32"),
     "NaN": (lambda s: s.update({FIRST: torch.full((4, 104), float("nan"))}), "to_q.lora_A.weight: NaN"),
     "infinite": (lambda s: s.update({FIRST: torch.full((4, 104), float("inf"))}), "NaN or infinite"),
+    "zeros": (lambda s: s.update({k: torch.zeros_like(t) for k, t in s.items() if "lora_B" in k}), "would change nothing"),
+    "alphas of zero": (lambda s: s.update({k.replace("lora_A.weight", "alpha"): torch.zeros(()) for k in list(s) if "lora_A" in k}), "would change nothing"),
+    "an alpha of NaN": (lambda s: s.update({FIRST.replace("lora_A.weight", "alpha"): torch.tensor(float("nan"))}), "to_q: the alpha is NaN"),
     "an unknown name": (lambda s: s.update({"some.thing": torch.ones(1)}), "some.thing is not the name of a LoRA weight"),
     "an unknown layer": (lambda s: s.update({FIRST.replace("to_q", "to_x"): torch.ones(1)}), "to_x.*layer that SDXL's transformer blocks do not have"),
     "the same weight twice": (lambda s: s.update({"unet." + FIRST: torch.ones(4, 104)}), "two names for the same weight"),
@@ -247,6 +262,19 @@ def test_what_is_wrong_is_named(tmp_path, fault):
     assert str(caught.value).startswith(str(tmp_path / "x.safetensors"))
 
 
+def test_what_is_unusual_is_said(tmp_path):
+    whole = made().state_dict
+    cases = {
+        "style half has no attn1.to_out.0": {k: t for k, t in whole.items() if "attentions.1" not in k or "attn1.to_out" not in k},
+        "content half has 1 transformer layers; the base model has 2": {k: t for k, t in whole.items() if "attentions.0.transformer_blocks.1" not in k},
+        "style half is zero": {k: t * 0 if "attentions.1" in k else t for k, t in whole.items()},
+    }
+    for number, (message, tensors) in enumerate(cases.items()):
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+        with pytest.warns(BLoRAWarning, match=message):
+            assert BLoRA.load(tmp_path / f"{number}.safetensors").halves == ("content", "style")
+
+
 def test_loras_for_other_models_are_recognised(tmp_path):
     for key, message in {
         "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": "FLUX",
@@ -259,10 +287,26 @@ def test_loras_for_other_models_are_recognised(tmp_path):
             BLoRA.load(tmp_path / "x.safetensors")
 
 
+def test_every_layer_of_sdxls_two_blocks_is_known():
+    """SDXL's own configuration, without weights."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=128, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(320, 640, 1280), transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048, use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+        )  # fmt: skip
+    blora = made(width=1280, context=2048, depth=10, rank=lambda layer: 1, feed_forward=True)
+    _check_fits(unet, blora)
+    linears = {n for n, m in unet.named_modules() if type(m) is torch.nn.Linear and n.startswith(tuple(f"{b}." for b in BLOCK_OF_HALF.values()))}
+    assert linears == blora.layers.keys() and len([n for n in linears if ".attn" in n]) == 160
+
+
 def test_a_blora_for_another_base_is_refused_and_what_was_applied_stays(pipe):
     apply(pipe, made())
     sdxl = made(width=1280, context=2048, depth=10, rank=lambda layer: 1)
-    assert base_of(sdxl) == "SDXL" and base_of(made()) == "the teaching model"
+    assert base_of(sdxl.state_dict) == "SDXL" and base_of(made().state_dict) == "the teaching model"
     for wrong, message in ((sdxl, "the base model has no layer|size .* in the base model"), (made(width=96, context=128), "96 channels")):
         with pytest.raises(BLoRAError, match=f"(?i){message}"):
             apply(pipe, style=wrong)

@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from blora_nb import BLoRA
 from blora_nb.adapters import BLoRAError
+from blora_nb.files import complete_file
 from blora_nb.images import ImageError, find_images, read_image, read_settings, safe_name, save_image
 
 quick = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
@@ -157,6 +158,26 @@ def test_a_huge_header_and_huge_shapes_take_no_memory(tmp_path):
     lines = done.stdout.splitlines()
     assert "its header would have 3,221,225,472 bytes" in lines[0] and ("would take 4 GiB of memory" in lines[1] or "Cannot allocate" in lines[1]), done
     assert int(lines[-1].split()[1]) < 200  # MiB
+
+
+@pytest.mark.parametrize("part", ["lora_down.weight", "alpha"])
+def test_every_number_format_is_read_or_refused(tmp_path, part):
+    bits = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
+    read = set()
+    for dtype, size in bits.items():
+        shapes, header, data = {"lora_down.weight": [8, 8], "lora_up.weight": [8, 8], "alpha": [1]}, {}, b""
+        for name, shape in shapes.items():
+            kind, width = (dtype, size) if name == part else ("F32", 32)
+            length = max(1, (64 if len(shape) == 2 else 1) * width // 8)
+            header[f"{NAME}.{name}"] = {"dtype": kind, "shape": shape, "data_offsets": [len(data), len(data) + length]}
+            data += b"\x01\x3c" * (length // 2) + b"\x01" * (length % 2)
+        (tmp_path / "x.safetensors").write_bytes(with_header(header, data))
+        try:
+            BLoRA.load(tmp_path / "x.safetensors")
+            read.add(dtype)
+        except BLoRAError:
+            pass
+    assert {"F16", "BF16", "F32", "F64", "F8_E4M3"} <= read and not read & {"BOOL", "C64", "F4", "U64", "F8_E8M0"}
 
 
 def test_offsets_that_lie_are_refused(tmp_path):
@@ -315,3 +336,7 @@ def test_nothing_half_written_remains(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
     with pytest.raises(FileExistsError):
         save_image(Image.new("RGB", (2, 2)), tmp_path / "x.safetensors")
+    with pytest.raises(FileExistsError, match="another program"), complete_file(tmp_path / "c.png") as part:
+        part.write_text("ours")
+        (tmp_path / "c.png").write_text("theirs")
+    assert (tmp_path / "c.png").read_text() == "theirs" and len(list(tmp_path.iterdir())) == 2
