@@ -1,6 +1,7 @@
 # make walkthrough   run the lessons on the teaching model; pictures and executed notebooks go to outputs/
 # make test          run every test
 # make lab           open JupyterLab on the notebooks
+# make app           open the page for people who never open a notebook
 # make notebooks     execute the notebooks again and store their outputs
 # make bench         measure the separation and the teaching model (about an hour on two cores)
 # make teaching-model   train the teaching model and the judge again (hours on two cores, resumable)
@@ -10,7 +11,7 @@ BIN := .venv/bin
 READY := .venv/ready
 export OMP_WAIT_POLICY := passive
 
-.PHONY: walkthrough test lab notebooks bench teaching-model
+.PHONY: walkthrough test lab app notebooks bench teaching-model
 
 walkthrough: $(READY)
 	$(BIN)/python notebooks/execute.py --to outputs
@@ -20,6 +21,9 @@ test: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
+
+app: $(READY)
+	cd app && ../$(BIN)/voila blora.ipynb
 
 notebooks: $(READY)
 	$(BIN)/python notebooks/execute.py --in-place

@@ -190,9 +190,8 @@ class AlphaPanel(Panel):
             self.worker.say("Drawn before." if wanted in self.memory else "New settings: press Generate.")
 
     def _generate(self):
-        wanted = self.settings()
-
         def work():
+            wanted = self.settings()
             self._show(self.draw(wanted, self.worker.step), wanted)
             self.worker.say("Done." if self.settings() == wanted else "Done; the controls have moved on since: press Generate for what they say now.")
 
@@ -228,13 +227,11 @@ class SeedPanel(Panel):
         return [self.cards]
 
     def _generate(self):
-        seeds = range(self.seed.value, self.seed.value + self.count.value)
-        wanted = {seed: self.settings(seed) for seed in seeds}
-
         def work():
-            images, steps = {}, self.steps.value
+            first, count, steps = self.seed.value, self.count.value, self.steps.value
+            wanted, images = {seed: self.settings(seed) for seed in range(first, first + count)}, {}
             for number, (seed, drawing) in enumerate(wanted.items()):
-                images[seed] = self.draw(drawing, lambda done, _: self.worker.step(number * steps + done, len(seeds) * steps))
+                images[seed] = self.draw(drawing, lambda done, _: self.worker.step(number * steps + done, count * steps))
             self._rank(images, wanted)
             self.worker.say(f"Seed {self.order[0]} is the best of {len(images)}; the picture you pick is shown large.")
 

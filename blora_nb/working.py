@@ -3,6 +3,7 @@
 import html
 import os
 import threading
+import time
 import traceback
 from contextlib import contextmanager
 
@@ -10,6 +11,10 @@ import ipywidgets as widgets
 
 from .runtime import host
 from .sharing import pipeline_lock
+
+# JupyterLab sends a control's first message to the kernel's main thread and the later ones, clicks among them, to another.
+# So a value typed just before the click may arrive after it; work in the background gives it this long, in seconds.
+SETTLING = 0.1
 
 
 class Cancelled(Exception):
@@ -51,7 +56,7 @@ class Worker(widgets.VBox):
         self.status.value = f'<div role="status" aria-live="polite" style="color:{colour};line-height:1.4;min-height:1.4em;overflow-wrap:anywhere">{lead}{html.escape(text)}</div>'
 
     def start(self, doing, work):
-        """Run `work()`, which calls `self.step` as it goes on. While other work of this panel is under way, do nothing.
+        """Run `work()`, which reads the controls and then calls `self.step` as it goes on. While other work of this panel is under way, do nothing.
 
         Args:
             doing: what the status says meanwhile, e.g. "Drawing".
@@ -92,6 +97,8 @@ class Worker(widgets.VBox):
 
     def _run(self, work):
         try:
+            if self.background:
+                time.sleep(SETTLING)
             with self._turn():
                 work()
         except Cancelled:

@@ -175,10 +175,17 @@ def test_the_panel_in_jupyterlab(page, serve, tmp_path):
     use(page, panel)
 
 
+def test_the_app_page_lists_the_words_of_the_model():
+    import drawings
+
+    text = "".join(cell.source for cell in nbformat.read(ROOT / "app" / "blora.ipynb", as_version=4).cells)
+    assert f"| objects | {', '.join(drawings.OBJECTS)} |" in text and f"| styles | {', '.join(drawings.STYLES)} |" in text
+
+
 def test_the_app_page(page, serve, tmp_path):
     """The page of `make app`: its own tabs, an upload that is no picture, and one that is, learnt on the spot."""
     shutil.copytree(ROOT / "app", tmp_path / "app")
-    page.goto(serve(["voila", "app/blora.ipynb"], tmp_path, ""))
+    page.goto(serve(["voila", "blora.ipynb"], tmp_path / "app", ""))
     panel = page.locator(".blora-panel:visible")
     panel.wait_for()
     use(page, panel)
@@ -187,9 +194,9 @@ def test_the_app_page(page, serve, tmp_path):
     upload(page, panel, "Own content", "broken.png", b"no picture")
     says(panel, "broken.png cannot be read")
     picture = BytesIO()
-    Image.new("RGB", (200, 120), "orange").save(picture, "PNG")
-    upload(page, panel, "Own content", "orange.png", picture.getvalue())
-    says(panel, "to learn orange.png")
+    Image.new("RGB", (2500, 1600), "orange").save(picture, "BMP")  # 12 MB, more than Jupyter's servers take without app/voila.json
+    upload(page, panel, "Own content", "orange.bmp", picture.getvalue())
+    says(panel, "to learn orange.bmp")
     press(panel, "Train content")
     says(panel, "step")
     press(panel, "Cancel")
