@@ -133,10 +133,10 @@ class Panel(widgets.VBox):
         self.save.disabled = picture is None
         self.saved.value = ""
         if picture is None:
-            self.large.value = f'<div style="box-sizing:border-box;width:100%;aspect-ratio:1;border:1px dashed #999;border-radius:6px;display:flex;align-items:center;justify-content:center;color:#666">Press Generate</div>'
+            self.large.value = f'<div style="box-sizing:border-box;width:100%;aspect-ratio:1;border:1px dashed #999;border-radius:6px;display:flex;align-items:center;justify-content:center;opacity:.75">Press Generate</div>'
         else:
             self.large.value = picture_html(picture, SIDE, drawn.caption)
-        self.caption.value = f'<div style="line-height:1.4;font-size:12px;overflow-wrap:anywhere;color:#666">{html.escape(drawn.caption if drawn else "")}</div>'
+        self.caption.value = f'<div style="line-height:1.4;font-size:12px;overflow-wrap:anywhere;opacity:.75">{html.escape(drawn.caption if drawn else "")}</div>'
 
     def _after_work(self):
         for chooser in self.choosers.values():

@@ -144,7 +144,7 @@ class HalfChooser(widgets.VBox):
             picture = centre_square(self.source.picture, 2 * THUMBNAIL)
             self.thumbnail.value = picture_html(picture, THUMBNAIL, f"{self.half} picture: {self.source.name}")
         else:
-            self.thumbnail.value = f'<div style="width:{THUMBNAIL}px;height:{THUMBNAIL}px;border:1px dashed #999;border-radius:4px;line-height:{THUMBNAIL}px;text-align:center;color:#666">no picture</div>'
+            self.thumbnail.value = f'<div style="width:{THUMBNAIL}px;height:{THUMBNAIL}px;border:1px dashed #999;border-radius:4px;line-height:{THUMBNAIL}px;text-align:center;opacity:.75">no picture</div>'
         if not self.worker.busy:
             self.train.disabled = self.source.blora is not None
             self.train.button_style = "" if self.train.disabled else "primary"

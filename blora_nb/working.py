@@ -52,7 +52,7 @@ class Worker(widgets.VBox):
 
     def say(self, text, kind="note"):
         """Show a sentence in the panel; `kind` "error" marks it as one, in words and colour."""
-        lead, colour = ("<b>Error.</b> ", "#b3261e") if kind == "error" else ("", "inherit")
+        lead, colour = ("<b>Error.</b> ", "var(--jp-error-color1, #b3261e)") if kind == "error" else ("", "inherit")
         self.status.value = f'<div role="status" aria-live="polite" style="color:{colour};line-height:1.4;min-height:1.4em;overflow-wrap:anywhere">{lead}{html.escape(text)}</div>'
 
     def start(self, doing, work):
