@@ -2,13 +2,13 @@
 
 import html
 from base64 import b64encode
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import ipywidgets as widgets
 
 from .figures import picture_grid, ranked, seed_ranking
 from .generation import generate
-from .images import free_path, safe_name, save_image, writable_folder
+from .images import centre_square, free_path, safe_name, save_image, writable_folder
 from .models import defaults_for
 from .sources import INDENT, Gallery, HalfChooser, Source, picture_html, png_bytes
 from .working import Worker
@@ -84,6 +84,8 @@ class Panel(widgets.VBox):
         controls = widgets.VBox([*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved], layout=widgets.Layout(flex=f"0 1 {CONTROLS}px", max_width="100%", margin="0 24px 0 0"))
         shown = widgets.VBox([self.large, self.caption], layout=widgets.Layout(flex="1 1 260px", max_width=f"{SIDE}px"))
         super().__init__([widgets.HBox([controls, shown], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), *self.below()], layout=widgets.Layout(padding="8px"))
+        for control in [self.prompt, self.seed, self.steps, *(c for chooser in self.choosers.values() for c in (chooser.choice, chooser.alpha))]:
+            control.observe(self._changed, "value")
         self.add_class("blora-panel")
         self._show(None, None)
 
@@ -101,11 +103,11 @@ class Panel(widgets.VBox):
     def errors(self):
         return self.worker.errors
 
-    def settings(self, seed=None):
-        """The `Drawing` the controls ask for, with this seed or the one in its box."""
+    def settings(self):
+        """The `Drawing` the controls ask for."""
         names = {half: chooser.choice.value for half, chooser in self.choosers.items()}
         alphas = {half: round(chooser.alpha.value, 4) for half, chooser in self.choosers.items()}
-        return Drawing(self.prompt.value, names.get("content"), names.get("style"), alphas.get("content", 0.0), alphas.get("style", 0.0), self.seed.value if seed is None else seed, self.steps.value)
+        return Drawing(self.prompt.value, names.get("content"), names.get("style"), alphas.get("content", 0.0), alphas.get("style", 0.0), self.seed.value, self.steps.value)
 
     def draw(self, wanted, progress):
         """The picture of a `Drawing`, from memory or drawn now.
@@ -138,6 +140,11 @@ class Panel(widgets.VBox):
             self.large.value = picture_html(picture, SIDE, drawn.caption)
         self.caption.value = f'<div style="line-height:1.4;font-size:12px;overflow-wrap:anywhere;opacity:.75">{html.escape(drawn.caption if drawn else "")}</div>'
 
+    def _changed(self, _):
+        """A control was moved."""
+        if not self.worker.busy:
+            self.worker.say("New settings: press Generate.")
+
     def _after_work(self):
         for chooser in self.choosers.values():
             chooser.show()
@@ -156,10 +163,11 @@ class Panel(widgets.VBox):
 
     def still(self):
         """A figure of the pictures that went in and the one that came out, for places where widgets do not show."""
-        named = [(half, chooser.source.picture) for half, chooser in self.choosers.items() if chooser.source.picture]
-        named += [("result", self.picture)] if self.picture else []
+        pictures = {half: centre_square(chooser.source.picture, SIDE) for half, chooser in self.choosers.items() if chooser.source.picture}
+        if self.picture:
+            pictures["result"] = self.picture
         caption = self.drawn.caption if self.drawn else "Controls for B-LoRA; they work while a kernel runs this notebook"
-        return picture_grid([[p.resize((SIDE, SIDE), 0 if p.width < SIDE else None) for _, p in named]], None, [n for n, _ in named], caption, side=2.2) if named else None
+        return picture_grid([list(pictures.values())], None, list(pictures), caption, side=2.2) if pictures else None
 
     def _repr_mimebundle_(self, **kwargs):
         still = self.still()
@@ -175,13 +183,7 @@ class AlphaPanel(Panel):
     Settings that were drawn before show at once; others wait for Generate. See `Panel` for the arguments.
     """
 
-    def __init__(self, pipe, *args, **kwargs):
-        super().__init__(pipe, *args, **kwargs)
-        controls = [self.prompt, self.seed, self.steps, *(c for chooser in self.choosers.values() for c in (chooser.choice, chooser.alpha))]
-        for control in controls:
-            control.observe(self._recall, "value")
-
-    def _recall(self, _):
+    def _changed(self, _):
         """Go back to a picture that was drawn before, or say that these settings are new."""
         wanted = self.settings()
         if wanted in self.memory:
@@ -216,6 +218,8 @@ class SeedPanel(Panel):
     def __init__(self, pipe, *args, scorer, count=8, **kwargs):
         self.scorer, self.first_count, self.order, self.scores, self.images = scorer, count, [], {}, {}
         super().__init__(pipe, *args, **kwargs)
+        if not self.choosers:
+            raise ValueError("Seeds are ranked by what they keep of a picture; give the panel a content, a style, or both.")
         self.seed.description = "First seed"
 
     def more_controls(self):
@@ -228,33 +232,36 @@ class SeedPanel(Panel):
 
     def _generate(self):
         def work():
-            first, count, steps = self.seed.value, self.count.value, self.steps.value
-            wanted, images = {seed: self.settings(seed) for seed in range(first, first + count)}, {}
-            for number, (seed, drawing) in enumerate(wanted.items()):
-                images[seed] = self.draw(drawing, lambda done, _: self.worker.step(number * steps + done, count * steps))
-            self._rank(images, wanted)
+            drawing, count, images = self.settings(), self.count.value, {}
+            steps = drawing.num_inference_steps
+            for number in range(count):
+                seed = drawing.seed + number
+                images[seed] = self.draw(replace(drawing, seed=seed), lambda done, _: self.worker.step(number * steps + done, count * steps))
+            self._rank(images, drawing)
             self.worker.say(f"Seed {self.order[0]} is the best of {len(images)}; the picture you pick is shown large.")
 
         self.worker.start("Drawing", work)
 
-    def _rank(self, images, wanted):
+    def _rank(self, images, drawing):
         """Score the pictures, put them in order, and show the best."""
-        scores = self._score(list(images.values()))
+        scores = self._score(list(images.values()), drawing)
         seeds = list(images)
-        self.images, self.wanted = images, wanted
+        self.images, self.ranking = images, drawing
         self.scores = {seed: {name: values[i] for name, values in scores.items()} for i, seed in enumerate(seeds)}
-        self.order = [seeds[i] for i in ranked(*scores.values())] if scores else seeds
+        self.order = [seeds[i] for i in ranked(*scores.values())]
         self.cards.children = [self._card(place, seed) for place, seed in enumerate(self.order, 1)]
         self.pick(self.order[0])
 
-    def _score(self, images):
+    def _score(self, images, drawing):
+        """Name of each score to its numbers, for the halves that were used."""
         scores = {}
-        for half, name, method in (("content", "content_kept", self.scorer.content_kept), ("style", "style_moved", self.scorer.style_moved)):
-            if half in self.choosers:
-                source = self.choosers[half].source
-                if source.picture is None:
-                    raise ValueError(f'"{source.name}" has no picture to compare with. Give the panel Source("{source.name}", picture, blora).')
-                scores[name] = method(images, source.picture)
+        halves = (("content_kept", self.scorer.content_kept, drawing.content_B_LoRA), ("style_moved", self.scorer.style_moved, drawing.style_B_LoRA))
+        for name, method, source in halves:
+            if source:
+                picture = self.gallery.sources[source].picture
+                if picture is None:
+                    raise ValueError(f'"{source}" has no picture to compare with. Give the panel Source("{source}", picture, blora).')
+                scores[name] = method(images, picture)
         return scores
 
     def _card(self, place, seed):
@@ -267,9 +274,9 @@ class SeedPanel(Panel):
 
     def pick(self, seed):
         """Show the picture of a seed large."""
-        self._show(self.images[seed], self.wanted[seed])
+        self._show(self.images[seed], replace(self.ranking, seed=seed))
         for card, other in zip(self.cards.children, self.order):
-            card.children[1].button_style = "success" if other == seed else ""
+            card.children[1].button_style, card.children[1].icon = ("success", "check") if other == seed else ("", "")
 
     @property
     def picked(self):

@@ -287,6 +287,19 @@ def test_seeds_are_ranked_and_one_is_picked(pipe, examples, judge, tmp_path):
     assert "seeds 4 to 6" in panel.still().caption
 
 
+def test_a_ranking_belongs_to_the_settings_it_began_with(pipe, examples, judge):
+    """Controls that move while seeds are drawn do not change what they are compared with, nor what is saved."""
+    panel = in_background(SeedPanel(pipe, "star sunset", gallery=examples, scorer=JudgeScores(judge), count=3, num_inference_steps=4))
+    panel.generate.click()
+    until(lambda: panel.memory)
+    panel.choosers["content"].choice.value = "cat wood"
+    panel.seed.value = 50
+    panel.worker.wait(30)
+    assert sorted(panel.order) == [0, 1, 2] and panel.drawn.content_B_LoRA == "star sunset"
+    kept = JudgeScores(judge).content_kept([panel.images[1]], examples.sources["star sunset"].picture)[0]
+    assert panel.scores[1]["content_kept"] == pytest.approx(kept)
+
+
 def test_seeds_drawn_before_a_cancel_are_kept(pipe, examples, judge):
     panel = in_background(SeedPanel(pipe, "star sunset", gallery=examples, scorer=JudgeScores(judge), count=50, num_inference_steps=2))
     panel.generate.click()
@@ -304,6 +317,8 @@ def test_a_ranking_without_a_picture_to_compare_with_is_explained(pipe, examples
     panel = SeedPanel(pipe, Source("mine", blora=examples.sources["cat wood"].blora), scorer=JudgeScores(judge), count=2, num_inference_steps=1)
     panel.generate.click()
     assert "no picture to compare with" in str(panel.errors[0]) and "mine" in status(panel)
+    with pytest.raises(ValueError, match="a content, a style, or both"):
+        SeedPanel(pipe, scorer=JudgeScores(judge))
 
 
 def test_a_still_picture_and_a_sentence_stand_in_for_the_widget(panel):
