@@ -130,7 +130,7 @@ def upload(page, panel, button, name, content):
 
 
 def use(page, panel):
-    """Generate, drag, see the picture change, go back, cancel, and generate again."""
+    """Generate, drag, see the picture change, go back, cancel, and generate again, this time from the keyboard."""
     press(panel, "Generate")
     says(panel, "Done")
     first = shown(panel)
@@ -157,9 +157,12 @@ def use(page, panel):
     says(panel, "Cancelled", 1000)
 
     set_number(panel, "Steps", 3)
-    press(panel, "Generate")
-    says(panel, "Done")
-    assert shown(panel).tobytes() != first.tobytes()
+    panel.locator(".noUi-handle").first.press("ArrowLeft")
+    panel.get_by_label("Prompt", exact=True).fill("<b>A very odd</b> prompt")
+    panel.get_by_role("button", name="Generate").press("Enter")
+    says(panel, "Done.")
+    described = panel.locator('img[alt*="seed"]').get_attribute("alt")
+    assert described.startswith('"<b>A very odd</b> prompt"; content of') and "alpha +0.95" in described and "3 steps" in described
 
 
 def test_the_panel_in_jupyterlab(page, serve, tmp_path):
