@@ -2,6 +2,7 @@
 # make test          run every test
 # make lab           open JupyterLab on the notebooks
 # make app           open the page for people who never open a notebook
+# make test-colab    run the notebooks and panels with the versions that Colab ships, in an environment of their own
 # make notebooks     execute the notebooks again and store their outputs
 # make bench         measure the separation and the teaching model (about an hour on two cores)
 # make teaching-model   train the teaching model and the judge again (hours on two cores, resumable)
@@ -11,13 +12,16 @@ BIN := .venv/bin
 READY := .venv/ready
 export OMP_WAIT_POLICY := passive
 
-.PHONY: walkthrough test lab app notebooks bench teaching-model
+.PHONY: walkthrough test test-colab lab app notebooks bench teaching-model
 
 walkthrough: $(READY)
 	$(BIN)/python notebooks/execute.py --to outputs
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-colab: .venv-colab/ready
+	.venv-colab/bin/python -m pytest tests/test_panels.py notebooks
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
@@ -26,6 +30,7 @@ app: $(READY)
 	cd app && ../$(BIN)/voila blora.ipynb
 
 notebooks: $(READY)
+	$(BIN)/python notebooks/prepare.py
 	$(BIN)/python notebooks/execute.py --in-place
 
 bench: $(READY)
@@ -41,3 +46,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing (a few minutes the first time) ..."
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab,test]"
 	@touch $(READY)
+
+.venv-colab/ready: pyproject.toml constraints-colab.txt
+	$(PYTHON) -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --disable-pip-version-check -c constraints-colab.txt "torch==$(shell sed -n 's/^torch==//p' constraints.txt)" -e ".[lab,test]"
+	@touch .venv-colab/ready

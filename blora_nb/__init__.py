@@ -5,9 +5,22 @@ The method in reading order: `blocks`, `training`, `adapters`, `generation`. Sou
 
 from .adapters import BLoRA
 from .generation import generate
-from .inspection import prompt_per_block
+from .inspection import prompt_per_block, record_attention
 from .models import load_pipeline
 from .training import TrainingSettings, train
 
-__all__ = ["BLoRA", "TrainingSettings", "generate", "load_pipeline", "prompt_per_block", "train"]
+__all__ = ["AlphaPanel", "BLoRA", "SeedPanel", "TrainingSettings", "alpha_grid", "generate", "load_pipeline", "prompt_per_block", "record_attention", "train"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name):
+    """Widgets and figures are imported when they are used: the command line needs neither ipywidgets nor matplotlib."""
+    if name in ("AlphaPanel", "SeedPanel"):
+        from . import panels
+
+        return getattr(panels, name)
+    if name == "alpha_grid":
+        from .figures import alpha_grid
+
+        return alpha_grid
+    raise AttributeError(f"blora_nb has no {name!r}")

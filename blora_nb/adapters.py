@@ -1,54 +1,57 @@
-"""A B-LoRA on disk and in a pipeline: read, write, take one half, apply the halves with alphas, take them off again."""
+"""A B-LoRA on disk and in a pipeline: read, write, take one half, mix halves, apply them with alphas, take them off again."""
 
+from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+import hashlib
 import json
-import os
+from pathlib import Path
 import warnings
 
-import safetensors
 import safetensors.torch
 import torch
 
 from .blocks import BLOCK_OF_HALF, half_of
+from .files import FILE_NAME, PEFT_CONFIG, PEFT_FILE, complete_file, find_weights, open_weights
+from .formats import FORMATS, BLoRAError, expected_shape, format_of, named_weights, peft_config, read_weights, several, shown
 
-FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers and the original call it in a folder
-
-# how a file spells the names, and how we do: as PEFT. diffusers, old and new, reads the first kind.
-SPELLINGS = ((".lora.down.weight", ".lora_A.weight"), (".lora.up.weight", ".lora_B.weight"))
-OLD_SPELLINGS = tuple((f".processor.to_{p}_lora.", f".to_{p}{'.0' if p == 'out' else ''}.lora.") for p in ("q", "k", "v", "out"))
+# header entries that would be wrong in a file written anew
+STALE = {"format", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
 
 
-class BLoRAError(ValueError):
-    """A file or state dict that is no usable B-LoRA; the message says why."""
+class BLoRAWarning(UserWarning):
+    """Something in a file that was left out or assumed."""
 
 
 @dataclass
 class BLoRA:
-    """The LoRA weights of the content block, of the style block, or of both.
+    """The LoRA weights of the content block, of the style block, or of both. Ranks may differ from layer to layer.
 
     Attributes:
         state_dict: PEFT's names (`unet.up_blocks.0.attentions.0….lora_A.weight` [rank, in] and
             `….lora_B.weight` [out, rank]) to float32 tensors; lora_alpha is the rank, so the scale is 1.
         metadata: text written into the file: prompt, training settings, versions.
         losses: the loss of each step, where it has just been trained; not written.
+        notes: what was left out or assumed when the file was read.
+        format: of the file it was read from, in words.
     """
 
     state_dict: dict
     metadata: dict = field(default_factory=dict)
     losses: list = field(default_factory=list, repr=False)
+    notes: list = field(default_factory=list, repr=False)
+    format: str = ""
 
     def __post_init__(self):
         if not self.state_dict:
             raise BLoRAError("There is no weight in it.")
-        for key, tensor in self.state_dict.items():
+        for key in self.state_dict:
             if half_of(key) is None:
-                raise BLoRAError(f"{key} belongs to neither {' nor '.join(BLOCK_OF_HALF.values())}, so this is no B-LoRA.")
-            partner = key.replace("lora_A", "lora_B") if "lora_A" in key else key.replace("lora_B", "lora_A")
-            if partner not in self.state_dict:
-                raise BLoRAError(f"{key} is there without its partner {partner}; the file is incomplete.")
-            if not torch.isfinite(tensor).all():
-                raise BLoRAError(f"{key} holds NaN or infinite values; the training that made it went wrong.")
+                raise BLoRAError(f"{shown(key)} belongs to neither {' nor '.join(BLOCK_OF_HALF.values())}, so this is no B-LoRA.")
+        _check_complete(self.state_dict)
+        _check_sizes(self.state_dict)
+        broken = [key for key, tensor in self.state_dict.items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise BLoRAError(f"{several(broken)}: NaN or infinite values; the training that made it went wrong.")
 
     @property
     def halves(self):
@@ -56,9 +59,15 @@ class BLoRA:
         return tuple(half for half in BLOCK_OF_HALF if any(half_of(key) == half for key in self.state_dict))
 
     @property
+    def layers(self):
+        """The names of its layers in the U-Net to their (lora_A [rank, in], lora_B [out, rank])."""
+        names = [key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in self.state_dict if key.endswith(".lora_A.weight")]
+        return {name: (self.state_dict[f"unet.{name}.lora_A.weight"], self.state_dict[f"unet.{name}.lora_B.weight"]) for name in names}
+
+    @property
     def rank(self):
         """The largest rank among its layers."""
-        return max(t.shape[0] for key, t in self.state_dict.items() if key.endswith("lora_A.weight"))
+        return max(a.shape[0] for a, _ in self.layers.values())
 
     @property
     def content(self):
@@ -75,103 +84,213 @@ class BLoRA:
             raise BLoRAError(f"It has no {half} half, only {' and '.join(self.halves)}.")
         return BLoRA({key: t for key, t in self.state_dict.items() if half_of(key) == half}, self.metadata)
 
+    @property
+    def fingerprint(self):
+        """Twelve hexadecimal digits that name the weights, whatever the file they came in."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.state_dict.items()):
+            digest.update(f"{key} {tuple(tensor.shape)} ".encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
     @classmethod
-    def load(cls, path):
-        """Read a safetensors file, or a folder with `pytorch_lora_weights.safetensors` in it.
+    def load(cls, source):
+        """Read a B-LoRA from wherever it is, in whatever format.
 
-        Both diffusers' names and the doubled `unet.unet.` of the authors' published weights are read.
+        Args:
+            source: a safetensors file, a folder with one, or an id on the Hugging Face hub ("user/repository", or
+                "user/repository/file.safetensors").
+
+        Read are the names of diffusers (old, new, and the doubled `unet.unet.` of the authors' published weights), PEFT,
+        kohya and LyCORIS with diffusers' or SDXL's own block names, and ComfyUI. Of a LoRA of the whole model the two
+        halves are taken. What was left out or assumed stands in `notes` and is given as a `BLoRAWarning`.
 
         Raises:
-            BLoRAError: missing, not safetensors, or no B-LoRA.
+            BLoRAError: missing, not safetensors, incomplete, or no B-LoRA; the message names the file and the weights.
         """
-        path = Path(path)
-        file = path / FILE_NAME if path.is_dir() else path
-        if not file.is_file():
-            raise BLoRAError(f"There is no file {file}. Train one with: python -m blora_nb train --instance_data_dir PICTURE --output_dir FOLDER")
+        file, config = find_weights(source)
         try:
-            with safetensors.safe_open(file, "pt") as opened:
+            with open_weights(file) as opened:
                 metadata = opened.metadata() or {}
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-        except (safetensors.SafetensorError, OSError) as error:
-            raise BLoRAError(f"{file} is not a complete safetensors file ({error}). Copy or download it again; other formats are not opened.") from None
-        try:
-            return cls(_scaled({_our_key(key): t.float() for key, t in tensors.items()}, metadata), metadata)
+                state_dict, notes = read_weights(opened, config)
+                format = format_of(opened.keys())
+            blora = cls(state_dict, {k: v for k, v in metadata.items() if k not in STALE}, notes=notes, format=format)
         except BLoRAError as error:
-            raise BLoRAError(f"{file}: {error}") from None
+            raise error if str(error).startswith(str(file)) else BLoRAError(f"{file}: {error}") from None
+        for note in notes:
+            warnings.warn(f"{file}: {note}", BLoRAWarning, stacklevel=2)
+        return blora
 
-    def save(self, path):
-        """Write a safetensors file (a folder gets `pytorch_lora_weights.safetensors`); complete or not at all.
+    def save(self, path, format="diffusers"):
+        """Write it, complete or not at all, so that `load` gives the same weights again.
+
+        Args:
+            path: a name ending in .safetensors, or a folder (made if needed), which gets `pytorch_lora_weights.safetensors`.
+            format: "diffusers" (also what this package reads first), "kohya" (A1111, Forge, and diffusers), "sgm" (SDXL's
+                own block names: ComfyUI, A1111), or "peft" (always a folder: `PeftModel.from_pretrained(unet, folder)`).
+
+        Returns:
+            The path of the weights.
 
         Raises:
-            FileExistsError: there is such a file already.
+            FileExistsError: there is such a file already. ValueError: no such format.
         """
         path = Path(path)
-        file = path if path.suffix == ".safetensors" else path / FILE_NAME
+        if format not in FORMATS:
+            raise ValueError(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
+        if format == "peft" and path.suffix == ".safetensors":
+            raise ValueError(f"PEFT reads folders, with the ranks in a file of their own; name a folder instead of {path}.")
+        file = path if path.suffix == ".safetensors" else path / (PEFT_FILE if format == "peft" else FILE_NAME)
         if file.exists():
             raise FileExistsError(f"{file} exists already. Choose another name, or remove it first.")
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(file.name + ".part")
-        tensors = {_spelled(key, SPELLINGS, back=True): t.contiguous() for key, t in self.state_dict.items()}
-        safetensors.torch.save_file(tensors, part, {"format": "pt", **self.metadata})
-        os.replace(part, file)
+        if format == "peft":
+            with complete_file(file.with_name(PEFT_CONFIG)) as part:
+                part.write_text(json.dumps(peft_config(self.layers), indent=1))
+        with complete_file(file) as part:
+            safetensors.torch.save_file(named_weights(self.layers, format), part, {"format": "pt", **self.metadata, **_kohya_metadata(self, format)})
         return file
 
+    def _repr_html_(self):
+        from .cards import html
 
-def _scaled(tensors, metadata):
-    """The weights with a lora_alpha other than the rank, which diffusers writes in the metadata, multiplied in."""
-    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    alpha, rank = config.get("unet.lora_alpha"), config.get("unet.r")
-    if alpha and rank and alpha != rank:
-        tensors = {key: t * (alpha / rank) if key.endswith("lora_B.weight") else t for key, t in tensors.items()}
-    return tensors
+        return html(self)
 
 
-def _spelled(name, spellings, back=False):
-    """`name` with every spelling of a file replaced by ours; `back`: the other way round."""
-    for theirs, ours in spellings:
-        name = name.replace(ours, theirs) if back else name.replace(theirs, ours)
-    return name
+def _check_complete(state_dict):
+    """Raise a BLoRAError unless each matrix has its partner and the transformer layers of a half all have the same layers."""
+    for key in state_dict:
+        partner = key.replace("lora_A", "lora_B") if "lora_A" in key else key.replace("lora_B", "lora_A")
+        if partner not in state_dict or partner == key:
+            raise BLoRAError(f"{shown(key)} is there without its partner {shown(partner)}; the file is incomplete.")
+    layers = {key.split(".lora_")[0] for key in state_dict}
+    missing = []
+    for block in BLOCK_OF_HALF.values():
+        start = f"unet.{block}.transformer_blocks."
+        found = {tuple(layer.removeprefix(start).split(".", 1)) for layer in layers if layer.startswith(start)}
+        indices = range(max((int(index) for index, _ in found), default=-1) + 1)
+        missing += [f"{start}{i}.{name}" for i in indices for name in sorted({name for _, name in found}) if (str(i), name) not in found]
+    if missing:
+        raise BLoRAError(f"{several(missing)}: missing, while the other transformer layers have them; the file is incomplete.")
 
 
-def _our_key(key):
-    """Our name for a key; names that are no LoRA weight of a U-Net are an error, never left out."""
-    name = _spelled(_spelled(key.removeprefix("unet.unet.").removeprefix("unet."), OLD_SPELLINGS), SPELLINGS)
-    if not name.endswith((".lora_A.weight", ".lora_B.weight")):
-        raise BLoRAError(f"{key} is not a name of diffusers' LoRA format.")
-    return "unet." + name
+def _check_sizes(state_dict):
+    """Raise a BLoRAError unless the matrices of each layer fit each other and the layers fit one model."""
+    for key, tensor in state_dict.items():
+        if tensor.ndim != 2 or not tensor.numel():
+            raise BLoRAError(f"{shown(key)} has the shape {tuple(tensor.shape)}; a LoRA matrix is two-dimensional and not empty.")
+    for key, a in state_dict.items():
+        if "lora_A" in key and (b := state_dict[key.replace("lora_A", "lora_B")]).shape[1] != a.shape[0]:
+            raise BLoRAError(f"{shown(key)} has rank {a.shape[0]} and its partner rank {b.shape[1]}; they must be the same.")
+    width, context = _model_size(state_dict)
+    for key, tensor in state_dict.items():
+        layer, part = key.split(".lora_")
+        out_features, in_features = expected_shape(layer, width, context)
+        if tensor.shape != ((tensor.shape[0], in_features) if part.startswith("A") else (out_features, tensor.shape[1])):
+            wanted = f"[rank, {in_features}]" if part.startswith("A") else f"[{out_features}, rank]"
+            raise BLoRAError(f"{shown(key)} has the shape {list(tensor.shape)}; going by the other layers it should be {wanted}.")
+
+
+def _model_size(state_dict):
+    """(channels of the transformer blocks, channels of the text) that most layers speak for."""
+    inner = Counter(t.shape[0] for key, t in state_dict.items() if key.endswith(".lora_B.weight") and "ff.net.0" not in key)
+    context = Counter(t.shape[1] for key, t in state_dict.items() if key.endswith(("attn2.to_k.lora_A.weight", "attn2.to_v.lora_A.weight")))
+    width = inner.most_common(1)[0][0] if inner else max(t.shape[1] for key, t in state_dict.items() if ".lora_A" in key)
+    return width, context.most_common(1)[0][0] if context else None
+
+
+def _kohya_metadata(blora, format):
+    """What A1111 and its kin read in the header to list a LoRA under the right base model."""
+    if format not in ("kohya", "sgm"):
+        return {}
+    base = {"ss_base_model_version": "sdxl_base_v1-0", "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"} if base_of(blora) == "SDXL" else {}
+    return {"ss_network_module": "networks.lora", "ss_network_dim": str(blora.rank), "ss_network_alpha": str(blora.rank), **base}
+
+
+def base_of(blora):
+    """The kind of base model its sizes fit: "SDXL", "the teaching model" or another, in words."""
+    width, context = _model_size(blora.state_dict)
+    known = {1280: "SDXL", 104: "the teaching model"}
+    return known.get(width) if context in (None, 2048, 128) and width in known else f"a model with {width} channels in its transformer blocks"
+
+
+def from_original_alpha(alpha):
+    """The alpha here that acts as a published one: the original multiplies both matrices, so its alpha acts squared and without sign."""
+    return alpha**2
+
+
+def mix(half, given):
+    """One half made of any number of them, exactly: the matrices side by side, so that the ranks add up.
+
+    Args:
+        half: "content" or "style".
+        given: a `BLoRA` or what `BLoRA.load` takes, or a list of such, or a list of (such, weight), weights linear and signed.
+
+    Returns:
+        A `BLoRA` with this half only.
+    """
+    parts = []
+    for item in given if isinstance(given, list) else [given]:
+        source, weight = item if isinstance(item, tuple) else (item, 1.0)
+        parts.append(((source if isinstance(source, BLoRA) else BLoRA.load(source))._half(half), float(weight)))
+    if not parts:
+        raise BLoRAError(f"The list of {half} halves is empty; leave it out for none.")
+    if len(parts) == 1 and parts[0][1] == 1:
+        return parts[0][0]
+    halves = [({layer: (a, b * weight) for layer, (a, b) in blora.layers.items()}) for blora, weight in parts]
+    state_dict = {}
+    for layer in {layer: None for layers in halves for layer in layers}:
+        pairs = [layers[layer] for layers in halves if layer in layers]
+        if len({(a.shape[1], b.shape[0]) for a, b in pairs}) > 1:
+            raise BLoRAError(f"The {half} halves are for base models of different sizes and cannot be mixed.")
+        state_dict[f"unet.{layer}.lora_A.weight"] = torch.cat([a for a, _ in pairs], 0)
+        state_dict[f"unet.{layer}.lora_B.weight"] = torch.cat([b for _, b in pairs], 1)
+    return BLoRA(state_dict, parts[0][0].metadata if len(parts) == 1 else {})
+
+
+def combine(content=None, style=None, content_alpha=1.0, style_alpha=1.0):
+    """One `BLoRA` of the given halves (each as in `mix`) with the alphas multiplied in, to be saved as one file."""
+    given = {"content": (content, content_alpha), "style": (style, style_alpha)}
+    halves = {half: mix(half, source) for half, (source, _) in given.items() if source is not None}
+    if not halves:
+        raise BLoRAError("Name a content half, a style half, or both.")
+    scaled = [mix(half, [(blora, given[half][1])]) for half, blora in halves.items()]
+    return BLoRA({key: t for blora in scaled for key, t in blora.state_dict.items()}, scaled[0].metadata if all(b.metadata == scaled[0].metadata for b in scaled) else {})
 
 
 def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
     """Put the content half of one B-LoRA and the style half of another on a pipeline, in place of what was on it.
 
     Args:
-        content, style: a `BLoRA` (whole or half), a path, or None for none.
-        content_alpha, style_alpha: linear, signed strengths; 0 is off. The original multiplies both matrices of a LoRA
-            and so squares alpha: its 1.1 is 1.21 here.
+        content, style: a `BLoRA` (whole or half), a path or hub id, None for none; or, to mix, a list of such or of
+            (such, weight): `style=[(neon, 0.5), (wood, 0.5)]`.
+        content_alpha, style_alpha: linear, signed strengths; 0 is off (`from_original_alpha` translates published ones).
+
+    Raises:
+        BLoRAError: a half is missing or does not fit the base model; what was on the pipeline is still on it.
     """
+    halves = {half: mix(half, given) for half, given in (("content", content), ("style", style)) if given is not None}
+    for blora in halves.values():
+        _check_fits(pipe.unet, blora)
     remove(pipe)
-    chosen = {"content": content, "style": style}
-    bloras = {half: b if isinstance(b, BLoRA) else BLoRA.load(b) for half, b in chosen.items() if b is not None}
-    halves = {half: blora._half(half).state_dict for half, blora in bloras.items()}
-    for weights in halves.values():
-        _check_shapes(pipe.unet, weights)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what we want
-        for half, weights in halves.items():
-            pipe.unet.load_lora_adapter({key: t.clone() for key, t in weights.items()}, adapter_name=half, prefix="unet")
+        for half, blora in halves.items():
+            # said for every layer, because diffusers guesses wrong in some versions where ranks differ
+            alphas = {f"unet.{layer}.alpha": float(a.shape[0]) for layer, (a, _) in blora.layers.items()}
+            pipe.unet.load_lora_adapter({key: t.clone() for key, t in blora.state_dict.items()}, adapter_name=half, prefix="unet", network_alphas=alphas)
     set_alphas(pipe, content_alpha, style_alpha)
 
 
-def _check_shapes(unet, weights):
-    """Raise a BLoRAError unless every weight fits its layer of the U-Net."""
-    for key, tensor in weights.items():
-        layer, part = key.removeprefix("unet.").rsplit(".lora_", 1)
+def _check_fits(unet, blora):
+    """Raise a BLoRAError unless every layer is in the U-Net, with the same size."""
+    for layer, (a, b) in blora.layers.items():
         try:
-            expected = unet.get_submodule(layer).weight.shape[1 if part.startswith("A") else 0]
+            module = unet.get_submodule(layer)
+            expected = module.out_features, module.in_features
         except AttributeError:
-            raise BLoRAError(f"The base model has no layer {layer}; this B-LoRA was trained on a larger one.") from None
-        if tensor.shape[1 if part.startswith("A") else 0] != expected:
-            raise BLoRAError(f"{key} is {tuple(tensor.shape)}, which does not fit the base model ({expected}); this B-LoRA was trained on another one.")
+            raise BLoRAError(f"The base model has no layer {layer}; this B-LoRA was trained on a larger one ({base_of(blora)}).") from None
+        if (b.shape[0], a.shape[1]) != expected:
+            raise BLoRAError(f"{layer} has the size {expected} in the base model and {(b.shape[0], a.shape[1])} in the B-LoRA, which does not fit: it was trained on {base_of(blora)}.")
 
 
 def set_alphas(pipe, content_alpha=1.0, style_alpha=1.0):
@@ -196,6 +315,14 @@ def remove(pipe):
 def describe(blora):
     """One line about a B-LoRA, for people."""
     count = sum(t.numel() for t in blora.state_dict.values())
-    training = json.loads(blora.metadata.get("training", "{}"))
-    prompt = f', prompt "{training["instance_prompt"]}"' if "instance_prompt" in training else ""
-    return f"B-LoRA with {' and '.join(blora.halves)}, rank {blora.rank}, {count:,} weights{prompt}"
+    prompt = prompt_of(blora)
+    return f"B-LoRA with {' and '.join(blora.halves)}, rank {blora.rank}, {count:,} weights" + (f', prompt "{prompt}"' if prompt else "")
+
+
+def prompt_of(blora):
+    """The prompt that means the picture it was trained on, or None where the file does not say."""
+    try:
+        prompt = json.loads(blora.metadata.get("training", "{}"))["instance_prompt"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        prompt = blora.metadata.get("modelspec.trigger_phrase")
+    return shown(prompt, 300) if prompt else None

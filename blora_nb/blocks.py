@@ -20,6 +20,7 @@ TRANSFORMER_BLOCKS = (
 CONTENT_BLOCK = "up_blocks.0.attentions.0"
 STYLE_BLOCK = "up_blocks.0.attentions.1"
 BLOCK_OF_HALF = {"content": CONTENT_BLOCK, "style": STYLE_BLOCK}
+PAPER_NAMES = {block: f"W{i + 1}" for i, block in enumerate(TRANSFORMER_BLOCKS[2:8])}
 
 ATTENTION_LINEARS = r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"  # self- and cross-attention, all four projections
 
@@ -39,3 +40,10 @@ def half_of(key):
         if f"{block}." in key:
             return half
     return None
+
+
+def paper_name(block):
+    """A short name for figures: "W4 content", "W5 style", "W1", …, and "down 1.0" or "up 1.2" for those the paper leaves out."""
+    half = next((half for half, name in BLOCK_OF_HALF.items() if name == block), "")
+    level, *numbers = block.replace("_blocks", "").replace(".attentions", "").split(".")
+    return f"{PAPER_NAMES.get(block, ' '.join([level, '.'.join(numbers)]))} {half}".strip()

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from .adapters import apply, set_alphas
 from .generation import generate, sample
+from .metrics import ranked
 from .sharing import pipeline_lock
 
 
@@ -17,18 +18,22 @@ class NotebookFigure(Figure):
 
     caption = ""
 
-    def _repr_png_(self):
+    def png(self):
+        """The figure as the bytes of a PNG file."""
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png")
         # 256 colours are enough to look at, and keep a notebook small
         Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
         return small.getvalue()
 
+    def _repr_png_(self):
+        return self.png(), {"alt": self.caption}
+
     def __repr__(self):
         return self.caption
 
 
-def picture_grid(rows, row_labels=None, column_labels=None, caption="", side=1.25):
+def picture_grid(rows, row_labels=None, column_labels=None, caption="", side=1.25, titles=None):
     """A figure of labelled pictures.
 
     Args:
@@ -36,14 +41,16 @@ def picture_grid(rows, row_labels=None, column_labels=None, caption="", side=1.2
         row_labels, column_labels: one text for each.
         caption: a sentence under the figure; name the seed and the alphas in it.
         side: of one picture, in inches.
+        titles: a text above each picture, in rows like the pictures; instead of `column_labels`.
     """
     columns = max(len(row) for row in rows)
-    margin = 0.085 * max((len(t) for t in row_labels or []), default=0)
-    size = margin + side * columns, side * len(rows) + (0.28 if column_labels else 0) + (0.3 if caption else 0)
+    margin = 0.085 * max((len(t) + 1 for t in row_labels or []), default=0)
+    above = 0.28 if column_labels or titles else 0.02
+    size = margin + side * columns, side * len(rows) + above * (len(rows) if titles else 1) + (0.3 if caption else 0)
     figure = NotebookFigure(figsize=size, dpi=96)
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    bottom, top = (0.3 if caption else 0.02) / size[1], 1 - (0.28 if column_labels else 0.02) / size[1]
-    figure.subplots_adjust(left=margin / size[0] + 0.005, right=0.995, bottom=bottom, top=top, wspace=0.04, hspace=0.04)
+    bottom, top = (0.3 if caption else 0.02) / size[1], 1 - above / size[1]
+    figure.subplots_adjust(left=margin / size[0] + 0.005, right=0.995, bottom=bottom, top=top, wspace=0.04, hspace=above / side if titles else 0.04)
     for y, row in enumerate(rows):
         for x in range(columns):
             ax = axes[y][x]
@@ -54,7 +61,9 @@ def picture_grid(rows, row_labels=None, column_labels=None, caption="", side=1.2
                 ax.imshow(np.asarray(row[x]), interpolation="nearest" if row[x].width < 128 else "antialiased")
             if x == 0 and row_labels:
                 ax.set_ylabel(row_labels[y], rotation=0, ha="right", va="center", fontsize=9)
-            if y == 0 and column_labels:
+            if titles and x < len(titles[y]):
+                ax.set_title(titles[y][x], fontsize=9, pad=3)
+            elif y == 0 and column_labels:
                 ax.set_title(column_labels[x], fontsize=9, pad=3)
     figure.caption = caption or f"{len(rows)} rows of {columns} pictures"
     if caption:
@@ -95,16 +104,6 @@ def _draw_alphas(pipe, prompt, content, style, content_alphas, style_alphas, see
             set_alphas(pipe, content_alpha, style_alpha)
             pictures += sample(pipe, prompt, seed, num_inference_steps, progress=False)
     return [pictures[i : i + len(style_alphas)] for i in range(0, len(cells), len(style_alphas))]
-
-
-def ranked(*scores):
-    """The places of the pictures, best first, by the product of their scores: a picture is good that has both.
-
-    Args:
-        scores: lists of numbers 0 to 1, each with one for every picture.
-    """
-    products = np.prod(scores, axis=0)
-    return sorted(range(len(products)), key=lambda i: -products[i])
 
 
 def seed_sweep(pipe, prompt="A [c] in [s] style", content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=range(8), num_inference_steps=None, progress=True):  # fmt: skip
@@ -162,4 +161,54 @@ def loss_curve(losses, window=20, caption=""):
     figure.caption = caption or f"the loss of {len(losses)} steps"
     if caption:
         ax.set_title(caption, fontsize=8, color="0.35")
+    return figure
+
+
+def heat_map(values, row_labels, column_labels, caption=""):
+    """A table of numbers in colours that the colour-blind can tell apart, each number written in its field.
+
+    Args:
+        values: [rows, columns], a tensor or nested lists.
+    """
+    values = np.asarray(values, dtype=float)
+    margin, lines = 0.075 * max(map(len, row_labels)), textwrap.wrap(caption, 90)
+    size = max(margin + 0.8 * len(column_labels) + 0.3, 6.2), 0.28 * len(row_labels) + 0.35 + 0.17 * len(lines)
+    figure = NotebookFigure(figsize=size, dpi=110)
+    width = 0.8 * len(column_labels) / size[0]
+    left = (1 - width - margin / size[0]) / 2 + margin / size[0]
+    ax = figure.add_axes((left, (0.08 + 0.17 * len(lines)) / size[1], width, 0.28 * len(row_labels) / size[1]))
+    high = max(values.max(), 1e-9)
+    ax.imshow(values, cmap="cividis", aspect="auto", vmin=min(values.min(), 0), vmax=high)
+    for (y, x), value in np.ndenumerate(values):
+        ax.text(x, y, f"{abs(value) if abs(value) < 0.005 else value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.55 * high else "white")
+    ax.set_xticks(range(len(column_labels)), column_labels, fontsize=9)
+    ax.set_yticks(range(len(row_labels)), row_labels, fontsize=8)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    figure.caption = caption or f"{len(row_labels)} rows of {len(column_labels)} numbers"
+    figure.text(0.5, 0.05 / size[1], "\n".join(lines), ha="center", va="bottom", fontsize=8, color="0.35")
+    return figure
+
+
+def overlay(image, weights):
+    """A PIL image of the picture, dimmed where the weights [height, width] are small; the largest weight leaves it bright."""
+    weights = np.asarray(weights, dtype=np.float32)
+    mask = Image.fromarray(weights / max(weights.max(), 1e-9)).resize(image.size, Image.Resampling.BILINEAR)
+    light = 0.15 + 0.85 * np.asarray(mask).clip(0, 1)[..., None]
+    return Image.fromarray((np.asarray(image.convert("RGB")) * light).round().astype(np.uint8))
+
+
+def line_figure(curves, x_label, y_label, caption="", x=None):
+    """Named curves, a dictionary of lists of numbers, over the values of `x`, by default 1, 2, 3, …"""
+    figure = NotebookFigure(figsize=(6, 2.4), dpi=110, layout="constrained")
+    ax = figure.subplots()
+    for (name, values), colour, marker in zip(curves.items(), ("#0072b2", "#d55e00", "#009e73", "#cc79a7"), "os^D"):
+        ax.plot(range(1, len(values) + 1) if x is None else x, values, color=colour, marker=marker, markersize=4, label=name)
+    ax.set_xlabel(x_label)
+    ax.set_ylabel(y_label)
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, fontsize=8)
+    ax.set_title(caption, fontsize=8, color="0.35")
+    figure.caption = caption or f"{len(curves)} curves"
     return figure

@@ -1,9 +1,7 @@
 """A picture in (rotation, transparency, crop, clear errors) and a picture out (safe names, nothing overwritten)."""
 
 import json
-import os
 import re
-import struct
 import tempfile
 import unicodedata
 from pathlib import Path
@@ -12,7 +10,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageOps, PngImagePlugin
 
+from .files import complete_file
+from .formats import parse_json, shown
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no others: some of Pillow's decoders start programs
+MOST_PIXELS = 150_000_000  # half a gigabyte as RGB; known before anything is decoded
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # no file names on Windows
 
 
 class ImageError(ValueError):
@@ -20,16 +24,18 @@ class ImageError(ValueError):
 
 
 def read_image(source):
-    """An RGB picture as a person sees it: EXIF rotation applied, transparent parts on white.
+    """An RGB picture as a person sees it: EXIF rotation applied, transparent parts on white, the first of an animation.
 
     Args:
         source: a path, or a PIL image of any mode.
 
     Raises:
-        ImageError: the file is missing, a folder, empty, truncated or not a picture.
+        ImageError: the file is missing, a folder, empty, truncated, too large or not a picture.
     """
+    opened = image = source if isinstance(source, Image.Image) else _opened(source)
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
+        if image.width * image.height > MOST_PIXELS:
+            raise ImageError(f"The picture {shown(source, 300)} has {image.width} × {image.height} pixels, too many to open safely. Save a smaller copy of it.")
         image.load()
         image = _upright(image)
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
@@ -39,27 +45,51 @@ def read_image(source):
         if alpha:
             image.paste("white", mask=ImageChops.invert(alpha))
         return image
-    except FileNotFoundError:
-        raise ImageError(f"There is no picture {source}. Check the path (it is read from {Path.cwd()}).") from None
-    except IsADirectoryError:
-        raise ImageError(f"{source} is a folder; name one picture in it.") from None
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise anything when a file is damaged
+        raise _unreadable(source, error) from error
+    finally:
+        if opened is not source:
+            opened.close()
+
+
+def _opened(path):
+    """The picture file, opened and not yet decoded."""
+    try:
+        path = Path(path)
+        if path.is_dir():
+            raise ImageError(f"{shown(path, 300)} is a folder; name one picture in it.")
+        if not path.exists():
+            raise ImageError(f"There is no picture {shown(path, 300)}. Check the path (it is read from {Path.cwd()}).")
+        if not path.is_file():
+            raise ImageError(f"{shown(path, 300)} is no ordinary file.")
+        return Image.open(path, formats=FORMATS)
+    except ImageError:
+        raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"The picture {source} is too large to open safely ({error}). Save a smaller copy of it.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{source} cannot be read as a picture ({error}). Open it in an image editor and save it again as PNG.") from error
+        raise ImageError(f"The picture {shown(path, 300)} is too large to open safely ({error}). Save a smaller copy of it.") from None
+    except PermissionError:
+        raise ImageError(f"{shown(path, 300)} may not be read: its permissions forbid it.") from None
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(source, error):
+    return ImageError(f"{shown(source, 300)} cannot be read as a picture ({shown(error, 200)}). Open it in an image editor and save it again as PNG.")
 
 
 def _upright(image):
     """The picture turned as its EXIF data says; damaged EXIF data is no reason to refuse a picture."""
     try:
         return ImageOps.exif_transpose(image)
-    except (struct.error, ValueError, KeyError, TypeError, SyntaxError):
+    except Exception:  # struct.error, KeyError, TypeError, …, as the damage has it
         return image
 
 
 def _eight_bits(image):
     """16-bit grey values by their high byte; other wide values (32-bit, float) as they are, limited to 0..255."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
     if image.mode.startswith("I;16") or (image.mode == "I" and values.max() > 255):
         values = values / 257
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
@@ -69,14 +99,17 @@ def find_images(folder_or_file):
     """The picture files in a folder, sorted; hidden files and everything that is no picture are left out.
 
     Raises:
-        ImageError: nothing there.
+        ImageError: nothing there, or it may not be looked at.
     """
     path = Path(folder_or_file)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ImageError(f"There is no file or folder {path}. Check the path (it is read from {Path.cwd()}).")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise ImageError(f"There is no file or folder {shown(path, 300)}. Check the path (it is read from {Path.cwd()}).")
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
+    except OSError as error:
+        raise ImageError(f"The folder {shown(path, 300)} cannot be looked into ({error.strerror or error}).") from None
     if not found:
         raise ImageError(f"No picture in {path}. Supported: {', '.join(sorted(SUFFIXES))}.")
     return found
@@ -95,7 +128,8 @@ def to_tensor(image):
 def safe_name(text, longest=120):
     """A file name of at most `longest` bytes that every system takes, made from a prompt: "A <c>/cat" becomes "A_c_cat"."""
     plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFKC", text)).strip("._")
-    return plain.encode()[:longest].decode(errors="ignore") or "picture"
+    plain = plain.encode()[:longest].decode(errors="ignore").rstrip("._") or "picture"
+    return f"picture_{plain}" if RESERVED.fullmatch(plain) else plain
 
 
 def writable_folder(folder):
@@ -124,12 +158,33 @@ def free_path(folder, stem, suffix):
 
 
 def save_image(image, path, settings=None):
-    """Write a PNG with its settings inside (text field "blora_nb", JSON); complete or not at all."""
+    """Write a PNG with its settings inside (text field "blora_nb", JSON); complete or not at all.
+
+    Raises:
+        FileExistsError: there is such a file already.
+    """
     path = Path(path)
     info = PngImagePlugin.PngInfo()
     if settings:
         info.add_text("blora_nb", json.dumps(settings))
-    part = path.with_name(path.name + ".part")
-    image.save(part, format="PNG", pnginfo=info)
-    os.replace(part, path)
+    with complete_file(path) as part:
+        image.save(part, format="PNG", pnginfo=info)
     return path
+
+
+def read_settings(path):
+    """The settings that `save_image` put into a picture.
+
+    Raises:
+        ImageError: no picture, or none with settings in it.
+    """
+    image = _opened(path)
+    try:
+        text = image.text.get("blora_nb") if image.format == "PNG" else None
+    except Exception as error:  # damaged text fields
+        raise _unreadable(path, error) from error
+    finally:
+        image.close()
+    if text is None:
+        raise ImageError(f"{shown(path, 300)} has no settings inside; only pictures of `python -m blora_nb generate`, as they were written, have them.")
+    return parse_json(text, f"the text field of {path}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .runtime import default_device, default_dtype
+from .runtime import default_base, default_device, default_dtype
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 TINY_SDXL = DATA / "tiny_sdxl"
@@ -30,12 +30,12 @@ SDXL_DEFAULTS = Defaults(rank=64, learning_rate=5e-5, max_train_steps=1000, trai
 TINY_DEFAULTS = Defaults(rank=16, learning_rate=5e-3, max_train_steps=150, train_batch_size=8, num_inference_steps=20, guidance_scale=3.0)
 
 
-def load_pipeline(base="tiny", device=None, dtype=None):
+def load_pipeline(base=None, device=None, dtype=None):
     """A `StableDiffusionXLPipeline`, ready to train on and to generate with.
 
     Args:
         base: "tiny" (the teaching model of this repository), "sdxl" (SDXL base 1.0 from the Hugging Face hub), or the
-            id or folder of any SDXL-shaped model.
+            id or folder of any SDXL-shaped model; by default what the environment variable BLORA_BASE says, else "tiny".
         device: "cuda", "mps" or "cpu"; by default the best one that works.
         dtype: of the frozen base; by default float32 on a CPU and for the teaching model, else bfloat16 or float16.
 
@@ -51,7 +51,7 @@ def load_pipeline(base="tiny", device=None, dtype=None):
     from diffusers.utils import logging
     from packaging.version import Version
 
-    device = device or default_device()
+    base, device = base or default_base(), device or default_device()
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"There is no {device} here. Leave the device out, or name cpu.")
     dtype = dtype or (torch.float32 if base == "tiny" else default_dtype(device))

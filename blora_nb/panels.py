@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, replace
 
 import ipywidgets as widgets
 
-from .figures import picture_grid, ranked, seed_ranking
+from .figures import picture_grid, seed_ranking
 from .generation import generate
 from .images import centre_square, free_path, safe_name, save_image, writable_folder
+from .metrics import ranked, scorer_for
 from .models import defaults_for
-from .sources import INDENT, Gallery, HalfChooser, Source, picture_html, png_bytes
+from .sources import INDENT, Gallery, HalfChooser, Source, picture_html
 from .working import Worker
 
 SIDE, CONTROLS = 480, 476  # pixels: of the picture on the page, five for each of the teaching model's, and of the controls
@@ -172,7 +173,7 @@ class Panel(widgets.VBox):
     def _repr_mimebundle_(self, **kwargs):
         still = self.still()
         bundle = {"text/plain": still.caption if still else "Controls for B-LoRA", "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
-        return bundle | ({"image/png": b64encode(still._repr_png_()).decode()} if still else {})
+        return bundle | ({"image/png": b64encode(still.png()).decode()} if still else {})
 
 
 class AlphaPanel(Panel):
@@ -180,8 +181,14 @@ class AlphaPanel(Panel):
 
         AlphaPanel(pipe, content="cat.png", style=BLoRA.load("outputs/neon"))
 
-    Settings that were drawn before show at once; others wait for Generate. See `Panel` for the arguments.
+    The first picture is drawn when the panel is shown. Settings that were drawn before show at once; others wait for
+    Generate. See `Panel` for the arguments.
     """
+
+    def _repr_mimebundle_(self, **kwargs):
+        if self.picture is None and all(chooser.source.blora for chooser in self.choosers.values()):
+            self._generate()
+        return super()._repr_mimebundle_(**kwargs)
 
     def _changed(self, _):
         """Go back to a picture that was drawn before, or say that these settings are new."""
@@ -206,16 +213,16 @@ class SeedPanel(Panel):
     Not every seed is good; choosing among eight beats training again.
 
     Args:
-        scorer: has `content_kept(images, picture)` and `style_moved(images, picture)`, each a list of numbers 0 to 1, one
-            for each image, against the picture that lent the half (`metrics.scorer_for(pipe)`). So every half that is
-            used needs a picture: give `Source(name, picture, blora)` where you have a B-LoRA.
+        scorer: compares with the picture that lent the half, by `content_kept(images, picture)` and
+            `style_moved(images, picture)`, a number for each image; by default `metrics.scorer_for(pipe)`. So every half
+            that is used needs a picture: give `Source(name, picture, blora)` where you have a B-LoRA.
         count: how many seeds, counted from the one in the box.
 
     Attributes:
-        order: the seeds, best first. scores: seed to {"content_kept": …, "style_moved": …}. seed.value and `picture`: the picked one.
+        order: the seeds, best first. scores: seed to {"content_kept": …, "style_moved": …}. picked, picture: the picked one.
     """
 
-    def __init__(self, pipe, *args, scorer, count=8, **kwargs):
+    def __init__(self, pipe, *args, scorer=None, count=8, **kwargs):
         self.scorer, self.first_count, self.order, self.scores, self.images = scorer, count, [], {}, {}
         super().__init__(pipe, *args, **kwargs)
         if not self.choosers:
@@ -254,6 +261,7 @@ class SeedPanel(Panel):
 
     def _score(self, images, drawing):
         """Name of each score to its numbers, for the halves that were used."""
+        self.scorer = self.scorer or scorer_for(self.pipe)
         scores = {}
         halves = (("content_kept", self.scorer.content_kept, drawing.content_B_LoRA), ("style_moved", self.scorer.style_moved, drawing.style_B_LoRA))
         for name, method, source in halves:

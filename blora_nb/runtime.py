@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,11 @@ def host():
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return "Kaggle"
     return "Jupyter" if "ipykernel" in sys.modules else "Python"
+
+
+def default_base():
+    """The base model of the course: "tiny", or what the environment variable BLORA_BASE says ("sdxl", an id, a folder)."""
+    return os.environ.get("BLORA_BASE") or "tiny"
 
 
 def default_device():
@@ -43,13 +49,19 @@ def check():
 
     device = default_device()
     rows = [("OK" if sys.version_info >= (3, 11) else "FAIL", "Python", sys.version.split()[0], "install Python 3.11 or later")]
+    wanted = requirements()
     for package in PACKAGES:
+        remedy = f'pip install "{wanted.get(package, package)}"'
         try:
-            rows.append(("OK", package, importlib.metadata.version(package), ""))
+            version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            rows.append(("FAIL", package, "not installed", f"pip install {package}"))
+            rows.append(("FAIL", package, "not installed", remedy))
+            continue
+        fits = package not in wanted or wanted[package].specifier.contains(version, prereleases=True)
+        rows.append(("OK" if fits else "FAIL", package, version, remedy))
     rows.append(("OK", "host", host(), ""))
     rows.append(("OK", "device", f"{device}, {str(default_dtype(device)).removeprefix('torch.')}", ""))
+    rows.append(("OK", "base model", f"{default_base()}   (environment variable BLORA_BASE: tiny, sdxl, or an id or folder)", ""))
     here = (TINY_SDXL / "model_index.json").exists()
     rows.append(("OK" if here else "FAIL", "teaching model", "data/tiny_sdxl" if here else "missing", "clone the whole repository; data/ is part of it"))
     return rows
@@ -61,3 +73,32 @@ def print_check():
     for state, what, found, remedy in rows:
         print(f"[{state:^4}] {what:<15} {found}" + (f"   -> {remedy}" if state == "FAIL" else ""))
     return all(row[0] == "OK" for row in rows)
+
+
+def requirements():
+    """Name to `packaging` Requirement of everything pyproject.toml asks for; none where only the module was copied."""
+    import tomllib
+    from packaging.requirements import Requirement
+
+    file = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    wanted = [Requirement(text) for text in tomllib.loads(file.read_text())["project"]["dependencies"]] if file.exists() else []
+    return {requirement.name.lower(): requirement for requirement in wanted}
+
+
+def install_missing():
+    """Install what pyproject.toml asks for and this Python lacks; what is there, torch and numpy above all, stays as it is.
+
+    For Colab and Kaggle, where a wrong torch costs the session. Returns the requirements that were installed.
+    """
+    import subprocess
+    import tempfile
+
+    here = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    missing = [str(wanted) for name, wanted in requirements().items() if name not in here]
+    if missing:
+        print("installing", ", ".join(missing), "...")
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:  # nothing that is there may move
+            constraints.write("\n".join(f"{name}=={version}" for name, version in here.items()))
+            constraints.flush()
+            subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", constraints.name, *missing], check=True)
+    return missing

@@ -6,6 +6,7 @@
 
 import argparse
 import base64
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 HERE = Path(__file__).resolve().parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Client(NotebookClient):
@@ -30,7 +32,7 @@ class Client(NotebookClient):
 def execute(path):
     """(the executed notebook, seconds, "ok" or the error's first line)."""
     notebook = nbformat.read(path, as_version=4)
-    client = Client(notebook, timeout=600, kernel_name="python3", extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(HERE)}})
+    client = Client(notebook, timeout=600, kernel_name="python3", extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
     client.label, client.cells_in_all = f"{path.stem:<32}", sum(c.cell_type == "code" for c in notebook.cells)
     start, result = time.time(), "ok"
     try:
@@ -43,9 +45,19 @@ def execute(path):
     notebook.metadata["language_info"].pop("version", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # timestamps
-        if cell.cell_type == "code":  # a stored progress bar is a bar frozen at nothing
-            cell.outputs = [o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+        if cell.cell_type == "code":  # a stored widget is dead: a panel leaves its picture, a progress bar nothing
+            for output in cell.outputs:
+                if output.get("data", {}).pop(WIDGET, None) and "image/png" not in output["data"]:
+                    output["data"] = {}
+            cell.outputs = [o for o in cell.outputs if o.get("data", True)]
     return notebook, time.time() - start, result
+
+
+def stamp(notebook):
+    """What stored outputs depend on: the code cells, the teaching model, the judge and the trained B-LoRAs."""
+    parts = [cell.source.encode() for cell in notebook.cells if cell.cell_type == "code"]
+    parts += [path.read_bytes() for path in sorted((HERE.parent / "data").rglob("*.safetensors"))]
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
 
 
 def write_pictures(notebook, stem, folder):
@@ -66,11 +78,12 @@ def main():
     parser.add_argument("notebooks", nargs="*", type=Path, help="by default all")
     args = parser.parse_args()
     table = []
-    for path in args.notebooks or sorted(HERE.glob("[0-9]*.ipynb")):
+    for path in args.notebooks or [*sorted(HERE.glob("[0-9]*.ipynb")), *(sorted(HERE.glob("solutions/*.ipynb")) if args.in_place else [])]:
         notebook, seconds, result = execute(path)
         print(f"\r{path.stem:<32}  {seconds:5.0f} s  {result}", flush=True)
         pictures = 0
         if args.in_place and result == "ok":
+            notebook.metadata["outputs_belong_to"] = stamp(notebook)
             nbformat.write(notebook, path)
         elif args.to:
             args.to.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from blora_nb import BLoRA, generate
-from blora_nb.figures import alpha_grid, alpha_sweep, picture_grid, ranked, seed_ranking, seed_sweep
+from blora_nb.figures import alpha_grid, alpha_sweep, picture_grid, seed_ranking, seed_sweep
+from blora_nb.metrics import ranked
 from blora_nb.models import DATA
 
 
@@ -53,5 +54,5 @@ def test_the_best_seed_has_both(pipe):
 
 def test_a_figure_keeps_its_colours(picture):
     """A gradient in few colours shows bands."""
-    shown = Image.open(io.BytesIO(picture_grid([[picture]], side=4)._repr_png_())).convert("RGB")
+    shown = Image.open(io.BytesIO(picture_grid([[picture]], side=4).png())).convert("RGB")
     assert len(shown.getcolors(1 << 20)) > 200

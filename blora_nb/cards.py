@@ -1,0 +1,206 @@
+"""What a B-LoRA is, for people: the metadata in its file, a description as text and HTML, a model card, the Hugging Face hub."""
+
+import base64
+from dataclasses import asdict
+import hashlib
+import html as escaping
+import importlib.metadata
+import io
+import json
+from pathlib import Path
+import re
+import tempfile
+
+from .adapters import base_of, describe, prompt_of
+from .blocks import half_of
+from .files import FILE_NAME
+from .formats import shown
+from .images import read_image, read_settings
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]{40,400000}={0,2}")
+
+
+def versions():
+    """The versions of the libraries that decide a result, as JSON."""
+    return json.dumps({name: importlib.metadata.version(name) for name in PACKAGES})
+
+
+def model_hash(pipe):
+    """(name, sha256) of a pipeline's base model: its id or folder, and the hash of its U-Net's file; None where there is no file.
+
+    The hub's cache names large files by their hash, so nothing has to be read there.
+    """
+    folder = Path(str(pipe.unet.config.get("_name_or_path") or ""))
+    name = str(pipe.config.get("_name_or_path") or folder)
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors")) or sorted((folder / "unet").glob("diffusion_pytorch_model*.safetensors"))
+    name = Path(name).name if Path(name).is_dir() else name  # where a folder lies is nobody else's business
+    if not files:
+        return name, None
+    stored = files[0].resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", stored.name):
+        return name, stored.name
+    with open(stored, "rb") as file:
+        return name, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def training_metadata(pipe, settings, picture=None, license=None):
+    """What `train` puts into a B-LoRA's file: text to text.
+
+    The names that begin with `modelspec.` are those of the ModelSpec standard, which A1111, ComfyUI and their kin show.
+
+    Args:
+        settings: a `TrainingSettings`. picture: a path or PIL image; None leaves thumbnail and hash out.
+        license: of the B-LoRA, for instance "cc-by-4.0".
+    """
+    name, sha256 = model_hash(pipe)
+    found = {"training": json.dumps(asdict(settings)), "versions": versions(), "base_model": name, "modelspec.sai_model_spec": "1.0.0"}
+    found |= {"modelspec.trigger_phrase": settings.instance_prompt, "modelspec.prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon")}
+    found |= {"base_model_sha256": sha256} if sha256 else {}
+    found |= {"modelspec.license": license} if license else {}
+    return found | (picture_metadata(picture) if picture is not None else {})
+
+
+def picture_metadata(picture):
+    """A thumbnail (at most 128 pixels) of a picture and the sha256 of its pixels as `read_image` gives them."""
+    picture = read_image(picture)
+    sha256 = hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
+    picture.thumbnail((128, 128))
+    data = io.BytesIO()
+    picture.save(data, format="JPEG", quality=80)
+    return {"picture_sha256": sha256, "modelspec.thumbnail": "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()}
+
+
+def picture_facts(pipe, content, style):
+    """What decides a picture besides the settings typed: hashes of the halves and of the base model, number format, versions."""
+    halves = {f"{half}_fingerprint": getattr(blora, half).fingerprint for half, blora in (("content", content), ("style", style)) if blora}
+    name, sha256 = model_hash(pipe)
+    return {**halves, "base_model": name, "base_model_sha256": sha256, "unet_dtype": str(pipe.unet.dtype).removeprefix("torch."), "versions": versions()}
+
+
+def differences(picture, facts):
+    """Lines that say where the `picture_facts` differ from those in a picture; none where it can be made again bit by bit."""
+    then = read_settings(picture) if picture else facts
+    return [f"{what} was {shown(then.get(what))} and is {shown(now)}; the picture will not be the same." for what, now in facts.items() if then.get(what) != now]
+
+
+def norms(blora):
+    """The Frobenius norm of each layer's change of weight, lora_B @ lora_A: layer name to number."""
+    return {layer: float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()) for layer, (a, b) in blora.layers.items()}
+
+
+def facts(blora):
+    """What can be said about a B-LoRA in a line each: a list of (what, text)."""
+    changes, lines = norms(blora), [("what", describe(blora)), *([("format", blora.format)] if blora.format else [])]
+    for half in blora.halves:
+        layers = [layer for layer in changes if half_of(layer + ".") == half]
+        ranks = sorted({blora.layers[layer][0].shape[0] for layer in layers})
+        change = sum(changes[layer] ** 2 for layer in layers) ** 0.5
+        lines.append((f"{half} half", f"{len(layers)} layers, rank {', '.join(map(str, ranks))}, norm of the change {change:.3g}"))
+    base = blora.metadata.get("base_model") or blora.metadata.get("ss_sd_model_name")
+    sha256 = blora.metadata.get("base_model_sha256", "")
+    lines.append(("base", base_of(blora) + (f" ({shown(base)}{', sha256 ' + shown(sha256, 12) if sha256 else ''})" if base else "")))
+    lines.append(("prompt", prompt_of(blora) or "not in the file; the original trains with: A [v]"))
+    for what, key in (("training", "training"), ("versions", "versions"), ("picture", "picture_sha256"), ("licence", "modelspec.license")):
+        if key in blora.metadata:
+            lines.append((what, shown(blora.metadata[key].replace('"', "").strip("{}"), 400)))
+    lines.append(("fingerprint", blora.fingerprint))
+    return lines + [("note", note) for note in blora.notes]
+
+
+def usage(blora, source):
+    """The commands that use a B-LoRA's halves."""
+    base = "" if base_of(blora) == "the teaching model" else " --pretrained_model_name_or_path sdxl"
+    flags = " ".join(f'--{half}_B_LoRA "{source}"' for half in blora.halves)
+    prompt = {("content", "style"): prompt_of(blora) or "A [v]", ("content",): "A [c] in watercolour style", ("style",): "A cat in [s] style"}[blora.halves]
+    return f'python -m blora_nb generate --prompt "{prompt}" {flags}{base} --output_path outputs'
+
+
+def inspect(blora, source):
+    """A description of several lines: what it is, what each layer changes, how to use it."""
+    width = max(len(what) for what, _ in facts(blora))
+    lines = [f"{what:<{width}}  {text}" for what, text in facts(blora)] + ["", "norm of the change, layer by layer:"]
+    lines += [f"  {norm:9.4f}  rank {blora.layers[layer][0].shape[0]:<4} {layer}" for layer, norm in sorted(norms(blora).items())]
+    return "\n".join([*lines, "", "use it:", f"  {usage(blora, source)}"])
+
+
+def html(blora):
+    """The description for a notebook: thumbnail, facts, and a bar for the change in each transformer layer of each half."""
+    rows = "".join(f'<tr><th style="text-align:left">{escaping.escape(what)}</th><td style="text-align:left">{escaping.escape(text)}</td></tr>' for what, text in facts(blora))
+    thumbnail = blora.metadata.get("modelspec.thumbnail", "")
+    picture = f'<img src="{thumbnail}" alt="the picture it was trained on" style="float:right">' if THUMBNAIL.fullmatch(thumbnail) else ""
+    return f"<div>{picture}<table>{rows}</table>{_bars(blora)}</div>"
+
+
+def _bars(blora):
+    """An SVG with the norm of the change of each kind of layer, averaged over the transformer layers, half by half."""
+    groups = {}
+    for layer, norm in norms(blora).items():
+        kind = re.sub(r"transformer_blocks\.\d+\.", "", layer.split(".attentions.")[1][2:])
+        groups.setdefault((half_of(layer + "."), kind), []).append(norm)
+    means = {group: sum(values) / len(values) for group, values in sorted(groups.items())}
+    longest, bars = max(means.values()) or 1, ""
+    for row, ((half, kind), mean) in enumerate(means.items()):
+        colour = {"content": "#0072b2", "style": "#d55e00"}[half]
+        bars += f'<text x="0" y="{14 * row + 11}">{half} {kind}</text><rect x="150" y="{14 * row + 2}" width="{220 * mean / longest:.1f}" height="10" fill="{colour}"/><text x="375" y="{14 * row + 11}">{mean:.3g}</text>'
+    return f'<svg role="img" aria-label="mean norm of the change by kind of layer" width="440" height="{14 * len(means)}" font-size="11" font-family="sans-serif">{bars}</svg>'
+
+
+def model_card(blora, repo_id):
+    """The text of a README.md for the Hugging Face hub, with the header the hub reads."""
+    from huggingface_hub import ModelCardData
+
+    prompt, license = prompt_of(blora), blora.metadata.get("modelspec.license")
+    named = blora.metadata.get("base_model", "")
+    base = named if "/" in named else ("stabilityai/stable-diffusion-xl-base-1.0" if base_of(blora) == "SDXL" else None)
+    tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora) == "SDXL" else [])]
+    data = ModelCardData(license=license, base_model=base, tags=tags, instance_prompt=prompt)
+    table = "\n".join(f"| {what} | {text.replace('|', '/')} |" for what, text in facts(blora))
+    return f"""---
+{data.to_yaml()}
+---
+# {repo_id.split("/")[-1]}
+
+A B-LoRA ([Frenkel et al., 2024](https://arxiv.org/abs/2403.14572)): LoRA on two transformer blocks of SDXL, trained from one
+picture. The content half holds what is in the picture, the style half how it looks; each can be used alone or with the
+other half of another B-LoRA.
+
+| | |
+|---|---|
+{table}
+
+```python
+from blora_nb import generate, load_pipeline
+
+pipe = load_pipeline("{base or 'tiny'}")
+generate(pipe, "{prompt or 'A [v]'}", {", ".join(f'{half}="{repo_id}"' for half in blora.halves)})
+```
+
+In plain diffusers: `pipe.load_lora_weights("{repo_id}")` applies {'both halves' if len(blora.halves) > 1 else 'it'}.
+"""
+
+
+def upload(blora, repo_id, private=True, token=None, endpoint=None):
+    """Put a B-LoRA with a model card on the Hugging Face hub, in one commit.
+
+    Args:
+        repo_id: "user/name"; made if it is not there. private: whether a new repository is.
+        token: of an account that may write there; by default the one of `hf auth login`.
+        endpoint: another hub than huggingface.co.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FileExistsError: the repository has weights already; nothing was changed.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint, token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    if api.file_exists(repo_id, FILE_NAME):
+        raise FileExistsError(f"{repo_id} has a {FILE_NAME} already. Choose another name, or remove it there first.")
+    with tempfile.TemporaryDirectory() as folder:
+        blora.save(folder)
+        (Path(folder) / "README.md").write_text(model_card(blora, repo_id), encoding="utf-8")
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Add a B-LoRA ({' and '.join(blora.halves)})"))

@@ -1,0 +1,148 @@
+"""Files that may be broken or hostile: find the weights, open them safely, write complete files or none."""
+
+from contextlib import contextmanager
+import os
+from pathlib import Path
+import re
+import tempfile
+
+import safetensors
+
+from .formats import BLoRAError, parse_json, several, shown
+
+FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers and the original call it in a folder
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+LONGEST_HEADER = 16 * 2**20  # bytes; a LoRA of all of SDXL has about 0.5 MB
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
+NO_SAFETENSORS = {
+    b"PK": "is a zip or pickle checkpoint (.ckpt, .pt, .bin), which could run code when opened and is not",
+    b"\x80": "is a pickle, which could run code when opened and is not",
+    b"version ": "is only the Git LFS pointer to the weights; get them with: git lfs pull",
+    b"<": "is a web page, probably saved in place of the weights; download the file itself",
+}
+
+
+@contextmanager
+def complete_file(path):
+    """A path to write to; the file is at its place when the block ends without error, and nowhere otherwise.
+
+    Raises:
+        FileExistsError: there is such a file already.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already. Choose another name, or remove it first.")
+    handle, part = tempfile.mkstemp(".part", path.name[:40], path.parent)
+    os.close(handle)
+    try:
+        yield Path(part)
+        os.chmod(part, 0o666 & ~_umask())
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def find_weights(source):
+    """The safetensors file meant by a path, a folder or a hub id ("user/repository" or "user/repository/file"), and PEFT's config.
+
+    Returns:
+        (path, dict): the dict is empty where no `adapter_config.json` lies beside.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir():
+            path = _in_folder(path, [p.name for p in sorted(path.iterdir()) if p.suffix == ".safetensors" and p.is_file()])
+        elif not path.exists() and HUB_ID.fullmatch(str(source)) and not path.parent.exists():
+            return _from_hub(str(source))
+        if not path.is_file():
+            raise BLoRAError(f"There is no file {shown(path, 300)}. Train one with: python -m blora_nb train --instance_data_dir PICTURE --output_dir FOLDER")
+    except (OSError, ValueError) as error:
+        if isinstance(error, BLoRAError):
+            raise
+        raise BLoRAError(f"{shown(source, 300)} cannot be opened ({getattr(error, 'strerror', None) or error}).") from None
+    config = path.with_name(PEFT_CONFIG)
+    return path, read_json(config) if path.name == PEFT_FILE and config.is_file() else {}
+
+
+def _in_folder(folder, names):
+    """The one file among the safetensors `names` of a folder or repository that must be meant."""
+    for name in (FILE_NAME, PEFT_FILE):
+        if name in names:
+            return folder / name
+    if len(names) == 1:
+        return folder / names[0]
+    found = f"there are {several(names)}; name one of them" if names else "there is no .safetensors file in it"
+    raise BLoRAError(f"In {shown(folder, 300)} there is no file {FILE_NAME}: {found}.")
+
+
+def _from_hub(source):
+    """The weights downloaded from the Hugging Face hub, or taken from its cache."""
+    from huggingface_hub import HfApi, errors
+
+    repo_id, name = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
+    api = HfApi()
+    try:
+        if not name:
+            try:
+                name = _in_folder(Path(), [n for n in api.list_repo_files(repo_id) if n.endswith(".safetensors")]).as_posix()
+            except (errors.OfflineModeIsEnabled, OSError) as error:
+                if isinstance(error, errors.RepositoryNotFoundError):
+                    raise
+                name = FILE_NAME  # perhaps it is in the cache
+        path = Path(api.hf_hub_download(repo_id, name))
+        config = read_json(api.hf_hub_download(repo_id, PEFT_CONFIG)) if path.name == PEFT_FILE else {}
+        return path, config
+    except BLoRAError as error:
+        raise BLoRAError(f"{source} on the Hugging Face hub: {error}") from None
+    except errors.RepositoryNotFoundError:
+        raise BLoRAError(f"There is no file or folder {source} here, and no such repository on the Hugging Face hub (a private one needs: hf auth login).") from None
+    except errors.LocalEntryNotFoundError:
+        raise BLoRAError(f"There is no file or folder {source} here; as a repository of the Hugging Face hub it is not in the cache, and the hub cannot be reached.") from None
+    except errors.EntryNotFoundError:
+        raise BLoRAError(f"The repository {repo_id} on the Hugging Face hub has no file {name}.") from None
+    except Exception as error:  # the network fails in many ways, of several libraries
+        raise BLoRAError(f"There is no file or folder {source} here, and the Hugging Face hub did not give it ({type(error).__name__}: {shown(error, 200)}).") from None
+
+
+def read_json(path):
+    """A small JSON object from a file.
+
+    Raises:
+        BLoRAError: too large, or no such thing.
+    """
+    with open(path, "rb") as file:
+        text = file.read(LONGEST_HEADER + 1)
+    return parse_json(text, path) if len(text) <= LONGEST_HEADER else parse_json("", path)
+
+
+@contextmanager
+def open_weights(path):
+    """A safetensors file, opened: `keys()`, `metadata()`, `get_slice(key)`, `get_tensor(key)`; nothing is read ahead.
+
+    Raises:
+        BLoRAError: it is no complete safetensors file.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+        size, header = os.stat(path).st_size, int.from_bytes(start, "little")
+        for mark, what in NO_SAFETENSORS.items():
+            if start.startswith(mark) and header > LONGEST_HEADER:
+                raise BLoRAError(f"{path} is not a complete safetensors file: it {what}.")
+        if header > LONGEST_HEADER or len(start) < 8 or header + 8 > size:
+            why = "it is empty" if not size else f"its header would have {header:,} bytes and the file has {size:,}"
+            raise BLoRAError(f"{path} is not a complete safetensors file ({why}). Copy or download it again; other formats are not opened.")
+        with safetensors.safe_open(path, "pt") as opened:
+            yield opened
+    except BLoRAError:
+        raise
+    except (safetensors.SafetensorError, OSError, MemoryError, OverflowError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        # what the reader raises for headers that contradict themselves or name number formats PyTorch lacks
+        raise BLoRAError(f"{path} is not a complete safetensors file ({shown(error, 200)}). Copy or download it again; other formats are not opened.") from None

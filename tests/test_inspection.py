@@ -1,0 +1,98 @@
+"""Looking inside changes nothing: bit-equal pictures, a pipeline as it was, also after an exception."""
+
+import numpy as np
+import pytest
+import torch
+
+from blora_nb import generate, prompt_per_block, record_attention
+from blora_nb.adapters import remove
+from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
+
+PROMPT = "A cat in neon style"
+
+
+def picture(pipe, prompt=PROMPT, **options):
+    return np.asarray(generate(pipe, prompt, seeds=1, num_inference_steps=4, progress=False, **options)[0])
+
+
+def hooks(pipe):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.unet.modules())
+
+
+def test_recording_does_not_change_the_picture_and_leaves_nothing_behind(pipe, blora):
+    before, halves = hooks(pipe), {"content": blora, "style": blora}
+    plain, with_halves = picture(pipe), picture(pipe, **halves)
+    with record_attention(pipe, PROMPT):
+        assert np.array_equal(picture(pipe), plain)
+    with record_attention(pipe, PROMPT):
+        assert np.array_equal(picture(pipe, **halves), with_halves)
+    remove(pipe)
+    assert hooks(pipe) == before
+
+
+def test_recorded_weights_are_what_the_attention_computes(pipe):
+    """Recomputed by hand from the inputs of one layer, without guidance and in a single step."""
+    layer, seen = pipe.unet.get_submodule(CONTENT_BLOCK).transformer_blocks, []
+    handles = [block.attn2.register_forward_pre_hook(lambda m, args, kwargs: seen.append((m, args[0], kwargs["encoder_hidden_states"])), with_kwargs=True) for block in layer]
+    with record_attention(pipe, PROMPT, [CONTENT_BLOCK]) as attention:
+        pipe(PROMPT, num_inference_steps=1, guidance_scale=1.0, generator=torch.Generator().manual_seed(0))
+    for handle in handles:
+        handle.remove()
+    by_hand = []
+    for module, states, text in seen:
+        query, key = module.head_to_batch_dim(module.to_q(states)), module.head_to_batch_dim(module.to_k(text))
+        by_hand.append(module.get_attention_scores(query, key))  # diffusers' own, [heads, positions, tokens]
+    by_hand = torch.stack(by_hand).mean(0)
+    recorded = attention.cross[CONTENT_BLOCK]
+    assert recorded.shape == (4, 3, 3, 7)
+    torch.testing.assert_close(recorded.flatten(1, 2), by_hand[..., :7])
+    torch.testing.assert_close(attention.word(CONTENT_BLOCK, "cat", head=2), by_hand[2, :, 2].view(3, 3))
+    torch.testing.assert_close(attention.itself[CONTENT_BLOCK].sum((-1, -2)), torch.ones(4, 3, 3))
+
+
+def test_all_blocks_with_guidance_and_other_shapes(pipe):
+    with record_attention(pipe, PROMPT) as attention:
+        generate(pipe, PROMPT, seeds=[0, 1], num_inference_steps=2, height=64, width=128, progress=False)
+    assert list(attention.cross) == list(TRANSFORMER_BLOCKS)
+    assert attention.cross[CONTENT_BLOCK].shape == (4, 2, 4, 7) and attention.itself["up_blocks.1.attentions.0"].shape == (4, 4, 8, 4, 8)
+    assert attention.position("up_blocks.1.attentions.0", 3, 7).shape == (4, 8)
+
+
+def test_words_cut_into_pieces_and_words_that_are_not_there(pipe):
+    with record_attention(pipe, "A zebra in neon style", [STYLE_BLOCK], kinds=["cross"]) as attention:
+        picture(pipe, "A zebra in neon style")
+    pieces = [i for i, t in enumerate(attention.tokens) if i > 1 and t not in ("in</w>", "neon</w>", "style</w>") and not t.startswith("<|")]
+    assert len(pieces) > 1, "the tokenizer knows zebras by now; take another word"
+    torch.testing.assert_close(attention.word(STYLE_BLOCK, "zebra"), attention.cross[STYLE_BLOCK][..., pieces].sum(-1).mean(0))
+    with pytest.raises(ValueError, match="dog.*no word of the prompt"):
+        attention.word(STYLE_BLOCK, "dog")
+    with pytest.raises(ValueError, match="Nothing of this kind"):
+        attention.position(STYLE_BLOCK, 0, 0)
+
+
+@pytest.mark.parametrize("inside", [lambda pipe: prompt_per_block(pipe, {CONTENT_BLOCK: "A house"}), lambda pipe: record_attention(pipe, PROMPT)])
+def test_an_exception_inside_restores_the_pipeline(pipe, inside):
+    before, plain = hooks(pipe), picture(pipe)
+    with pytest.raises(KeyError), inside(pipe):
+        raise KeyError
+    assert hooks(pipe) == before and np.array_equal(picture(pipe), plain)
+
+
+def test_a_prompt_for_all_blocks_is_that_prompt_but_for_the_pooled_embedding(pipe):
+    """Every block told the same equals encoder_hidden_states swapped as a whole."""
+    from blora_nb.models import encode_prompt
+
+    with prompt_per_block(pipe, dict.fromkeys(TRANSFORMER_BLOCKS, "A house in wood style")):
+        swapped = picture(pipe)
+    embeds, _ = encode_prompt(pipe, "A house in wood style")
+    _, pooled = encode_prompt(pipe, PROMPT)
+    expected = pipe(
+        prompt_embeds=embeds, pooled_prompt_embeds=pooled, negative_prompt_embeds=torch.zeros_like(embeds), negative_pooled_prompt_embeds=torch.zeros_like(pooled),
+        num_inference_steps=4, guidance_scale=3.0, generator=torch.Generator().manual_seed(1),
+    ).images[0]  # fmt: skip
+    assert np.abs(swapped.astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_unknown_blocks_are_named(pipe):
+    with pytest.raises(ValueError, match="up_blocks.9"), record_attention(pipe, PROMPT, ["up_blocks.9"]):
+        pass
