@@ -187,7 +187,7 @@ class AlphaPanel(Panel):
 
     def _repr_mimebundle_(self, **kwargs):
         if self.picture is None and all(chooser.source.blora for chooser in self.choosers.values()):
-            self._generate()
+            self._generate(background=False)  # in the running cell: the next one may need the pipeline
         return super()._repr_mimebundle_(**kwargs)
 
     def _changed(self, _):
@@ -198,13 +198,13 @@ class AlphaPanel(Panel):
         if not self.worker.busy:
             self.worker.say("Drawn before." if wanted in self.memory else "New settings: press Generate.")
 
-    def _generate(self):
+    def _generate(self, background=None):
         def work():
             wanted = self.settings()
             self._show(self.draw(wanted, self.worker.step), wanted)
             self.worker.say("Done." if self.settings() == wanted else "Done; the controls have moved on since: press Generate for what they say now.")
 
-        self.worker.start("Drawing", work)
+        self.worker.start("Drawing", work, background)
 
 
 class SeedPanel(Panel):

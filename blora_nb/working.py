@@ -55,11 +55,11 @@ class Worker(widgets.VBox):
         lead, colour = ("<b>Error.</b> ", "var(--jp-error-color1, #b3261e)") if kind == "error" else ("", "inherit")
         self.status.value = f'<div role="status" aria-live="polite" style="color:{colour};line-height:1.4;min-height:1.4em;overflow-wrap:anywhere">{lead}{html.escape(text)}</div>'
 
-    def start(self, doing, work):
+    def start(self, doing, work, background=None):
         """Run `work()`, which reads the controls and then calls `self.step` as it goes on. While other work of this panel is under way, do nothing.
 
         Args:
-            doing: what the status says meanwhile, e.g. "Drawing".
+            doing: what the status says meanwhile, e.g. "Drawing". background: by default as the worker was made.
         """
         with self._starting:
             if self.busy:
@@ -70,7 +70,7 @@ class Worker(widgets.VBox):
         for button in self.buttons:
             button.disabled = True
         self.cancel.disabled, self.doing = False, doing
-        if self.background:
+        if self.background if background is None else background:
             self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
             self.thread.start()
         else:
@@ -97,7 +97,7 @@ class Worker(widgets.VBox):
 
     def _run(self, work):
         try:
-            if self.background:
+            if threading.current_thread() is self.thread:
                 time.sleep(SETTLING)
             with self._turn():
                 work()

@@ -20,10 +20,6 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CELLS = (
-    "from blora_nb import load_pipeline\nfrom blora_nb.panels import AlphaPanel\nfrom blora_nb.sources import example_gallery",
-    'panel = AlphaPanel(load_pipeline(device="cpu"), "star sunset", "flower neon", gallery=example_gallery(), num_inference_steps=4)\npanel',
-)
 
 
 def find_chromium():
@@ -165,16 +161,18 @@ def use(page, panel):
     assert described.startswith('"<b>A very odd</b> prompt"; content of') and "alpha +0.95" in described and "3 steps" in described
 
 
-def test_the_panel_in_jupyterlab(page, serve, tmp_path):
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS], metadata=kernel), tmp_path / "panel.ipynb")
+def test_the_panel_of_lesson_3_in_jupyterlab(page, serve, tmp_path):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    page.goto(serve(["jupyterlab", "--allow-root", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}", *quiet], tmp_path, "lab/tree/panel.ipynb"))
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    page.goto(serve(["jupyterlab", "--allow-root", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}", *quiet], tmp_path, "lab/tree/notebooks/03_style_transfer.ipynb"))
+    idle = page.get_by_text("Python 3 (ipykernel) | Idle")
+    idle.wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     panel = page.locator(".blora-panel")
-    panel.wait_for()
+    panel.wait_for(timeout=600_000)
+    idle.wait_for(timeout=600_000)
+    panel.scroll_into_view_if_needed()
     use(page, panel)
 
 

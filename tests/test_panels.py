@@ -323,9 +323,9 @@ def test_a_still_picture_and_a_sentence_stand_in_for_the_widget(panel):
     def shown():
         return DisplayFormatter().format(panel)[0]
 
-    assert panel.picture is None
+    in_background(panel)
     bundle = shown()
-    assert panel.picture, "the first picture is drawn when the panel is shown"
+    assert panel.picture, "the first picture is drawn when the panel is shown, before the next cell begins"
     assert "seed 0" in bundle["text/plain"] and bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.model_id
     picture = Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     width = picture.width
