@@ -35,7 +35,7 @@ class Drawing:
     @property
     def caption(self):
         halves = (("content", self.content_B_LoRA, self.content_alpha), ("style", self.style_B_LoRA, self.style_alpha))
-        used = [f"{half} of {name}, alpha {alpha:+.2f}" for half, name, alpha in halves if name]
+        used = [f"{half}: {name}, alpha {alpha:+.2f}" for half, name, alpha in halves if name]
         return "; ".join([f'"{self.prompt}"', *used, f"seed {self.seed}, {self.num_inference_steps} steps"])
 
 
@@ -64,7 +64,7 @@ class Panel(widgets.VBox):
         for half, thing, alpha in (("content", content, content_alpha), ("style", style, style_alpha)):
             if thing is not None:
                 in_gallery = isinstance(thing, str) and thing in self.gallery.sources
-                name = thing if in_gallery else self.gallery.add(Source.of(thing))
+                name = thing if in_gallery else self.gallery.add(Source.of(thing, half))
                 self.choosers[half] = HalfChooser(half, self.gallery, name, alpha, self.worker, training_settings, folder)
 
         label, wide = {"description_width": f"{INDENT}px"}, widgets.Layout(width="auto")

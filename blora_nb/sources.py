@@ -13,6 +13,7 @@ from PIL import Image
 
 from .adapters import BLoRA
 from .cards import THUMBNAIL
+from .examples import example_names, example_picture
 from .images import ImageError, centre_square, free_path, read_image, safe_name
 from .models import DATA
 from .training import train
@@ -30,8 +31,8 @@ class Source:
     blora: BLoRA | None = None
 
     @classmethod
-    def of(cls, thing):
-        """A source made of a PIL image, a picture file, a `BLoRA`, its file or folder, or a `Source`.
+    def of(cls, thing, half):
+        """A source for a half, made of a PIL image, a picture file, a `BLoRA`, its file or folder, or a `Source`.
 
         Raises:
             ImageError, BLoRAError: it cannot be read.
@@ -39,9 +40,9 @@ class Source:
         if isinstance(thing, cls):
             return thing
         if isinstance(thing, BLoRA):
-            return cls("B-LoRA", thumbnail_of(thing), thing)
+            return cls(f"{half} B-LoRA", thumbnail_of(thing), thing)
         if isinstance(thing, Image.Image):
-            return cls("picture", read_image(thing))
+            return cls(f"{half} picture", read_image(thing))
         path = Path(thing)
         if path.suffix == ".safetensors" or path.is_dir():
             blora = BLoRA.load(path)
@@ -76,8 +77,8 @@ class Gallery(traitlets.HasTraits):
 def example_gallery():
     """The example pictures of this repository, each with its ready B-LoRA for the teaching model."""
     gallery = Gallery()
-    for path in sorted((DATA / "bloras").glob("*.safetensors")):
-        gallery.add(Source(path.stem.replace("_", " "), read_image(DATA / "examples" / f"{path.stem}.png"), BLoRA.load(path)))
+    for name in example_names():
+        gallery.add(Source(name.replace("_", " "), example_picture(name), BLoRA.load(DATA / "bloras" / f"{name}.safetensors")))
     return gallery
 
 

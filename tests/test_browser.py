@@ -158,7 +158,7 @@ def use(page, panel):
     panel.get_by_role("button", name="Generate").press("Enter")
     says(panel, "Done.")
     described = panel.locator('img[alt*="seed"]').get_attribute("alt")
-    assert described.startswith('"<b>A very odd</b> prompt"; content of') and "alpha +0.95" in described and "3 steps" in described
+    assert described.startswith('"<b>A very odd</b> prompt"; content: ') and "alpha +0.95" in described and "3 steps" in described
 
 
 def test_the_panel_of_lesson_3_in_jupyterlab(page, serve, tmp_path):

@@ -86,7 +86,7 @@ def test_generate_draws_what_the_function_draws(panel, pipe, examples):
     star, neon = (examples.sources[name].blora for name in ("star sunset", "flower neon"))
     expected = generate(pipe, "A [c] in [s] style", star, neon, 1.0, 0.8, 7, 3, progress=False)[0]
     assert pixels(panel) == panel.picture.tobytes() == expected.tobytes() and panel.errors == []
-    assert "seed 7" in panel.large.value and "style of flower neon, alpha +0.80" in panel.large.value, "the alt text says how it was made"
+    assert "seed 7" in panel.large.value and "style: flower neon, alpha +0.80" in panel.large.value, "the alt text says how it was made"
     assert "Done" in status(panel)
 
 
@@ -262,7 +262,7 @@ def test_one_half_alone(pipe, examples):
     panel = AlphaPanel(pipe, style=examples.sources["cat wood"].blora, prompt="A fish in [s] style", num_inference_steps=2)
     panel.generate.click()
     expected = generate(pipe, "A fish in [s] style", style=examples.sources["cat wood"].blora, num_inference_steps=2, progress=False)[0]
-    assert panel.picture.tobytes() == expected.tobytes() and "content" not in panel.drawn.caption
+    assert panel.picture.tobytes() == expected.tobytes() and panel.drawn.caption.startswith('"A fish in [s] style"; style: style B-LoRA, alpha +1.00; seed 0')
 
 
 def test_seeds_are_ranked_and_one_is_picked(pipe, examples, tmp_path):
