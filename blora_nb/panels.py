@@ -69,7 +69,7 @@ class Panel(widgets.VBox):
 
         label, wide = {"description_width": f"{INDENT}px"}, widgets.Layout(width="auto")
         self.worker.progress.style.description_width = f"{INDENT}px"
-        self.prompt = widgets.Text(prompt or PROMPTS[tuple(self.choosers)], description="Prompt", continuous_update=False, layout=wide, style=label)
+        self.prompt = widgets.Text(PROMPTS[tuple(self.choosers)] if prompt is None else prompt, description="Prompt", continuous_update=False, layout=wide, style=label)
         self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="Seed", layout=widgets.Layout(width=f"{INDENT + 110}px"), style=label)
         self.steps = widgets.BoundedIntText(num_inference_steps or defaults_for(pipe).num_inference_steps, min=1, max=200, description="Steps", layout=widgets.Layout(width="130px"), style={"description_width": "50px"})
         self.generate = widgets.Button(description="Generate", icon="paint-brush", button_style="primary", layout=widgets.Layout(width="auto"))
@@ -79,18 +79,21 @@ class Panel(widgets.VBox):
         self.worker.after = self._after_work
         self.generate.on_click(lambda _: self._generate())
         self.save.on_click(lambda _: self._save())
-
-        numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=widgets.Layout(flex_flow="row wrap"))
-        buttons = widgets.HBox([self.generate, self.worker.cancel, self.save], layout=widgets.Layout(margin=f"6px 0 6px {INDENT + 8}px", flex_flow="row wrap"))
-        controls = widgets.VBox([*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved], layout=widgets.Layout(flex=f"0 1 {CONTROLS}px", max_width="100%", margin="0 24px 0 0"))
-        shown = widgets.VBox([self.large, self.caption], layout=widgets.Layout(flex="1 1 260px", max_width=f"{SIDE}px"))
-        super().__init__([widgets.HBox([controls, shown], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), *self.below()], layout=widgets.Layout(padding="8px"))
+        super().__init__(self._arranged(), layout=widgets.Layout(padding="8px"))
         for control in [self.prompt, self.seed, self.steps, *(c for chooser in self.choosers.values() for c in (chooser.choice, chooser.alpha))]:
             control.observe(self._changed, "value")
         self.add_class("blora-panel")
         self._show(None, None)
 
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below
+
+    def _arranged(self):
+        """The rows of the panel: controls beside the picture, or above it where the page is narrow, and what is below."""
+        numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=widgets.Layout(flex_flow="row wrap"))
+        buttons = widgets.HBox([self.generate, self.worker.cancel, self.save], layout=widgets.Layout(margin=f"6px 0 6px {INDENT + 8}px", flex_flow="row wrap"))
+        controls = widgets.VBox([*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved], layout=widgets.Layout(flex=f"0 1 {CONTROLS}px", max_width="100%", margin="0 24px 0 0"))
+        shown = widgets.VBox([self.large, self.caption], layout=widgets.Layout(flex="1 1 260px", max_width=f"{SIDE}px"))
+        return [widgets.HBox([controls, shown], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), *self.below()]
 
     def more_controls(self):
         """Further controls beside seed and steps."""
@@ -136,7 +139,7 @@ class Panel(widgets.VBox):
         self.save.disabled = picture is None
         self.saved.value = ""
         if picture is None:
-            self.large.value = f'<div style="box-sizing:border-box;width:100%;aspect-ratio:1;border:1px dashed #999;border-radius:6px;display:flex;align-items:center;justify-content:center;opacity:.75">Press Generate</div>'
+            self.large.value = '<div style="box-sizing:border-box;width:100%;aspect-ratio:1;border:1px dashed #999;border-radius:6px;display:flex;align-items:center;justify-content:center;opacity:.75">Press Generate</div>'
         else:
             self.large.value = picture_html(picture, SIDE, drawn.caption)
         self.caption.value = f'<div style="line-height:1.4;font-size:12px;overflow-wrap:anywhere;opacity:.75">{html.escape(drawn.caption if drawn else "")}</div>'
