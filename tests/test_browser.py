@@ -106,6 +106,7 @@ def says(panel, text, timeout=60_000):
 def drag(page, panel, slider, share):
     """Drag the handle of a slider, by mouse, by a share of its length."""
     track = panel.locator(".widget-slider", has_text=slider).locator(".noUi-base")
+    track.locator(".noUi-handle").hover()  # waits until the page no longer moves
     handle, length = track.locator(".noUi-handle").bounding_box(), track.bounding_box()["width"]
     x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
     page.mouse.move(x, y)
@@ -127,6 +128,8 @@ def upload(page, panel, button, name, content):
 
 def use(page, panel):
     """Generate, drag, see the picture change, go back, cancel, and generate again, this time from the keyboard."""
+    set_number(panel, "Seed", 11)
+    says(panel, "press Generate")  # so that "Done" below is not that of an earlier picture
     press(panel, "Generate")
     says(panel, "Done")
     first = shown(panel)
