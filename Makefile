@@ -1,6 +1,7 @@
 # make walkthrough   run the lessons on the teaching model; pictures and executed notebooks go to outputs/
 # make test          run every test
 # make lab           open JupyterLab on the notebooks
+# make app           open the page for people who never open a notebook
 # make test-colab    run the notebooks and panels with the versions that Colab ships, in an environment of their own
 # make notebooks     execute the notebooks again and store their outputs
 # make bench         measure the separation and the teaching model (about an hour on two cores)
@@ -11,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/ready
 export OMP_WAIT_POLICY := passive
 
-.PHONY: walkthrough test test-colab lab notebooks bench teaching-model
+.PHONY: walkthrough test test-colab lab app notebooks bench teaching-model
 
 walkthrough: $(READY)
 	$(BIN)/python notebooks/execute.py --to outputs
@@ -24,6 +25,9 @@ test-colab: .venv-colab/ready
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
+
+app: $(READY)
+	cd app && ../$(BIN)/voila blora.ipynb
 
 notebooks: $(READY)
 	$(BIN)/python notebooks/prepare.py

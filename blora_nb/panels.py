@@ -2,16 +2,16 @@
 
 import html
 from base64 import b64encode
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import ipywidgets as widgets
 
 from .figures import picture_grid, seed_ranking
 from .generation import generate
-from .images import free_path, safe_name, save_image, writable_folder
-from .metrics import ranked
+from .images import centre_square, free_path, safe_name, save_image, writable_folder
+from .metrics import ranked, scorer_for
 from .models import defaults_for
-from .sources import INDENT, Gallery, HalfChooser, Source, picture_html, png_bytes
+from .sources import INDENT, Gallery, HalfChooser, Source, picture_html
 from .working import Worker
 
 SIDE, CONTROLS = 480, 476  # pixels: of the picture on the page, five for each of the teaching model's, and of the controls
@@ -35,7 +35,7 @@ class Drawing:
     @property
     def caption(self):
         halves = (("content", self.content_B_LoRA, self.content_alpha), ("style", self.style_B_LoRA, self.style_alpha))
-        used = [f"{half} of {name}, alpha {alpha:+.2f}" for half, name, alpha in halves if name]
+        used = [f"{half}: {name}, alpha {alpha:+.2f}" for half, name, alpha in halves if name]
         return "; ".join([f'"{self.prompt}"', *used, f"seed {self.seed}, {self.num_inference_steps} steps"])
 
 
@@ -64,12 +64,12 @@ class Panel(widgets.VBox):
         for half, thing, alpha in (("content", content, content_alpha), ("style", style, style_alpha)):
             if thing is not None:
                 in_gallery = isinstance(thing, str) and thing in self.gallery.sources
-                name = thing if in_gallery else self.gallery.add(Source.of(thing))
+                name = thing if in_gallery else self.gallery.add(Source.of(thing, half))
                 self.choosers[half] = HalfChooser(half, self.gallery, name, alpha, self.worker, training_settings, folder)
 
         label, wide = {"description_width": f"{INDENT}px"}, widgets.Layout(width="auto")
         self.worker.progress.style.description_width = f"{INDENT}px"
-        self.prompt = widgets.Text(prompt or PROMPTS[tuple(self.choosers)], description="Prompt", continuous_update=False, layout=wide, style=label)
+        self.prompt = widgets.Text(PROMPTS[tuple(self.choosers)] if prompt is None else prompt, description="Prompt", continuous_update=False, layout=wide, style=label)
         self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="Seed", layout=widgets.Layout(width=f"{INDENT + 110}px"), style=label)
         self.steps = widgets.BoundedIntText(num_inference_steps or defaults_for(pipe).num_inference_steps, min=1, max=200, description="Steps", layout=widgets.Layout(width="130px"), style={"description_width": "50px"})
         self.generate = widgets.Button(description="Generate", icon="paint-brush", button_style="primary", layout=widgets.Layout(width="auto"))
@@ -79,16 +79,21 @@ class Panel(widgets.VBox):
         self.worker.after = self._after_work
         self.generate.on_click(lambda _: self._generate())
         self.save.on_click(lambda _: self._save())
-
-        numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=widgets.Layout(flex_flow="row wrap"))
-        buttons = widgets.HBox([self.generate, self.worker.cancel, self.save], layout=widgets.Layout(margin=f"6px 0 6px {INDENT + 8}px", flex_flow="row wrap"))
-        controls = widgets.VBox([*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved], layout=widgets.Layout(flex=f"0 1 {CONTROLS}px", max_width="100%", margin="0 24px 0 0"))
-        shown = widgets.VBox([self.large, self.caption], layout=widgets.Layout(flex="1 1 260px", max_width=f"{SIDE}px"))
-        super().__init__([widgets.HBox([controls, shown], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), *self.below()], layout=widgets.Layout(padding="8px"))
+        super().__init__(self._arranged(), layout=widgets.Layout(padding="8px"))
+        for control in [self.prompt, self.seed, self.steps, *(c for chooser in self.choosers.values() for c in (chooser.choice, chooser.alpha))]:
+            control.observe(self._changed, "value")
         self.add_class("blora-panel")
         self._show(None, None)
 
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below
+
+    def _arranged(self):
+        """The rows of the panel: controls beside the picture, or above it where the page is narrow, and what is below."""
+        numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=widgets.Layout(flex_flow="row wrap"))
+        buttons = widgets.HBox([self.generate, self.worker.cancel, self.save], layout=widgets.Layout(margin=f"6px 0 6px {INDENT + 8}px", flex_flow="row wrap"))
+        controls = widgets.VBox([*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved], layout=widgets.Layout(flex=f"0 1 {CONTROLS}px", max_width="100%", margin="0 24px 0 0"))
+        shown = widgets.VBox([self.large, self.caption], layout=widgets.Layout(flex="1 1 260px", max_width=f"{SIDE}px"))
+        return [widgets.HBox([controls, shown], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")), *self.below()]
 
     def more_controls(self):
         """Further controls beside seed and steps."""
@@ -102,11 +107,11 @@ class Panel(widgets.VBox):
     def errors(self):
         return self.worker.errors
 
-    def settings(self, seed=None):
-        """The `Drawing` the controls ask for, with this seed or the one in its box."""
+    def settings(self):
+        """The `Drawing` the controls ask for."""
         names = {half: chooser.choice.value for half, chooser in self.choosers.items()}
         alphas = {half: round(chooser.alpha.value, 4) for half, chooser in self.choosers.items()}
-        return Drawing(self.prompt.value, names.get("content"), names.get("style"), alphas.get("content", 0.0), alphas.get("style", 0.0), self.seed.value if seed is None else seed, self.steps.value)
+        return Drawing(self.prompt.value, names.get("content"), names.get("style"), alphas.get("content", 0.0), alphas.get("style", 0.0), self.seed.value, self.steps.value)
 
     def draw(self, wanted, progress):
         """The picture of a `Drawing`, from memory or drawn now.
@@ -134,10 +139,15 @@ class Panel(widgets.VBox):
         self.save.disabled = picture is None
         self.saved.value = ""
         if picture is None:
-            self.large.value = f'<div style="box-sizing:border-box;width:100%;aspect-ratio:1;border:1px dashed #999;border-radius:6px;display:flex;align-items:center;justify-content:center;color:#666">Press Generate</div>'
+            self.large.value = '<div style="box-sizing:border-box;width:100%;aspect-ratio:1;border:1px dashed #999;border-radius:6px;display:flex;align-items:center;justify-content:center;opacity:.75">Press Generate</div>'
         else:
             self.large.value = picture_html(picture, SIDE, drawn.caption)
-        self.caption.value = f'<div style="line-height:1.4;font-size:12px;overflow-wrap:anywhere;color:#666">{html.escape(drawn.caption if drawn else "")}</div>'
+        self.caption.value = f'<div style="line-height:1.4;font-size:12px;overflow-wrap:anywhere;opacity:.75">{html.escape(drawn.caption if drawn else "")}</div>'
+
+    def _changed(self, _):
+        """A control was moved."""
+        if not self.worker.busy:
+            self.worker.say("New settings: press Generate.")
 
     def _after_work(self):
         for chooser in self.choosers.values():
@@ -157,10 +167,11 @@ class Panel(widgets.VBox):
 
     def still(self):
         """A figure of the pictures that went in and the one that came out, for places where widgets do not show."""
-        named = [(half, chooser.source.picture) for half, chooser in self.choosers.items() if chooser.source.picture]
-        named += [("result", self.picture)] if self.picture else []
+        pictures = {half: centre_square(chooser.source.picture, SIDE) for half, chooser in self.choosers.items() if chooser.source.picture}
+        if self.picture:
+            pictures["result"] = self.picture
         caption = self.drawn.caption if self.drawn else "Controls for B-LoRA; they work while a kernel runs this notebook"
-        return picture_grid([[p.resize((SIDE, SIDE), 0 if p.width < SIDE else None) for _, p in named]], None, [n for n, _ in named], caption, side=2.2) if named else None
+        return picture_grid([list(pictures.values())], None, list(pictures), caption, side=2.2) if pictures else None
 
     def _repr_mimebundle_(self, **kwargs):
         still = self.still()
@@ -173,16 +184,16 @@ class AlphaPanel(Panel):
 
         AlphaPanel(pipe, content="cat.png", style=BLoRA.load("outputs/neon"))
 
-    Settings that were drawn before show at once; others wait for Generate. See `Panel` for the arguments.
+    The first picture is drawn when the panel is shown. Settings that were drawn before show at once; others wait for
+    Generate. See `Panel` for the arguments.
     """
 
-    def __init__(self, pipe, *args, **kwargs):
-        super().__init__(pipe, *args, **kwargs)
-        controls = [self.prompt, self.seed, self.steps, *(c for chooser in self.choosers.values() for c in (chooser.choice, chooser.alpha))]
-        for control in controls:
-            control.observe(self._recall, "value")
+    def _repr_mimebundle_(self, **kwargs):
+        if self.picture is None and all(chooser.source.blora for chooser in self.choosers.values()):
+            self._generate(background=False)  # in the running cell: the next one may need the pipeline
+        return super()._repr_mimebundle_(**kwargs)
 
-    def _recall(self, _):
+    def _changed(self, _):
         """Go back to a picture that was drawn before, or say that these settings are new."""
         wanted = self.settings()
         if wanted in self.memory:
@@ -190,14 +201,13 @@ class AlphaPanel(Panel):
         if not self.worker.busy:
             self.worker.say("Drawn before." if wanted in self.memory else "New settings: press Generate.")
 
-    def _generate(self):
-        wanted = self.settings()
-
+    def _generate(self, background=None):
         def work():
+            wanted = self.settings()
             self._show(self.draw(wanted, self.worker.step), wanted)
             self.worker.say("Done." if self.settings() == wanted else "Done; the controls have moved on since: press Generate for what they say now.")
 
-        self.worker.start("Drawing", work)
+        self.worker.start("Drawing", work, background)
 
 
 class SeedPanel(Panel):
@@ -206,18 +216,20 @@ class SeedPanel(Panel):
     Not every seed is good; choosing among eight beats training again.
 
     Args:
-        scorer: has `content_kept(images, picture)` and `style_moved(images, picture)`, each a list of numbers 0 to 1, one
-            for each image, against the picture that lent the half (`metrics.scorer_for(pipe)`). So every half that is
-            used needs a picture: give `Source(name, picture, blora)` where you have a B-LoRA.
+        scorer: compares with the picture that lent the half, by `content_kept(images, picture)` and
+            `style_moved(images, picture)`, a number for each image; by default `metrics.scorer_for(pipe)`. So every half
+            that is used needs a picture: give `Source(name, picture, blora)` where you have a B-LoRA.
         count: how many seeds, counted from the one in the box.
 
     Attributes:
-        order: the seeds, best first. scores: seed to {"content_kept": …, "style_moved": …}. seed.value and `picture`: the picked one.
+        order: the seeds, best first. scores: seed to {"content_kept": …, "style_moved": …}. picked, picture: the picked one.
     """
 
-    def __init__(self, pipe, *args, scorer, count=8, **kwargs):
+    def __init__(self, pipe, *args, scorer=None, count=8, **kwargs):
         self.scorer, self.first_count, self.order, self.scores, self.images = scorer, count, [], {}, {}
         super().__init__(pipe, *args, **kwargs)
+        if not self.choosers:
+            raise ValueError("Seeds are ranked by what they keep of a picture; give the panel a content, a style, or both.")
         self.seed.description = "First seed"
 
     def more_controls(self):
@@ -229,36 +241,38 @@ class SeedPanel(Panel):
         return [self.cards]
 
     def _generate(self):
-        seeds = range(self.seed.value, self.seed.value + self.count.value)
-        wanted = {seed: self.settings(seed) for seed in seeds}
-
         def work():
-            images, steps = {}, self.steps.value
-            for number, (seed, drawing) in enumerate(wanted.items()):
-                images[seed] = self.draw(drawing, lambda done, _: self.worker.step(number * steps + done, len(seeds) * steps))
-            self._rank(images, wanted)
+            drawing, count, images = self.settings(), self.count.value, {}
+            steps = drawing.num_inference_steps
+            for number in range(count):
+                seed = drawing.seed + number
+                images[seed] = self.draw(replace(drawing, seed=seed), lambda done, _: self.worker.step(number * steps + done, count * steps))
+            self._rank(images, drawing)
             self.worker.say(f"Seed {self.order[0]} is the best of {len(images)}; the picture you pick is shown large.")
 
         self.worker.start("Drawing", work)
 
-    def _rank(self, images, wanted):
+    def _rank(self, images, drawing):
         """Score the pictures, put them in order, and show the best."""
-        scores = self._score(list(images.values()))
+        scores = self._score(list(images.values()), drawing)
         seeds = list(images)
-        self.images, self.wanted = images, wanted
+        self.images, self.ranking = images, drawing
         self.scores = {seed: {name: values[i] for name, values in scores.items()} for i, seed in enumerate(seeds)}
-        self.order = [seeds[i] for i in ranked(*scores.values())] if scores else seeds
+        self.order = [seeds[i] for i in ranked(*scores.values())]
         self.cards.children = [self._card(place, seed) for place, seed in enumerate(self.order, 1)]
         self.pick(self.order[0])
 
-    def _score(self, images):
+    def _score(self, images, drawing):
+        """Name of each score to its numbers, for the halves that were used."""
+        self.scorer = self.scorer or scorer_for(self.pipe)
         scores = {}
-        for half, name, method in (("content", "content_kept", self.scorer.content_kept), ("style", "style_moved", self.scorer.style_moved)):
-            if half in self.choosers:
-                source = self.choosers[half].source
-                if source.picture is None:
-                    raise ValueError(f'"{source.name}" has no picture to compare with. Give the panel Source("{source.name}", picture, blora).')
-                scores[name] = method(images, source.picture)
+        halves = (("content_kept", self.scorer.content_kept, drawing.content_B_LoRA), ("style_moved", self.scorer.style_moved, drawing.style_B_LoRA))
+        for name, method, source in halves:
+            if source:
+                picture = self.gallery.sources[source].picture
+                if picture is None:
+                    raise ValueError(f'"{source}" has no picture to compare with. Give the panel Source("{source}", picture, blora).')
+                scores[name] = method(images, picture)
         return scores
 
     def _card(self, place, seed):
@@ -271,9 +285,9 @@ class SeedPanel(Panel):
 
     def pick(self, seed):
         """Show the picture of a seed large."""
-        self._show(self.images[seed], self.wanted[seed])
+        self._show(self.images[seed], replace(self.ranking, seed=seed))
         for card, other in zip(self.cards.children, self.order):
-            card.children[1].button_style = "success" if other == seed else ""
+            card.children[1].button_style, card.children[1].icon = ("success", "check") if other == seed else ("", "")
 
     @property
     def picked(self):

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import traitlets
 from PIL import Image
 
 from .adapters import BLoRA
-from .images import centre_square, free_path, read_image, safe_name
+from .cards import THUMBNAIL
+from .examples import example_names, example_picture
+from .images import ImageError, centre_square, free_path, read_image, safe_name
 from .models import DATA
 from .training import train
 
-THUMBNAIL, LABEL = 96, 94  # pixels
-INDENT = THUMBNAIL + 12 + LABEL  # where the inputs begin, under each other
+SIDE, LABEL = 96, 94  # pixels: of a source's picture, of the words before a control
+INDENT = SIDE + 12 + LABEL  # where the inputs begin, under each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +31,8 @@ class Source:
     blora: BLoRA | None = None
 
     @classmethod
-    def of(cls, thing):
-        """A source made of a PIL image, a picture file, a `BLoRA`, its file or folder, or a `Source`.
+    def of(cls, thing, half):
+        """A source for a half, made of a PIL image, a picture file, a `BLoRA`, its file or folder, or a `Source`.
 
         Raises:
             ImageError, BLoRAError: it cannot be read.
@@ -37,13 +40,20 @@ class Source:
         if isinstance(thing, cls):
             return thing
         if isinstance(thing, BLoRA):
-            return cls("B-LoRA", blora=thing)
+            return cls(f"{half} B-LoRA", thumbnail_of(thing), thing)
         if isinstance(thing, Image.Image):
-            return cls("picture", read_image(thing))
+            return cls(f"{half} picture", read_image(thing))
         path = Path(thing)
         if path.suffix == ".safetensors" or path.is_dir():
-            return cls(path.stem, blora=BLoRA.load(path))
+            blora = BLoRA.load(path)
+            return cls(path.stem, thumbnail_of(blora), blora)
         return cls(path.stem, read_image(path))
+
+
+def thumbnail_of(blora):
+    """The small copy of its picture that a B-LoRA's file may hold, or None."""
+    data = blora.metadata.get("modelspec.thumbnail", "")
+    return read_bytes("thumbnail", base64.b64decode(data.split(",")[1])) if THUMBNAIL.fullmatch(data) else None
 
 
 class Gallery(traitlets.HasTraits):
@@ -67,8 +77,8 @@ class Gallery(traitlets.HasTraits):
 def example_gallery():
     """The example pictures of this repository, each with its ready B-LoRA for the teaching model."""
     gallery = Gallery()
-    for path in sorted((DATA / "bloras").glob("*.safetensors")):
-        gallery.add(Source(path.stem.replace("_", " "), read_image(DATA / "examples" / f"{path.stem}.png"), BLoRA.load(path)))
+    for name in example_names():
+        gallery.add(Source(name.replace("_", " "), example_picture(name), BLoRA.load(DATA / "bloras" / f"{name}.safetensors")))
     return gallery
 
 
@@ -86,15 +96,19 @@ def png_bytes(picture):
     return file.getvalue()
 
 
-class UploadedFile(io.BytesIO):
-    """The bytes of an upload, called by the file's name in error messages."""
+def read_bytes(name, content):
+    """The picture in the bytes of a file; error messages call it by its name.
 
-    def __init__(self, name, content):
-        super().__init__(content)
-        self.name = name
-
-    def __repr__(self):
-        return self.name
+    Raises:
+        ImageError: it is no picture, or a damaged one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / safe_name(name)
+        path.write_bytes(content)
+        try:
+            return read_image(path)
+        except ImageError as error:
+            raise ImageError(str(error).replace(str(path), name)) from error
 
 
 def uploaded_files(upload):
@@ -120,7 +134,7 @@ class HalfChooser(widgets.VBox):
         self.alpha = widgets.FloatSlider(alpha, min=-2, max=2, step=0.05, description=f"{half.capitalize()} alpha", continuous_update=False, readout_format="+.2f", layout=wide, style=label)
         self.upload = widgets.FileUpload(accept="image/*", multiple=False, description=f"Own {half}", layout=widgets.Layout(width="auto"))
         self.train = widgets.Button(description=f"Train {half}", layout=widgets.Layout(width="auto"))
-        self.thumbnail = widgets.HTML(layout=widgets.Layout(min_width=f"{THUMBNAIL + 8}px"))
+        self.thumbnail = widgets.HTML(layout=widgets.Layout(min_width=f"{SIDE + 8}px"))
         self._fill_choice()
         self.choice.value = chosen
         self.choice.observe(lambda _: self.show(), "value")
@@ -141,10 +155,10 @@ class HalfChooser(widgets.VBox):
     def show(self):
         """Show the chosen picture, and offer training where there is no B-LoRA of it yet."""
         if self.source.picture:
-            picture = centre_square(self.source.picture, 2 * THUMBNAIL)
-            self.thumbnail.value = picture_html(picture, THUMBNAIL, f"{self.half} picture: {self.source.name}")
+            picture = centre_square(self.source.picture, 2 * SIDE)
+            self.thumbnail.value = picture_html(picture, SIDE, f"{self.half} picture: {self.source.name}")
         else:
-            self.thumbnail.value = f'<div style="width:{THUMBNAIL}px;height:{THUMBNAIL}px;border:1px dashed #999;border-radius:4px;line-height:{THUMBNAIL}px;text-align:center;color:#666">no picture</div>'
+            self.thumbnail.value = f'<div style="width:{SIDE}px;height:{SIDE}px;border:1px dashed #999;border-radius:4px;line-height:{SIDE}px;text-align:center;opacity:.75">no picture</div>'
         if not self.worker.busy:
             self.train.disabled = self.source.blora is not None
             self.train.button_style = "" if self.train.disabled else "primary"
@@ -160,7 +174,7 @@ class HalfChooser(widgets.VBox):
     def _uploaded(self, _):
         for name, content in uploaded_files(self.upload):
             try:
-                picture = read_image(UploadedFile(name, content))
+                picture = read_bytes(name, content)
             except Exception as error:
                 self.worker.show(error)
             else:

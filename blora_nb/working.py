@@ -3,6 +3,7 @@
 import html
 import os
 import threading
+import time
 import traceback
 from contextlib import contextmanager
 
@@ -10,6 +11,10 @@ import ipywidgets as widgets
 
 from .runtime import host
 from .sharing import pipeline_lock
+
+# JupyterLab sends a control's first message to the kernel's main thread and the later ones, clicks among them, to another.
+# So a value typed just before the click may arrive after it; work in the background gives it this long, in seconds.
+SETTLING = 0.1
 
 
 class Cancelled(Exception):
@@ -47,14 +52,14 @@ class Worker(widgets.VBox):
 
     def say(self, text, kind="note"):
         """Show a sentence in the panel; `kind` "error" marks it as one, in words and colour."""
-        lead, colour = ("<b>Error.</b> ", "#b3261e") if kind == "error" else ("", "inherit")
+        lead, colour = ("<b>Error.</b> ", "var(--jp-error-color1, #b3261e)") if kind == "error" else ("", "inherit")
         self.status.value = f'<div role="status" aria-live="polite" style="color:{colour};line-height:1.4;min-height:1.4em;overflow-wrap:anywhere">{lead}{html.escape(text)}</div>'
 
-    def start(self, doing, work):
-        """Run `work()`, which calls `self.step` as it goes on. While other work of this panel is under way, do nothing.
+    def start(self, doing, work, background=None):
+        """Run `work()`, which reads the controls and then calls `self.step` as it goes on. While other work of this panel is under way, do nothing.
 
         Args:
-            doing: what the status says meanwhile, e.g. "Drawing".
+            doing: what the status says meanwhile, e.g. "Drawing". background: by default as the worker was made.
         """
         with self._starting:
             if self.busy:
@@ -65,7 +70,7 @@ class Worker(widgets.VBox):
         for button in self.buttons:
             button.disabled = True
         self.cancel.disabled, self.doing = False, doing
-        if self.background:
+        if self.background if background is None else background:
             self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
             self.thread.start()
         else:
@@ -92,6 +97,8 @@ class Worker(widgets.VBox):
 
     def _run(self, work):
         try:
+            if threading.current_thread() is self.thread:
+                time.sleep(SETTLING)
             with self._turn():
                 work()
         except Cancelled:

@@ -20,10 +20,6 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CELLS = (
-    "from blora_nb import load_pipeline\nfrom blora_nb.panels import AlphaPanel\nfrom blora_nb.sources import example_gallery",
-    'panel = AlphaPanel(load_pipeline(device="cpu"), "star sunset", "flower neon", gallery=example_gallery(), num_inference_steps=4)\npanel',
-)
 
 
 def find_chromium():
@@ -110,6 +106,7 @@ def says(panel, text, timeout=60_000):
 def drag(page, panel, slider, share):
     """Drag the handle of a slider, by mouse, by a share of its length."""
     track = panel.locator(".widget-slider", has_text=slider).locator(".noUi-base")
+    track.locator(".noUi-handle").hover()  # waits until the page no longer moves
     handle, length = track.locator(".noUi-handle").bounding_box(), track.bounding_box()["width"]
     x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
     page.mouse.move(x, y)
@@ -130,7 +127,9 @@ def upload(page, panel, button, name, content):
 
 
 def use(page, panel):
-    """Generate, drag, see the picture change, go back, cancel, and generate again."""
+    """Generate, drag, see the picture change, go back, cancel, and generate again, this time from the keyboard."""
+    set_number(panel, "Seed", 11)
+    says(panel, "press Generate")  # so that "Done" below is not that of an earlier picture
     press(panel, "Generate")
     says(panel, "Done")
     first = shown(panel)
@@ -157,28 +156,40 @@ def use(page, panel):
     says(panel, "Cancelled", 1000)
 
     set_number(panel, "Steps", 3)
-    press(panel, "Generate")
-    says(panel, "Done")
-    assert shown(panel).tobytes() != first.tobytes()
+    panel.locator(".noUi-handle").first.press("ArrowLeft")
+    panel.get_by_label("Prompt", exact=True).fill("<b>A very odd</b> prompt")
+    panel.get_by_role("button", name="Generate").press("Enter")
+    says(panel, "Done.")
+    described = panel.locator('img[alt*="seed"]').get_attribute("alt")
+    assert described.startswith('"<b>A very odd</b> prompt"; content: ') and "alpha +0.95" in described and "3 steps" in described
 
 
-def test_the_panel_in_jupyterlab(page, serve, tmp_path):
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS], metadata=kernel), tmp_path / "panel.ipynb")
+def test_the_panel_of_lesson_3_in_jupyterlab(page, serve, tmp_path):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    page.goto(serve(["jupyterlab", "--allow-root", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}", *quiet], tmp_path, "lab/tree/panel.ipynb"))
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    page.goto(serve(["jupyterlab", "--allow-root", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}", *quiet], tmp_path, "lab/tree/notebooks/03_style_transfer.ipynb"))
+    idle = page.get_by_text("Python 3 (ipykernel) | Idle")
+    idle.wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     panel = page.locator(".blora-panel")
-    panel.wait_for()
+    panel.wait_for(timeout=600_000)
+    idle.wait_for(timeout=600_000)
+    panel.scroll_into_view_if_needed()
     use(page, panel)
+
+
+def test_the_app_page_lists_the_words_of_the_model():
+    import drawings
+
+    text = "".join(cell.source for cell in nbformat.read(ROOT / "app" / "blora.ipynb", as_version=4).cells)
+    assert f"| objects | {', '.join(drawings.OBJECTS)} |" in text and f"| styles | {', '.join(drawings.STYLES)} |" in text
 
 
 def test_the_app_page(page, serve, tmp_path):
     """The page of `make app`: its own tabs, an upload that is no picture, and one that is, learnt on the spot."""
     shutil.copytree(ROOT / "app", tmp_path / "app")
-    page.goto(serve(["voila", "app/blora.ipynb"], tmp_path, ""))
+    page.goto(serve(["voila", "blora.ipynb"], tmp_path / "app", ""))
     panel = page.locator(".blora-panel:visible")
     panel.wait_for()
     use(page, panel)
@@ -187,9 +198,9 @@ def test_the_app_page(page, serve, tmp_path):
     upload(page, panel, "Own content", "broken.png", b"no picture")
     says(panel, "broken.png cannot be read")
     picture = BytesIO()
-    Image.new("RGB", (200, 120), "orange").save(picture, "PNG")
-    upload(page, panel, "Own content", "orange.png", picture.getvalue())
-    says(panel, "to learn orange.png")
+    Image.new("RGB", (2500, 1600), "orange").save(picture, "BMP")  # 12 MB, more than Jupyter's servers take without app/voila.json
+    upload(page, panel, "Own content", "orange.bmp", picture.getvalue())
+    says(panel, "to learn orange.bmp")
     press(panel, "Train content")
     says(panel, "step")
     press(panel, "Cancel")

@@ -19,7 +19,8 @@ from PIL import Image
 
 from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, panels
 from blora_nb.adapters import applied
-from blora_nb.images import to_tensor
+from blora_nb.cards import picture_metadata
+from blora_nb.metrics import scorer_for
 from blora_nb.panels import AlphaPanel, SeedPanel
 from blora_nb.sharing import pipeline_lock
 from blora_nb.sources import Gallery, Source, example_gallery
@@ -78,24 +79,6 @@ def until(true, seconds=30):
     assert true()
 
 
-class JudgeScores:
-    """The judge's probability of the object, and of the style, it sees in the picture."""
-
-    def __init__(self, judge):
-        self.judge = judge
-
-    @torch.no_grad()
-    def scores(self, head, images, picture):
-        logits = self.judge(torch.cat([to_tensor(i.convert("RGB").resize((48, 48), Image.Resampling.BOX)) for i in [picture, *images]]))[head].softmax(1)
-        return logits[1:, logits[0].argmax()].tolist()
-
-    def content_kept(self, images, picture):
-        return self.scores(0, images, picture)
-
-    def style_moved(self, images, picture):
-        return self.scores(1, images, picture)
-
-
 def test_generate_draws_what_the_function_draws(panel, pipe, examples):
     panel.choosers["style"].alpha.set_state({"value": 0.8})
     panel.seed.set_state({"value": 7})
@@ -103,7 +86,7 @@ def test_generate_draws_what_the_function_draws(panel, pipe, examples):
     star, neon = (examples.sources[name].blora for name in ("star sunset", "flower neon"))
     expected = generate(pipe, "A [c] in [s] style", star, neon, 1.0, 0.8, 7, 3, progress=False)[0]
     assert pixels(panel) == panel.picture.tobytes() == expected.tobytes() and panel.errors == []
-    assert "seed 7" in panel.large.value and "style of flower neon, alpha +0.80" in panel.large.value, "the alt text says how it was made"
+    assert "seed 7" in panel.large.value and "style: flower neon, alpha +0.80" in panel.large.value, "the alt text says how it was made"
     assert "Done" in status(panel)
 
 
@@ -262,22 +245,35 @@ def test_save_writes_the_settings_and_overwrites_nothing(panel, tmp_path):
     assert "Cannot write" in status(panel) and len(panel.errors) == 1
 
 
+def test_what_is_not_learnt_is_shown_without_a_result(pipe, picture):
+    panel = AlphaPanel(pipe, picture)
+    assert Image.open(BytesIO(base64.b64decode(panel._repr_mimebundle_()["image/png"]))).width > 150
+    assert panel.picture is None and panel.errors == []
+
+
+def test_the_picture_in_a_file_of_weights_is_shown(pipe, picture, examples, tmp_path):
+    blora = examples.sources["star sunset"].blora
+    path = BLoRA(blora.state_dict, blora.metadata | picture_metadata(picture)).save(tmp_path / "star.safetensors")
+    panel = AlphaPanel(pipe, path)
+    assert panel.choosers["content"].source.picture.size == (128, 128) and "content picture: star" in panel.choosers["content"].thumbnail.value
+
+
 def test_one_half_alone(pipe, examples):
     panel = AlphaPanel(pipe, style=examples.sources["cat wood"].blora, prompt="A fish in [s] style", num_inference_steps=2)
     panel.generate.click()
     expected = generate(pipe, "A fish in [s] style", style=examples.sources["cat wood"].blora, num_inference_steps=2, progress=False)[0]
-    assert panel.picture.tobytes() == expected.tobytes() and "content" not in panel.drawn.caption
+    assert panel.picture.tobytes() == expected.tobytes() and panel.drawn.caption.startswith('"A fish in [s] style"; style: style B-LoRA, alpha +1.00; seed 0')
 
 
-def test_seeds_are_ranked_and_one_is_picked(pipe, examples, judge, tmp_path):
-    scorer = JudgeScores(judge)
-    panel = SeedPanel(pipe, "star sunset", "flower neon", gallery=examples, scorer=scorer, seed=4, count=3, num_inference_steps=6, folder=tmp_path)
+def test_seeds_are_ranked_and_one_is_picked(pipe, examples, tmp_path):
+    scorer = scorer_for(pipe)
+    panel = SeedPanel(pipe, "star sunset", "flower neon", gallery=examples, seed=4, count=3, num_inference_steps=6, folder=tmp_path)
     panel.generate.click()
     assert panel.errors == [] and sorted(panel.order) == [4, 5, 6]
     images = {s: generate(pipe, panel.prompt.value, *(examples.sources[n].blora for n in ("star sunset", "flower neon")), seeds=s, num_inference_steps=6, progress=False)[0] for s in (4, 5, 6)}
     star, neon = (examples.sources[n].picture for n in ("star sunset", "flower neon"))
-    product = {s: scorer.content_kept([image], star)[0] * scorer.style_moved([image], neon)[0] for s, image in images.items()}
-    assert panel.order == sorted(product, key=product.get, reverse=True) and panel.picked == panel.order[0]
+    weaker = {s: min(scorer.content_kept([image], star)[0], scorer.style_moved([image], neon)[0]) for s, image in images.items()}
+    assert panel.order == sorted(weaker, key=weaker.get, reverse=True) and panel.picked == panel.order[0]
     last = panel.cards.children[2]
     assert f"{panel.scores[panel.order[2]]['style_moved']:.2f}" in last.children[0].value
     last.children[1].click()
@@ -287,8 +283,21 @@ def test_seeds_are_ranked_and_one_is_picked(pipe, examples, judge, tmp_path):
     assert "seeds 4 to 6" in panel.still().caption
 
 
-def test_seeds_drawn_before_a_cancel_are_kept(pipe, examples, judge):
-    panel = in_background(SeedPanel(pipe, "star sunset", gallery=examples, scorer=JudgeScores(judge), count=50, num_inference_steps=2))
+def test_a_ranking_belongs_to_the_settings_it_began_with(pipe, examples):
+    """Controls that move while seeds are drawn do not change what they are compared with, nor what is saved."""
+    panel = in_background(SeedPanel(pipe, "star sunset", gallery=examples, count=3, num_inference_steps=4))
+    panel.generate.click()
+    until(lambda: panel.memory)
+    panel.choosers["content"].choice.value = "cat wood"
+    panel.seed.value = 50
+    panel.worker.wait(30)
+    assert sorted(panel.order) == [0, 1, 2] and panel.drawn.content_B_LoRA == "star sunset"
+    kept = scorer_for(pipe).content_kept([panel.images[1]], examples.sources["star sunset"].picture)[0]
+    assert panel.scores[1]["content_kept"] == pytest.approx(kept)
+
+
+def test_seeds_drawn_before_a_cancel_are_kept(pipe, examples):
+    panel = in_background(SeedPanel(pipe, "star sunset", gallery=examples, count=50, num_inference_steps=2))
     panel.generate.click()
     until(lambda: len(panel.memory) >= 2)
     panel.worker.cancel.click()
@@ -300,10 +309,12 @@ def test_seeds_drawn_before_a_cancel_are_kept(pipe, examples, judge):
     assert len(panel.memory) == kept < 50 and sorted(panel.order) == [0, 1] and panel.errors == []
 
 
-def test_a_ranking_without_a_picture_to_compare_with_is_explained(pipe, examples, judge):
-    panel = SeedPanel(pipe, Source("mine", blora=examples.sources["cat wood"].blora), scorer=JudgeScores(judge), count=2, num_inference_steps=1)
+def test_a_ranking_without_a_picture_to_compare_with_is_explained(pipe, examples):
+    panel = SeedPanel(pipe, Source("mine", blora=examples.sources["cat wood"].blora), count=2, num_inference_steps=1)
     panel.generate.click()
     assert "no picture to compare with" in str(panel.errors[0]) and "mine" in status(panel)
+    with pytest.raises(ValueError, match="a content, a style, or both"):
+        SeedPanel(pipe)
 
 
 def test_a_still_picture_and_a_sentence_stand_in_for_the_widget(panel):
@@ -312,9 +323,9 @@ def test_a_still_picture_and_a_sentence_stand_in_for_the_widget(panel):
     def shown():
         return DisplayFormatter().format(panel)[0]
 
-    assert Image.open(BytesIO(base64.b64decode(shown()["image/png"]))).width > 300
-    panel.generate.click()
+    in_background(panel)
     bundle = shown()
+    assert panel.picture, "the first picture is drawn when the panel is shown, before the next cell begins"
     assert "seed 0" in bundle["text/plain"] and bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.model_id
     picture = Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     width = picture.width
