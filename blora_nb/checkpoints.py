@@ -53,12 +53,11 @@ class TrainingState:
         """(tensors, JSON-able rest), the LoRA itself left out."""
         tensors = {"generator": self.generator.get_state(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
         optimizer, numbers = self.optimizer.state_dict(), {}
-        for index, values in optimizer["state"].items():
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous().clone()
-                else:
-                    numbers[f"optimizer.{index}.{key}"] = value
+        for path, value in leaves(optimizer["state"]):
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{path}"] = value.detach().cpu().contiguous().clone()
+            else:
+                numbers[f"optimizer/{path}"] = value
         schedule = {"last_epoch": self.lr_scheduler.last_epoch}
         return tensors, {"step": self.step, "picture": self.picture, "groups": optimizer["param_groups"], "numbers": numbers, "schedule": schedule, "scaler": self.scaler.state_dict()}
 
@@ -66,9 +65,12 @@ class TrainingState:
         """The other way round, in place."""
         state = {}
         for name, value in [*tensors.items(), *rest["numbers"].items()]:
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = value
+            first, *path = name.split("/")
+            if first == "optimizer":
+                place = state.setdefault(int(path[0]), {})
+                for key in path[1:-1]:
+                    place = place.setdefault(key, {})
+                place[path[-1]] = value
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
@@ -78,6 +80,15 @@ class TrainingState:
             self.scaler.load_state_dict(rest["scaler"])
         self.generator.set_state(tensors["generator"])
         self.losses[:] = tensors["losses"].tolist()
+
+
+def leaves(tree, path=""):
+    """("outer/inner", value) of everything in nested dictionaries; 8-bit Adam nests its state, PyTorch's AdamW does not."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}{key}/")
+        else:
+            yield f"{path}{key}", value
 
 
 def step_of(path):
