@@ -21,7 +21,7 @@ from .adapters import FILE_NAME, BLoRA, remove
 from .blocks import target_modules
 from .configuration import TrainingSettings
 from .images import centre_square, find_images, free_path, read_image, to_tensor
-from .memory import compiled, explain_out_of_memory, gradient_checkpointing
+from .memory import choose_checkpointing, compiled, explain_out_of_memory, gradient_checkpointing
 from .models import encode_prompt
 from .recipes import sample_weights
 from .watch import TrainingError, Watch, stop_at_the_end_of_a_step
@@ -212,7 +212,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
 
     with ExitStack() as stack:
         back = stack.enter_context(out_of_the_way(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
-        stack.enter_context(gradient_checkpointing(pipe.unet, settings))
+        stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings)))
         stack.enter_context(compiled(pipe.unet, settings.compile))
         stop = stack.enter_context(stop_at_the_end_of_a_step())
         bar = stack.enter_context(tqdm(total=steps, initial=state.step, desc="training", disable=progress is not True))
