@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from pathlib import Path
+import warnings
 
 
 TRAIN = """Train one B-LoRA from each picture. The flags have the names of the authors' script.
@@ -34,7 +34,7 @@ def parse():
 
     from .configuration import add_refused, add_settings
 
-    train = commands.add_parser("train", help="train one B-LoRA from each picture", description=TRAIN, formatter_class=argparse.RawDescriptionHelpFormatter)
+    train = commands.add_parser("train", help="train one B-LoRA from each picture", usage="%(prog)s --instance_data_dir PATH --output_dir FOLDER [options]", description=TRAIN, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = train.add_argument_group("pictures in, weights out")
     files.add_argument("--instance_data_dir", required=True, metavar="PATH", help="a picture, or a folder of pictures (one B-LoRA is trained from each)")
     files.add_argument("--output_dir", required=True, metavar="FOLDER", help="for the weights and checkpoints, made if needed; nothing in it is overwritten")
@@ -146,6 +146,7 @@ def run_generate(args):
 
 def main():
     args = parse()
+    warnings.formatwarning = lambda message, *where: f"warning: {message}\n"  # for people who did not write the code
     try:
         if args.command == "check":
             from .runtime import print_check

@@ -5,7 +5,7 @@ The names are those of the authors' script, so that their README can be typed he
 """
 
 import argparse
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from types import UnionType
 from typing import get_args
 
@@ -132,7 +132,7 @@ def add_settings(parser, settings=TrainingSettings):
             groups[title] = parser.add_argument_group(title)
         group = groups[title]
         default = "what suits the base model" if f.name in SUITED else f.default
-        text = f.metadata["help"] + ("" if default in (None, False, MISSING) else f" (default: {default})")
+        text = f.metadata["help"] + ("" if default is None or default is False else f" (default: {default})")
         if _kind(f) is bool:
             group.add_argument(f"--{f.name}", action="store_true", default=None, help=text)
         elif "bare" in f.metadata:

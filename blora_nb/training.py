@@ -230,7 +230,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
             try:
                 return checkpoints.write_checkpoint(output_dir, collect(pipe.unet, settings), state, settings, settings.checkpoints_total_limit)
             except checkpoints.CheckpointError as error:  # hours of work go on; the end may find room again
-                warnings.warn(f"{error} The training goes on without it.", stacklevel=2)
+                warnings.warn(f"{error} The training goes on without it; make room in the folder.", stacklevel=2)
 
         try:
             for step in range(state.step + 1, steps + 1):
