@@ -167,7 +167,7 @@ def test_a_full_disk_is_named_and_loses_nothing(picture, uninterrupted, half_way
     disk = small_disk(tmp_path / "disk")
     try:
         one = sum(f.stat().st_size + 4096 for f in (half_way / "checkpoint-3").iterdir())
-        (disk / "ballast").write_bytes(b"x" * (2 * 2**20 - 2 * one + 40_000))
+        (disk / "ballast").write_bytes(b"x" * (2 * 2**20 - one - 60_000))
         process = start(tmp_path / "a.png", disk / "out")
         out, errors = process.communicate(timeout=300)
         assert process.returncode == 1 and "No space left" in errors and "checkpoint-3" in errors and "Traceback" not in errors, errors
