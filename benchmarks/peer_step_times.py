@@ -20,7 +20,7 @@ def main():
     times, losses = [], []
 
     def log(self, values, step=None, **more):
-        times.append(time.perf_counter())
+        times.append(time.process_time())
         losses.append(float(values["loss"]))
 
     accelerate.accelerator.filter_trackers = lambda *a, **k: []

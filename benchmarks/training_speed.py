@@ -1,4 +1,4 @@
-"""How fast a B-LoRA trains here and in other people's scripts: same device, same settings, in turn, medians.
+"""How fast a B-LoRA trains here and in other people's scripts: same CPU, same settings, in turn, medians of processor time.
 
     python benchmarks/training_speed.py --size quarter \\
         --original PATH/train_dreambooth_b-lora_sdxl.py --original_python ENV/bin/python \\
@@ -28,7 +28,7 @@ from blora_nb import load_pipeline, train
 from blora_nb.training import TrainingSettings
 base, picture, result, steps, rank, side, mode = sys.argv[1:]
 times = []
-blora = train(load_pipeline(base, device="cpu"), picture, TrainingSettings(rank=int(rank), resolution=int(side), max_train_steps=int(steps), gradient_checkpointing=mode), progress=lambda *a: times.append(time.perf_counter()))
+blora = train(load_pipeline(base, device="cpu"), picture, TrainingSettings(rank=int(rank), resolution=int(side), max_train_steps=int(steps), gradient_checkpointing=mode), progress=lambda *a: times.append(time.process_time()))
 json.dump({"times": times, "losses": blora.losses, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}, open(result, "w"))
 """
 VERSIONS = "import json, torch, diffusers, platform; print(json.dumps({'torch': torch.__version__, 'diffusers': diffusers.__version__, 'python': platform.python_version(), 'threads': torch.get_num_threads()}))"
@@ -107,11 +107,11 @@ def versions(python):
 
 
 def write(sizes):
-    text = "# How fast a B-LoRA trains\n\nMade by `python benchmarks/training_speed.py`: one picture, batch 1, float32, on a CPU; the scripts run in turn, the ratio is the median over\n"
+    text = "# How fast a B-LoRA trains\n\nMade by `python benchmarks/training_speed.py`: one picture, batch 1, float32, on a CPU; the scripts run in turn. Seconds are\nprocessor seconds (the computer was shared, so that those on the clock tell more of the others); the ratio is the median over\n"
     text += "the rounds of (their median step / ours in the same round). The models have random weights, so the losses only tell that the\nsame thing is computed: each program draws its own noise. Not run on a GPU.\n"
     for size, r in sizes.items():
         v = "; ".join(f"{who}: Python {x['python']}, torch {x['torch']}, diffusers {x['diffusers']}" for who, x in r["versions"].items())
-        text += f"\n## {size}: {r['side']} px, rank {r['rank']}, {r['steps']} steps, {r['rounds']} rounds, {r['versions']['ours']['threads']} thread(s)\n\n{v}\n\n| | seconds a step | times ours | peak memory of the process, MiB | mean loss |\n|---|---|---|---|---|\n"
+        text += f"\n## {size}: {r['side']} px, rank {r['rank']}, {r['steps']} steps, {r['rounds']} rounds, {r['versions']['ours']['threads']} thread(s)\n\n{v}\n\n| | processor seconds a step | times ours | peak memory of the process, MiB | mean loss |\n|---|---|---|---|---|\n"
         text += "".join(f"| {name} | {x['seconds a step']:.3f} | {x['times ours']:.2f} | {x['peak memory, MiB']:.0f} | {x['mean loss']:.3f} |\n" for name, x in r["rows"].items())
     (HERE / "training_speed.md").write_text(text)
     (HERE / "training_speed.json").write_text(json.dumps(sizes, indent=1) + "\n")

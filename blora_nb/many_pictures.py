@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 import tempfile
 
+import safetensors
+
 from .adapters import FILE_NAME, BLoRA
 from .checkpoints import CheckpointError, checkpoints
 from .images import find_images, free_path, read_image, safe_name, save_image, writable_folder
@@ -100,7 +102,7 @@ def save_somewhere(blora, file):
         return blora.save(file)
     except FileExistsError:
         raise
-    except Exception as error:  # safetensors has errors of its own for the same troubles
+    except (OSError, safetensors.SafetensorError) as error:
         part = file.with_name(file.name + ".part")
         part.unlink(missing_ok=True)
         saved = blora.save(Path(tempfile.mkdtemp(prefix="blora_nb_")) / FILE_NAME)

@@ -49,7 +49,7 @@ class MemoryProfile:
 
 PROFILES = (  # from so many GiB on; SDXL's U-Net takes 4.8 GiB in 16 bits and 1.7 in nf4 (counted)
     (22, MemoryProfile("24 GB and more", None, False)),
-    (11, MemoryProfile("T4 and other cards of 12 to 16 GB", None, True)),
+    (11, MemoryProfile("T4 and other cards of 12 to 16 GB", None, False)),
     (0, MemoryProfile("8 GB", "nf4", True)),
 )
 

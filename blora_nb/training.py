@@ -287,8 +287,8 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
 
     Args:
         pipe: from `load_pipeline`. Any LoRA on it is taken off; afterwards it is the plain model again.
-        image: a path or PIL image of any size, of which the middle square is used; or a list of them; or a dict of them to
-            the prompt of each.
+        image: a path or PIL image of any size, of which the middle square is used; or a list of them; or a dict of
+            paths to the prompt of each.
         settings: a `TrainingSettings`; by default those that suit the pipeline, with `changes` made to them
             (`rank=8`, `max_train_steps=300`, …).
         progress: True for a progress bar with the loss, or a function called with (step, steps, loss).
@@ -308,11 +308,11 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
     prompts = list(image.values()) if isinstance(image, dict) else None
     pictures = list(image) if isinstance(image, (list, tuple, dict)) else [image]
     checkpoint = prepare_output(output_dir, resume_from_checkpoint)
-    moments = encode_images(pipe, pictures, settings.resolution)
-    prior = encode_images(pipe, find_images(settings.class_data_dir), settings.resolution) if settings.with_prior_preservation else None
-    remove(pipe)
-    parameters = attach_lora(pipe.unet, settings.rank, settings.seed)
     try:
+        moments = encode_images(pipe, pictures, settings.resolution)
+        prior = encode_images(pipe, find_images(settings.class_data_dir), settings.resolution) if settings.with_prior_preservation else None
+        remove(pipe)
+        parameters = attach_lora(pipe.unet, settings.rank, settings.seed)
         losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint)
         blora = collect(pipe.unet, settings)
     except torch.OutOfMemoryError as error:

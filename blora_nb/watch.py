@@ -65,7 +65,7 @@ class Watch:
             if len(recent) == WINDOW:
                 level = median(recent)
                 self.lowest = level if self.lowest is None else min(self.lowest, level)
-                if level > 10 * self.lowest:
+                if level > max(1, 10 * self.lowest):  # above 1 it is worse than predicting nothing at all
                     self._stop(f"The loss has risen to {level:.3g}, ten times what it was before, at step {step}.")
         self.pending.clear()
         torch._foreach_copy_(self.good, self.tried)
