@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 import warnings
 
+from safetensors import SafetensorError
 import torch
 import torch.nn.functional as F
 
@@ -261,12 +262,20 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
                 if stop.asked:
                     raise KeyboardInterrupt(f"Stopped after step {step}." + (f" Go on with: --resume_from_checkpoint latest (in {output_dir})" if output_dir else ""))
         except TrainingError as error:
-            error.blora = collect(pipe.unet, settings)
-            if output_dir:
-                kept = free_path(output_dir, f"last_good-{error.step}", ".safetensors")
-                error.args = (f"{error} They are in {error.blora.save(kept)}.",)
+            keep_last_good(error, pipe.unet, settings, output_dir)
             raise
     return state.losses
+
+
+def keep_last_good(error, unet, settings, output_dir):
+    """Hang the last good weights, which are on the U-Net again, on the error, and write them where there is a folder."""
+    error.blora = collect(unet, settings)
+    if output_dir:
+        try:
+            where = f"They are in {error.blora.save(free_path(output_dir, f'last_good-{error.step}', '.safetensors'))}."
+        except (OSError, SafetensorError) as trouble:
+            where = f"They could not be written to {output_dir} ({trouble}); from Python they are the error's `blora`."
+        error.args = (f"{error} {where}",)
 
 
 def prepare_output(output_dir, resume_from_checkpoint):
