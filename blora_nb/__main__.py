@@ -3,9 +3,22 @@
 import argparse
 import sys
 import warnings
-from pathlib import Path
 
 from .formats import FORMATS
+
+TRAIN = """Train one B-LoRA from each picture. The flags have the names of the authors' script.
+
+examples:
+  python -m blora_nb train --instance_data_dir cat.png --output_dir outputs/cat
+  python -m blora_nb train --instance_data_dir class/ --output_dir outputs/class --resume_from_checkpoint latest
+  accelerate launch -m blora_nb train --instance_data_dir class/ --output_dir outputs/class     (spread over GPUs)
+  python -m blora_nb train --instance_data_dir dog/ --output_dir outputs/dog --together --instance_prompt "A [v] dog"
+
+Ctrl-C ends the training at the end of a step and leaves a checkpoint."""
+DTYPES = ("float32", "float16", "bfloat16")
+MIXED_PRECISION = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+QUANTIZATIONS = ("int8", "nf4")
+SCHEDULERS = ("euler", "dpm++", "unipc", "lcm")
 
 
 def count(text):
@@ -20,18 +33,21 @@ def parse():
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check", help="show what is installed and what it will run on")
 
-    train = commands.add_parser("train", help="train one B-LoRA from each picture", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    train.add_argument("--instance_data_dir", required=True, help="a picture, or a folder of pictures (one B-LoRA is trained from each)")
-    train.add_argument("--output_dir", required=True, help="folder for the weights, made if needed; nothing in it is overwritten")
-    train.add_argument("--instance_prompt", default="A [v]", help="the prompt that is to mean the picture")
-    suited = "by default what suits the base model"
-    train.add_argument("--resolution", type=count, help=f"side of the square the picture is cropped to, in pixels; {suited}")
-    train.add_argument("--rank", type=count, help=f"rank of the LoRA matrices; {suited}")
-    train.add_argument("--max_train_steps", type=count, help=f"training steps; {suited}")
-    train.add_argument("--train_batch_size", type=count, help=f"noisy versions of the picture in a step; {suited}")
-    train.add_argument("--learning_rate", type=float, help=suited)
-    train.add_argument("--seed", type=int, default=0, help="of the LoRA's first values, the noise and the timesteps")
+    from .configuration import add_refused, add_settings
 
+    train = commands.add_parser("train", help="train one B-LoRA from each picture", usage="%(prog)s --instance_data_dir PATH --output_dir FOLDER [options]", description=TRAIN, formatter_class=argparse.RawDescriptionHelpFormatter)
+    files = train.add_argument_group("pictures in, weights out")
+    files.add_argument("--instance_data_dir", required=True, metavar="PATH", help="a picture, or a folder of pictures (one B-LoRA is trained from each)")
+    files.add_argument("--output_dir", required=True, metavar="FOLDER", help="for the weights and checkpoints, made if needed; nothing in it is overwritten")
+    files.add_argument("--together", action="store_true", help='one B-LoRA from all pictures of the folder, as the original does; for recontextualization with --instance_prompt "A [v] dog"')
+    files.add_argument("--captions_file", metavar="FILE", help='a prompt for each picture of --together: lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"}')
+    files.add_argument("--resume_from_checkpoint", metavar="WHICH", help='"latest" keeps what is finished and goes on where a run was stopped, bit for bit; or a checkpoint by name')
+    files.add_argument("--validation_prompt", metavar="TEXT", help="make pictures of this prompt at each checkpoint, always with the same seeds, to choose a checkpoint by")
+    files.add_argument("--num_validation_images", type=count, default=4, metavar="N", help="how many (default: 4)")
+    add_settings(train)
+    add_refused(train)
+
+    suited = "by default what suits the base model"
     generate = commands.add_parser("generate", help="make pictures with one or two B-LoRA halves", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     generate.add_argument("--prompt", help="needed unless --like is given")
     generate.add_argument("--like", metavar="PICTURE.png", help="make a picture of this command again: its settings are the defaults, what is typed goes before them")
@@ -45,9 +61,22 @@ def parse():
     generate.add_argument("--num_inference_steps", type=count, help=suited)
     generate.add_argument("--guidance_scale", type=float, help=suited)
     generate.add_argument("--negative_prompt")
+    generate.add_argument("--height", type=count, help=f"in pixels; {suited}")
+    generate.add_argument("--width", type=count, help=f"in pixels; {suited}")
+    generate.add_argument("--batch_size", type=count, default=1, help="pictures made at once; more is faster on a GPU and takes more memory")
+    generate.add_argument("--vae_tiling", action="store_true", help="decode large pictures piece by piece, to save memory")
+    generate.add_argument("--few_step_lora", help="id or file of an LCM or Lightning LoRA of the base, merged into it; then 4 to 8 steps and a guidance scale of 1 to 2 are enough")
+    generate.add_argument("--scheduler", choices=SCHEDULERS, help="another sampler than the base model's own")
+    generate.add_argument("--asymmetric_guidance", action="store_true", help="no LoRA in the unconditional pass, so that guidance pushes towards what the LoRA adds")
+    generate.add_argument("--content_until", type=float, default=1.0, help="use the content half only up to this share of the steps")
+    generate.add_argument("--style_from", type=float, default=0.0, help="use the style half only from this share of the steps on")
     for command in (train, generate):
         command.add_argument("--pretrained_model_name_or_path", default="tiny", help='"tiny" (the teaching model), "sdxl", or an SDXL-shaped id or folder')
+        command.add_argument("--pretrained_vae_model_name_or_path", help="another VAE; by default SDXL in float16 gets one that does not overflow")
         command.add_argument("--device", help="cuda, mps or cpu; by default the best that works")
+        command.add_argument("--dtype", choices=DTYPES, help="number format of the frozen base; by default what the device computes best in (the LoRA is always float32)")
+        command.add_argument("--mixed_precision", choices=tuple(MIXED_PRECISION), help="the original's name for --dtype")
+        command.add_argument("--quantization", choices=("none", *QUANTIZATIONS), help="keep the frozen U-Net in 8 or 4 bits (bitsandbytes); by default 4 bits (nf4) where memory asks for it")
 
     inspect = commands.add_parser("inspect", help="say what a B-LoRA file is and how to use it")
     inspect.add_argument("source", help="file, folder or id on the Hugging Face hub")
@@ -85,45 +114,72 @@ def whole_number(value):
     return value
 
 
-def run_train(args):
-    from .adapters import FILE_NAME
-    from .images import find_images, read_image, writable_folder
-    from .models import load_pipeline
-    from .training import train
+def load(args, device=None):
+    """The pipeline that the options name."""
+    import torch
 
-    pictures = [(path, read_image(path)) for path in find_images(args.instance_data_dir)]  # a broken picture shows before the work
-    folders = [Path(args.output_dir) / path.stem if len(pictures) > 1 else Path(args.output_dir) for path, _ in pictures]
-    if len(set(folders)) < len(folders):
-        raise ValueError("Two pictures have the same name but for the ending; their B-LoRAs would get the same folder. Rename one.")
-    for folder in folders:
-        if (folder / FILE_NAME).exists():
-            raise FileExistsError(f"{folder / FILE_NAME} exists already. Choose another --output_dir, or remove it first.")
-        writable_folder(folder)
-    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
-    names = ("instance_prompt", "resolution", "rank", "max_train_steps", "train_batch_size", "learning_rate", "seed")
-    for (path, picture), folder in zip(pictures, folders):
-        print(f"{path} -> {folder}")
-        print("written:", train(pipe, picture, **{name: getattr(args, name) for name in names}).save(folder / FILE_NAME))
+    from .models import load_pipeline
+
+    dtype = args.dtype or MIXED_PRECISION.get(args.mixed_precision)
+    return load_pipeline(args.pretrained_model_name_or_path, device or args.device, dtype and getattr(torch, dtype), args.quantization, args.pretrained_vae_model_name_or_path)
+
+
+def run_train(args):
+    from .configuration import TrainingSettings, given
+    from .many_pictures import check_output, launched, make_class_pictures, plan, share, train_all, validation_pictures, write_manifest
+    from .memory import report
+
+    jobs = plan(args.instance_data_dir, args.output_dir, args.together, args.captions_file)
+    device, main, gather = launched(args.device)
+    if main:
+        check_output(jobs, args.resume_from_checkpoint)
+    mine = share([job for job in jobs if not job.finished])
+    pipe = load(args, device)
+    settings = TrainingSettings.for_pipeline(pipe, **given(args))
+    if main:
+        print(report(pipe, settings), flush=True)
+    if settings.with_prior_preservation and main:
+        make_class_pictures(pipe, settings)
+    gather([])  # the other processes wait for the class pictures
+    validate = args.validation_prompt and validation_pictures(pipe, args.validation_prompt, args.num_validation_images)
+    failed = []
+    try:
+        failed += gather(train_all(pipe, mine, settings, args.resume_from_checkpoint, validate))
+    finally:
+        if main and len(jobs) > 1:
+            print("written:", write_manifest(jobs, args.output_dir, failed))
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(jobs)} B-LoRAs could not be trained: {'; '.join(f'{job.folder}: {why}' for job, why in failed)}")
 
 
 def run_generate(args):
+    from . import adapters
     from .adapters import BLoRA
     from .cards import differences, picture_facts
-    from .generation import generate
+    from .generation import encode, pictures
     from .images import free_path, safe_name, save_image, writable_folder
-    from .models import defaults_for, load_pipeline
+    from .models import defaults_for, merge_few_step_lora, use_scheduler
 
     content, style = (BLoRA.load(path) if path else None for path in (args.content_B_LoRA, args.style_B_LoRA))
     writable_folder(args.output_path)
-    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
+    pipe = load(args)
+    if args.few_step_lora:
+        merge_few_step_lora(pipe, args.few_step_lora)
+    if args.scheduler or args.few_step_lora:
+        use_scheduler(pipe, args.scheduler or "lcm")
+    if args.vae_tiling:
+        pipe.vae.enable_tiling()
     args.num_inference_steps = args.num_inference_steps or defaults_for(pipe).num_inference_steps
     args.guidance_scale = defaults_for(pipe).guidance_scale if args.guidance_scale is None else args.guidance_scale
     made_with = {**picture_facts(pipe, content, style), "device": pipe.device.type}
     for line in differences(args.like, made_with):
         print(f"note: {line}", file=sys.stderr)
-    for seed in args.seeds if args.seeds is not None else range(args.num_images_per_prompt):
-        picture = generate(pipe, args.prompt, content, style, args.content_alpha, args.style_alpha, seed, args.num_inference_steps, args.guidance_scale, args.negative_prompt)[0]  # fmt: skip
-        settings = {name: value for name, value in vars(args).items() if name not in ("command", "like", "output_path", "seeds", "num_images_per_prompt")}
+    adapters.apply(pipe, content, style, args.content_alpha, args.style_alpha)
+    seeds = args.seeds if args.seeds is not None else range(args.num_images_per_prompt)
+    names = ("num_inference_steps", "guidance_scale", "height", "width", "batch_size", "asymmetric_guidance", "content_until", "style_from", "content_alpha", "style_alpha")
+    made = pictures(pipe, encode(pipe, args.prompt, args.negative_prompt), seeds, **{name: getattr(args, name) for name in names})
+    settings = {name: value for name, value in vars(args).items() if name not in ("command", "like", "output_path", "seeds", "num_images_per_prompt")}
+    for seed, picture in zip(seeds, made):
         path = free_path(args.output_path, f"{safe_name(args.prompt)}_seed{seed}", ".png")
         print("written:", save_image(picture, path, {**settings, **made_with, "seed": seed}))
 
@@ -154,8 +210,8 @@ def main():
     except (ValueError, OSError, RuntimeError) as error:  # our own errors are among these, each with its remedy
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; what is listed as written above is complete", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"stopped; what is listed as written above is complete. {stop}", file=sys.stderr)
         return 130
     return 0
 

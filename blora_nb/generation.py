@@ -1,5 +1,7 @@
 """Prompt + halves + alphas + seeds → pictures."""
 
+from contextlib import ExitStack, contextmanager
+
 import torch
 
 from . import adapters
@@ -7,7 +9,7 @@ from .models import defaults_for
 
 
 @torch.no_grad()
-def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True):  # fmt: skip
+def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
     """One picture for each seed, with the content half of one B-LoRA and the style half of another.
 
     Both halves: style transfer. Only `content` and a prompt with a style: text stylization. Only `style` and a prompt
@@ -19,37 +21,94 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
         seeds: a whole number or several; a picture depends on its own seed only.
         num_inference_steps, guidance_scale, height, width: by default what suits the pipeline.
         progress: True for a progress bar over all steps, or a function called with (steps done, steps in all).
+        options: `batch_size`, `preview`, `asymmetric_guidance`, `content_until`, `style_from`; see `pictures`.
 
     Returns:
         A list of PIL images, in the order of the seeds.
     """
     adapters.apply(pipe, content, style, content_alpha, style_alpha)
-    return sample(pipe, prompt, seeds, num_inference_steps, guidance_scale, negative_prompt, height, width, progress)
+    options |= {"content_alpha": content_alpha, "style_alpha": style_alpha} if {"content_until", "style_from"} & set(options) else {}
+    return sample(pipe, prompt, seeds, num_inference_steps, guidance_scale, negative_prompt, height, width, progress, **options)
 
 
 @torch.no_grad()
-def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True):  # fmt: skip
+def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
     """Like `generate`, with whatever is on the pipeline at the moment (see `adapters.apply` and `adapters.set_alphas`)."""
+    return list(pictures(pipe, encode(pipe, prompt, negative_prompt), seeds, num_inference_steps, guidance_scale, height, width, progress, **options))
+
+
+@torch.no_grad()
+def encode(pipe, prompt, negative_prompt=None):
+    """A prompt and its negative as the pipeline's keyword arguments; encoded once, they serve any number of seeds."""
+    prompt_embeds, negative, pooled, negative_pooled = pipe.encode_prompt(prompt, negative_prompt=negative_prompt, device=pipe.device)
+    return {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative, "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative_pooled}
+
+
+@torch.no_grad()
+def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None, height=None, width=None, progress=True, batch_size=1, preview=None, asymmetric_guidance=False, content_until=1.0, style_from=0.0, content_alpha=1.0, style_alpha=1.0):  # fmt: skip
+    """Yield one PIL image after another, each as soon as it is ready, of a prompt from `encode`.
+
+    Args:
+        batch_size: pictures made at once: faster on a GPU, with memory in proportion. A picture still depends on its own seed
+            only, but sums are added up in another order in a batch, which can change a pixel by a step or two.
+        preview: a function called with (index of the batch's first picture, step, latents) after each step.
+        asymmetric_guidance: no LoRA in the unconditional pass, so that guidance pushes towards what the LoRA adds (CRAFT-LoRA, arXiv 2602.18936).
+        content_until, style_from: timed halves: the content half only up to this share of the steps, the style half only from
+            this one (content first, style late: arXiv 2602.18936). Outside its time a half's alpha is 0, inside it `content_alpha` or `style_alpha`.
+    """
     from tqdm.auto import tqdm
 
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     suited = defaults_for(pipe)
     steps = num_inference_steps or suited.num_inference_steps
     guidance = suited.guidance_scale if guidance_scale is None else guidance_scale
-    images, done, total = [], 0, steps * len(seeds)
-    with tqdm(total=total, desc="generating", disable=progress is not True) as bar:
+    timed = content_until < 1 or style_from > 0
+    done, total = 0, steps * len(seeds)
 
-        def count(pipe_, step, timestep, tensors):
-            nonlocal done
-            done += 1
-            bar.update()
-            if callable(progress):
-                progress(done, total)
-            return {}
+    def set_time(step):
+        adapters.set_alphas(pipe, content_alpha * (step < content_until * steps), style_alpha * (step >= style_from * steps))
 
-        for seed in seeds:
-            images += pipe(
-                prompt, negative_prompt=negative_prompt, num_inference_steps=steps, guidance_scale=guidance, height=height, width=width,
-                generator=torch.Generator().manual_seed(seed), callback_on_step_end=count,
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, desc="generating", disable=progress is not True))
+        if asymmetric_guidance and guidance > 1:
+            stack.enter_context(lora_in_the_conditional_pass_only(pipe.unet))
+        if timed:
+            stack.callback(adapters.set_alphas, pipe, content_alpha, style_alpha)
+        for first in range(0, len(seeds), batch_size):
+            batch = seeds[first : first + batch_size]
+
+            def after_step(pipe_, step, timestep, tensors):
+                nonlocal done
+                done += len(batch)
+                bar.update(len(batch))
+                if timed:
+                    set_time(step + 1)
+                if preview:
+                    preview(first, step, tensors["latents"])
+                if callable(progress):
+                    progress(done, total)
+                return {}
+
+            if timed:
+                set_time(0)
+            generators = [torch.Generator().manual_seed(seed) for seed in batch]
+            yield from pipe(
+                **embeds, num_inference_steps=steps, guidance_scale=guidance, height=height, width=width, num_images_per_prompt=len(batch),
+                generator=generators, callback_on_step_end=after_step,
             ).images  # fmt: skip
-    return images
+
+
+@contextmanager
+def lora_in_the_conditional_pass_only(unet):
+    """Inside, what LoRA adds is 0 in the first half of each batch, where classifier-free guidance puts the unconditional pass."""
+
+    def silence(module, args, output):
+        return torch.cat([torch.zeros_like(output[: len(output) // 2]), output[len(output) // 2 :]])
+
+    layers = [part for module in unet.modules() if hasattr(module, "lora_B") for part in module.lora_B.values()]
+    handles = [layer.register_forward_hook(silence) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

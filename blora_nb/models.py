@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
-from .runtime import default_base, default_device, default_dtype
+from .runtime import default_base, default_device, default_dtype, memory_profile
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 TINY_SDXL = DATA / "tiny_sdxl"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_VAE_FP16 = "madebyollin/sdxl-vae-fp16-fix"
+SCHEDULERS = {"euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ SDXL_DEFAULTS = Defaults(rank=64, learning_rate=5e-5, max_train_steps=1000, trai
 TINY_DEFAULTS = Defaults(rank=16, learning_rate=5e-3, max_train_steps=150, train_batch_size=8, num_inference_steps=20, guidance_scale=3.0)
 
 
-def load_pipeline(base=None, device=None, dtype=None):
+def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=None):
     """A `StableDiffusionXLPipeline`, ready to train on and to generate with.
 
     Args:
@@ -38,6 +40,9 @@ def load_pipeline(base=None, device=None, dtype=None):
             id or folder of any SDXL-shaped model; by default what the environment variable BLORA_BASE says, else "tiny".
         device: "cuda", "mps" or "cpu"; by default the best one that works.
         dtype: of the frozen base; by default float32 on a CPU and for the teaching model, else bfloat16 or float16.
+        quantization: "int8" or "nf4" keeps the frozen U-Net in 8 or 4 bits (needs bitsandbytes), "none" does not; by default
+            what the device's memory profile says (see `runtime.memory_profile`).
+        vae: id or folder of another VAE; by default SDXL in float16 gets one whose activations do not overflow.
 
     Raises:
         FileNotFoundError: the teaching model is not there.
@@ -47,7 +52,7 @@ def load_pipeline(base=None, device=None, dtype=None):
 
     transformers_logging.set_verbosity_error()  # it would advise to install torchvision, which nothing here needs
     import diffusers
-    from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.utils import logging
     from packaging.version import Version
 
@@ -58,17 +63,63 @@ def load_pipeline(base=None, device=None, dtype=None):
     source = {"tiny": TINY_SDXL, "sdxl": SDXL}.get(str(base), base)
     if source == TINY_SDXL and not (TINY_SDXL / "model_index.json").exists():
         raise FileNotFoundError(f"The teaching model is not in {TINY_SDXL}. Clone the whole repository and install it with: pip install -e .")
-    extra = {"variant": "fp16"} if source == SDXL else {}
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     dtype_name = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
-    pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True, **{dtype_name: dtype}, **extra)
+    options = {"use_safetensors": True, dtype_name: dtype} | ({"variant": "fp16"} if source == SDXL else {})
+    parts = {}
+    profile = memory_profile(device)
+    quantization = quantization or (profile.quantization if base != "tiny" else None) or "none"
+    if quantization != "none":
+        parts["unet"] = _quantized_unet(source, quantization, dtype, options)
+    if vae or (source == SDXL and dtype == torch.float16):
+        parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, **{dtype_name: dtype})
+    pipe = DiffusionPipeline.from_pretrained(source, **options, **parts)
+    if profile.vae_tiling:
+        pipe.vae.enable_tiling()
     if not isinstance(pipe, StableDiffusionXLPipeline):
         raise ValueError(f"{base} is a {type(pipe).__name__}; a B-LoRA needs an SDXL model.")
     pipe.set_progress_bar_config(disable=True)
     for model in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         model.requires_grad_(False)
     return pipe.to(device)
+
+
+def _quantized_unet(source, quantization, dtype, options):
+    """The U-Net with its linear layers in 8 or 4 bits; computed in `dtype`."""
+    from diffusers import BitsAndBytesConfig, UNet2DConditionModel
+    from diffusers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise ValueError(f"The quantization {quantization} needs the package bitsandbytes: pip install bitsandbytes (or say quantization none)")
+    kinds = {"int8": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}}
+    if quantization not in kinds:
+        raise ValueError(f"quantization must be none, {' or '.join(kinds)}, not {quantization}.")
+    return UNet2DConditionModel.from_pretrained(source, subfolder="unet", quantization_config=BitsAndBytesConfig(**kinds[quantization]), **options)
+
+
+def use_scheduler(pipe, name):
+    """Another sampler: one of `SCHEDULERS`, with the noise schedule of the base model."""
+    import diffusers
+
+    if name not in SCHEDULERS:
+        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, not {name}.")
+    pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+
+
+def merge_few_step_lora(pipe, source):
+    """Add a few-step LoRA (LCM, Lightning) to the base model's own weights, so that B-LoRAs go on and off beside it.
+
+    Args:
+        source: hub id, folder or safetensors file. The base model stays changed until it is loaded again.
+    """
+    path = Path(source)
+    where = {"pretrained_model_name_or_path_or_dict": str(path.parent), "weight_name": path.name} if path.is_file() else {"pretrained_model_name_or_path_or_dict": str(source)}
+    pipe.load_lora_weights(**where, adapter_name="few_steps")
+    if not pipe.get_list_adapters():
+        raise ValueError(f"{source} holds no LoRA weight that diffusers knows.")
+    pipe.fuse_lora(adapter_names=["few_steps"])
+    pipe.unload_lora_weights()
 
 
 def defaults_for(pipe):

@@ -1,5 +1,6 @@
 """Where am I running, on which device, in which number format; and a table that says so."""
 
+from dataclasses import dataclass
 import importlib.metadata
 import os
 import sys
@@ -43,6 +44,29 @@ def default_dtype(device):
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
+@dataclass(frozen=True)
+class MemoryProfile:
+    """What a device's memory asks of the base model. Gradient checkpointing is chosen later, by what is then still free."""
+
+    name: str
+    quantization: str | None  # of the frozen U-Net
+    vae_tiling: bool
+
+
+PROFILES = (  # from so many GiB on; SDXL's U-Net takes 4.8 GiB in 16 bits and 1.7 in nf4 (counted)
+    (22, MemoryProfile("24 GB and more", None, False)),
+    (11, MemoryProfile("T4 and other cards of 12 to 16 GB", None, False)),
+    (0, MemoryProfile("8 GB", "nf4", True)),
+)
+
+
+def memory_profile(device, total=None):
+    """The `MemoryProfile` for a device; `total` bytes of memory instead of what the device says."""
+    if total is None:
+        total = torch.cuda.get_device_properties(device).total_memory if str(device).startswith("cuda") else float("inf")
+    return next(profile for least, profile in PROFILES if total >= least * 2**30)
+
+
 def check():
     """Rows (state, what, found, remedy) of the check table; the state is "OK" or "FAIL"."""
     from .models import TINY_SDXL
@@ -62,6 +86,8 @@ def check():
     rows.append(("OK", "host", host(), ""))
     rows.append(("OK", "device", f"{device}, {str(default_dtype(device)).removeprefix('torch.')}", ""))
     rows.append(("OK", "base model", f"{default_base()}   (environment variable BLORA_BASE: tiny, sdxl, or an id or folder)", ""))
+    if device.startswith("cuda"):
+        rows.append(("OK", "memory profile", memory_profile(device).name, ""))
     here = (TINY_SDXL / "model_index.json").exists()
     rows.append(("OK" if here else "FAIL", "teaching model", "data/tiny_sdxl" if here else "missing", "clone the whole repository; data/ is part of it"))
     return rows

@@ -1,56 +1,34 @@
-"""Train a B-LoRA from one picture: the pieces (attach, draw, loss, optimizer) and the loop that uses them.
+"""Train a B-LoRA: the pieces (attach, draw, loss, optimizer) and the loop that uses them.
 
 Source: arXiv 2403.14572, section 4.2, and the authors' training script. Each piece is a function of its own, so that
 recorded latents, noise, timesteps and LoRA weights of another implementation can be replayed through `blora_loss` and
-`make_optimizer` and compared number by number.
+`make_optimizer` and compared number by number. What keeps a long training alive is in `watch` and `checkpoints`, what makes it
+fit into a small GPU in `memory`, what changes the loss in `recipes`.
 """
 
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 import importlib.metadata
 import json
-from math import isnan
+from pathlib import Path
+import warnings
 
+from safetensors import SafetensorError
 import torch
 import torch.nn.functional as F
 
-from .adapters import BLoRA, remove
+from . import checkpoints
+from .adapters import FILE_NAME, BLoRA, remove
 from .blocks import target_modules
-from .images import centre_square, read_image, to_tensor
-from .models import defaults_for, encode_prompt, native_resolution
+from .configuration import TrainingSettings
+from .images import centre_square, find_images, free_path, read_image, to_tensor
+from .memory import choose_checkpointing, compiled, explain_out_of_memory, gradient_checkpointing
+from .models import encode_prompt
+from .recipes import sample_weights
+from .watch import TrainingError, Watch, stop_at_the_end_of_a_step
 
 ADAPTER = "new"
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says why and what to change."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Everything that decides the result of a training, with the original's names and, for SDXL, its values."""
-
-    instance_prompt: str = "A [v]"
-    resolution: int = 1024
-    rank: int = 64
-    learning_rate: float = 5e-5
-    max_train_steps: int = 1000
-    train_batch_size: int = 1
-    seed: int = 0
-    adam_weight_decay: float = 1e-4
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self):
-        for name in ("resolution", "rank", "max_train_steps", "train_batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}.")
-
-    @classmethod
-    def for_pipeline(cls, pipe, **changes):
-        """The settings that suit a pipeline, with the given ones changed (None means: leave it)."""
-        d = defaults_for(pipe)
-        suited = {"resolution": native_resolution(pipe), "rank": d.rank, "learning_rate": d.learning_rate, "max_train_steps": d.max_train_steps, "train_batch_size": d.train_batch_size}
-        return cls(**suited | {name: value for name, value in changes.items() if value is not None})
+__all__ = ["ADAPTER", "TrainingError", "TrainingSettings", "attach_lora", "blora_loss", "collect", "draw_step", "encode_image", "make_optimizer", "micro_conditioning", "run_steps", "train"]
 
 
 def attach_lora(unet, rank, seed=0, blocks=()):
@@ -70,8 +48,15 @@ def attach_lora(unet, rank, seed=0, blocks=()):
 
 
 def make_optimizer(parameters, settings):
-    """AdamW as in the original: betas .9 and .999, eps 1e-8, constant learning rate."""
-    return torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=settings.adam_weight_decay, eps=1e-8)
+    """AdamW with the original's betas .9 and .999, eps 1e-8. On a GPU one fused kernel does what is a loop on a CPU."""
+    kind, fast = torch.optim.AdamW, {"fused": True} if parameters[0].is_cuda else {}
+    if settings.use_8bit_adam:
+        try:
+            from bitsandbytes.optim import AdamW8bit as kind
+        except ImportError:
+            raise TrainingError("8-bit Adam needs the package bitsandbytes: pip install bitsandbytes") from None
+        fast = {}
+    return kind(parameters, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), weight_decay=settings.adam_weight_decay, eps=settings.adam_epsilon, **fast)
 
 
 @torch.no_grad()
@@ -115,8 +100,12 @@ def diffusion_target(scheduler, latents, noise, timesteps):
     return noise
 
 
-def blora_loss(unet, scheduler, latents, noise, timesteps, prompt_embeds, pooled_prompt_embeds, time_ids):
-    """The mean squared error of the U-Net's prediction, a scalar in float32. Embeddings of one prompt serve the batch."""
+def blora_loss(unet, scheduler, latents, noise, timesteps, prompt_embeds, pooled_prompt_embeds, time_ids, weights=None):
+    """The mean squared error of the U-Net's prediction, a scalar in float32. Embeddings of one prompt serve the batch.
+
+    Args:
+        weights: of each sample's error, [batch]; None for all the same.
+    """
     batch = latents.shape[0]
     prediction = unet(
         scheduler.add_noise(latents, noise, timesteps).to(unet.dtype),
@@ -124,7 +113,10 @@ def blora_loss(unet, scheduler, latents, noise, timesteps, prompt_embeds, pooled
         prompt_embeds.expand(batch, -1, -1),
         added_cond_kwargs={"text_embeds": pooled_prompt_embeds.expand(batch, -1), "time_ids": time_ids},
     ).sample
-    return F.mse_loss(prediction.float(), diffusion_target(scheduler, latents, noise, timesteps).float())
+    target = diffusion_target(scheduler, latents, noise, timesteps).float()
+    if weights is None:
+        return F.mse_loss(prediction.float(), target)
+    return (F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3)) * weights).mean()
 
 
 def collect(unet, settings):
@@ -137,81 +129,209 @@ def collect(unet, settings):
     return BLoRA({f"unet.{key}": t.detach().float().cpu().clone() for key, t in weights.items()}, metadata)
 
 
+def named(unet):
+    """The LoRA's tensors by their names in a `BLoRA`."""
+    return {f"unet.{name.replace(f'.{ADAPTER}.', '.')}": p for name, p in unet.named_parameters() if p.requires_grad}
+
+
+class Examples:
+    """The latents and prompts of the pictures to learn from, encoded once; `batch` says which of them a step gets."""
+
+    def __init__(self, pipe, moments, prompts, seed):
+        self.mean, self.std = moments  # [pictures, channels, h, w]
+        embeds = [encode_prompt(pipe, prompt) for prompt in prompts]
+        self.prompt_embeds, self.pooled = (torch.cat(part) for part in zip(*embeds))  # [1 or pictures, …]
+        self.seed = seed
+
+    def batch(self, number, size):
+        """(mean, std, prompt_embeds, pooled) of batch `number`: every picture in turn, in a new order each round, the same after a resume."""
+        count = len(self.mean)
+        picks = [self._order((number * size + k) // count)[(number * size + k) % count] for k in range(size)]
+        return tuple(t[picks] if len(t) > 1 else t for t in (self.mean, self.std, self.prompt_embeds, self.pooled))
+
+    def _order(self, round_):
+        count = len(self.mean)
+        return [0] if count == 1 else torch.randperm(count, generator=torch.Generator().manual_seed(self.seed + 7919 * round_)).tolist()
+
+
+def join(batch, prior, size):
+    """A batch of the pictures followed by one of the class pictures."""
+    return tuple(torch.cat([t.expand(size, *t.shape[1:]) for t in pair]) for pair in zip(batch, prior))
+
+
 @contextmanager
 def out_of_the_way(*models):
-    """Inside, the models wait in the computer's memory instead of the GPU's."""
+    """Inside, the models wait in the computer's memory instead of the GPU's. Yields a context in which they are back."""
     devices = [model.device for model in models]
-    for model in models:
-        model.to("cpu")
+
+    def move(places):
+        for model, place in zip(models, places):
+            model.to(place)
+
+    @contextmanager
+    def back():
+        move(devices)
+        try:
+            yield
+        finally:
+            move(["cpu"] * len(models))
+
+    move(["cpu"] * len(models))
     try:
-        yield
+        yield back
     finally:
-        for model, device in zip(models, devices):
-            model.to(device)
+        move(devices)
 
 
-def run_steps(pipe, parameters, moments, settings, progress=True):
-    """The training loop: `settings.max_train_steps` steps on one picture's latents. Returns the loss of each step.
+def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, prior=None, output_dir=None, resume_from_checkpoint=None, on_checkpoint=None):
+    """The training loop: `settings.max_train_steps` steps on the latents of one picture, or of several. Returns the loss of each step.
 
     Args:
-        parameters: from `attach_lora`. moments: from `encode_image`.
+        parameters: from `attach_lora`. moments: from `encode_image`; those of several pictures concatenated.
         progress: True for a progress bar with the loss, or a function called with (step, steps, loss).
+        prompts: one for each picture; by default `settings.instance_prompt` for all.
+        prior: moments of class pictures, for prior preservation.
+        output_dir, resume_from_checkpoint, on_checkpoint: see `train`.
     """
     from diffusers import DDPMScheduler
+    from diffusers.optimization import get_scheduler
     from tqdm.auto import tqdm
 
-    prompt_embeds, pooled = encode_prompt(pipe, settings.instance_prompt)
-    time_ids = micro_conditioning(settings.resolution, settings.train_batch_size, pipe.device, prompt_embeds.dtype)
+    steps, size, accumulate = settings.max_train_steps, settings.train_batch_size, settings.gradient_accumulation_steps
+    examples = Examples(pipe, moments, prompts or [settings.instance_prompt], settings.seed)
+    class_examples = prior and Examples(pipe, prior, [settings.class_prompt], settings.seed + 1)
+    time_ids = micro_conditioning(settings.resolution, 2 * size if prior else size, pipe.device, examples.prompt_embeds.dtype)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     optimizer = make_optimizer(parameters, settings)
+    lr_scheduler = get_scheduler(settings.lr_scheduler, optimizer, num_warmup_steps=settings.lr_warmup_steps, num_training_steps=steps)
     # in float16 the gradients of the activations are too small for the format; scaled up they survive
     scaler = torch.amp.GradScaler(pipe.device.type, enabled=pipe.unet.dtype == torch.float16)
-    generator = torch.Generator().manual_seed(settings.seed)
-    losses = []
-    with out_of_the_way(pipe.vae, pipe.text_encoder, pipe.text_encoder_2), tqdm(total=settings.max_train_steps, desc="training", disable=progress is not True) as bar:
-        for step in range(1, settings.max_train_steps + 1):
-            draws = draw_step(moments, scheduler, pipe.vae.config.scaling_factor, settings.train_batch_size, generator)
-            loss = blora_loss(pipe.unet, scheduler, *draws, prompt_embeds, pooled, time_ids)
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-            if isnan(losses[-1]):
-                raise TrainingError(f"The loss became NaN at step {step}. Try a smaller learning rate than {settings.learning_rate}.")
-            bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.3f}", refresh=False)
-            bar.update()
-            if callable(progress):
-                progress(step, settings.max_train_steps, losses[-1])
-    return losses
+    state = checkpoints.TrainingState(named(pipe.unet), optimizer, lr_scheduler, scaler, torch.Generator().manual_seed(settings.seed), [], moments[0].double().sum().item())
+    if resume_from_checkpoint:
+        checkpoints.resume(resume_from_checkpoint, state, settings)
+    every = settings.checkpointing_steps or max(1, steps // 4)
+
+    with ExitStack() as stack:
+        back = stack.enter_context(out_of_the_way(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
+        stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings)))
+        stack.enter_context(compiled(pipe.unet, settings.compile))
+        stop = stack.enter_context(stop_at_the_end_of_a_step())
+        bar = stack.enter_context(tqdm(total=steps, initial=state.step, desc="training", disable=progress is not True))
+        watch = Watch(parameters, state.losses, settings.learning_rate, scaler.is_enabled())
+
+        def tell(known):
+            for step, loss in known:
+                bar.set_postfix(loss=f"{sum(state.losses[-20:]) / len(state.losses[-20:]):.3f}", refresh=False)
+                bar.update()
+                if callable(progress):
+                    progress(step, steps, loss)
+
+        def save():
+            tell(watch.look())
+            try:
+                return checkpoints.write_checkpoint(output_dir, collect(pipe.unet, settings), state, settings, settings.checkpoints_total_limit)
+            except checkpoints.CheckpointError as error:  # hours of work go on; the end may find room again
+                warnings.warn(f"{error} The training goes on without it; make room in the folder.", stacklevel=2)
+
+        try:
+            for step in range(state.step + 1, steps + 1):
+                if step == settings.x0_loss_from:
+                    tell(watch.look())
+                    watch.new_loss()
+                total = 0
+                for part in range(accumulate):
+                    *pair, prompt_embeds, pooled = batch = examples.batch((step - 1) * accumulate + part, size)
+                    if prior:
+                        *pair, prompt_embeds, pooled = join(batch, class_examples.batch((step - 1) * accumulate + part, size), size)
+                    latents, noise, timesteps = draw_step(pair, scheduler, pipe.vae.config.scaling_factor, len(time_ids), state.generator)
+                    weights = sample_weights(settings, scheduler, timesteps, step)
+                    loss = blora_loss(pipe.unet, scheduler, latents, noise, timesteps, prompt_embeds, pooled, time_ids, weights) / accumulate
+                    scaler.scale(loss).backward()
+                    total = total + loss.detach()
+                scaler.unscale_(optimizer)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                lr_scheduler.step()
+                optimizer.zero_grad()
+                known = watch.saw(total, norm)
+                if output_dir and (step % every == 0 or stop.asked) and (path := save()) and on_checkpoint and not stop.asked:
+                    with back():
+                        on_checkpoint(pipe, path)
+                tell(known if step < steps else known + watch.look())
+                if stop.asked:
+                    raise KeyboardInterrupt(f"Stopped after step {step}." + (f" Go on with: --resume_from_checkpoint latest (in {output_dir})" if output_dir else ""))
+        except TrainingError as error:
+            keep_last_good(error, pipe.unet, settings, output_dir)
+            raise
+    return state.losses
 
 
-def train(pipe, image, settings=None, progress=True, **changes):
-    """Train one B-LoRA from one picture.
+def keep_last_good(error, unet, settings, output_dir):
+    """Hang the last good weights, which are on the U-Net again, on the error, and write them where there is a folder."""
+    error.blora = collect(unet, settings)
+    if output_dir:
+        try:
+            where = f"They are in {error.blora.save(free_path(output_dir, f'last_good-{error.step}', '.safetensors'))}."
+        except (OSError, SafetensorError) as trouble:
+            where = f"They could not be written to {output_dir} ({trouble}); from Python they are the error's `blora`."
+        error.args = (f"{error} {where}",)
+
+
+def prepare_output(output_dir, resume_from_checkpoint):
+    """The checkpoint to go on from, or None. Raises FileExistsError where a new training would mix with an old one."""
+    if output_dir is None:
+        return None
+    if (Path(output_dir) / FILE_NAME).exists():
+        raise FileExistsError(f"{Path(output_dir) / FILE_NAME} exists already. Choose another --output_dir, or remove it first.")
+    if resume_from_checkpoint:
+        return checkpoints.find_checkpoint(output_dir, resume_from_checkpoint)
+    if checkpoints.checkpoints(output_dir):
+        raise FileExistsError(f"{output_dir} holds the checkpoints of a training that did not end. Go on with --resume_from_checkpoint latest, or choose another folder.")
+    return None
+
+
+def train(pipe, image, settings=None, progress=True, output_dir=None, resume_from_checkpoint=None, on_checkpoint=None, **changes):
+    """Train one B-LoRA from one picture, or one from several.
 
     Args:
         pipe: from `load_pipeline`. Any LoRA on it is taken off; afterwards it is the plain model again.
-        image: a path or PIL image of any size; its middle square is used.
+        image: a path or PIL image of any size, of which the middle square is used; or a list of them; or a dict of
+            paths to the prompt of each.
         settings: a `TrainingSettings`; by default those that suit the pipeline, with `changes` made to them
             (`rank=8`, `max_train_steps=300`, …).
         progress: True for a progress bar with the loss, or a function called with (step, steps, loss).
+        output_dir: folder for checkpoints; without it there are none. The B-LoRA itself is yours to save.
+        resume_from_checkpoint: "latest" or a checkpoint's name: go on from there, bit for bit.
+        on_checkpoint: called with (pipe, folder) after each checkpoint, the unfinished B-LoRA being on the pipeline.
 
     Returns:
         A `BLoRA`; its `losses` lists the loss of each step.
 
     Raises:
-        ImageError: the picture cannot be read. TrainingError: the loss is no longer a number.
+        ImageError: the picture cannot be read. TrainingError: the loss or gradient is no longer a number, or memory is
+        short. CheckpointError: the one to go on from is broken or belongs to another training. KeyboardInterrupt: after
+        Ctrl-C, at the end of the step and with a checkpoint written where there is an `output_dir`.
     """
     settings = replace(settings, **changes) if settings else TrainingSettings.for_pipeline(pipe, **changes)
-    moments = encode_image(pipe, read_image(image), settings.resolution)
-    remove(pipe)
-    parameters = attach_lora(pipe.unet, settings.rank, settings.seed)
+    prompts = list(image.values()) if isinstance(image, dict) else None
+    pictures = list(image) if isinstance(image, (list, tuple, dict)) else [image]
+    checkpoint = prepare_output(output_dir, resume_from_checkpoint)
     try:
-        losses = run_steps(pipe, parameters, moments, settings, progress)
+        moments = encode_images(pipe, pictures, settings.resolution)
+        prior = encode_images(pipe, find_images(settings.class_data_dir), settings.resolution) if settings.with_prior_preservation else None
+        remove(pipe)
+        parameters = attach_lora(pipe.unet, settings.rank, settings.seed)
+        losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint)
         blora = collect(pipe.unet, settings)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(explain_out_of_memory(pipe, settings, error, output_dir)) from None
     finally:
         remove(pipe)
     blora.losses = losses
     return blora
+
+
+def encode_images(pipe, pictures, resolution):
+    """`encode_image` of several pictures: mean and standard deviation, [pictures, channels, h, w] each."""
+    return tuple(torch.cat(part) for part in zip(*(encode_image(pipe, read_image(picture), resolution) for picture in pictures)))

@@ -1,5 +1,9 @@
 """The command line as a user meets it: odd pictures in, clear errors, nothing lost, nothing overwritten."""
 
+import argparse
+import contextlib
+import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +11,8 @@ import sys
 import pytest
 from PIL import Image
 
+from blora_nb import BLoRA, TrainingSettings
+from blora_nb.configuration import REFUSED, add_refused, add_settings, given
 from drawings import draw
 
 
@@ -67,3 +73,49 @@ def test_faults_are_one_clear_line(trained, tmp_path):
 def test_check_says_what_it_found():
     result = run("check")
     assert result.returncode == 0 and "[ OK ] teaching model" in result.stdout
+
+
+def test_the_originals_command_line_works(trained, tmp_path):
+    """Its README's flags, typed as they are, with a smaller number of steps and the teaching model's size."""
+    out = tmp_path / "out"
+    flags = "--instance_prompt=A[v] --resolution=96 --rank=4 --train_batch_size=1 --learning_rate=5e-5 --lr_scheduler=constant --lr_warmup_steps=0 --max_train_steps=4 --checkpointing_steps=2 --seed=0 --gradient_checkpointing --mixed_precision=no --snr_gamma=5 --center_crop"
+    result = run("train", "--instance_data_dir", trained / "a picture.png", "--output_dir", out, *flags.split(), "--validation_prompt", "A [v]", "--num_validation_images", 1)
+    assert result.returncode == 0 and "memory: " in result.stdout, result.stderr
+    settings = json.loads(BLoRA.load(out).metadata["training"])
+    assert (settings["learning_rate"], settings["gradient_checkpointing"], settings["snr_gamma"], settings["instance_prompt"]) == (5e-5, "full", 5, "A[v]")
+    for step in (2, 4):  # to choose by; a checkpoint is a B-LoRA like any other
+        assert Image.open(out / f"checkpoint-{step}" / "A_v_seed0.png").size == (96, 96) and BLoRA.load(out / f"checkpoint-{step}").rank == 4
+
+
+def test_flags_that_damage_the_separation_are_refused_with_the_reason(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    add_refused(parser)
+    for flag in REFUSED:
+        with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()) as errors:
+            parser.parse_args([flag])
+        assert f"{flag} is refused: {REFUSED[flag]}" in errors.getvalue()
+    assert given(parser.parse_args(["--center_crop", "--rank", "8", "--gradient_checkpointing"])) | {"rank": 8} == given(parser.parse_args(["--rank=8", "--gradient_checkpointing", "full"]))
+    result = run("train", "--instance_data_dir", "x", "--output_dir", tmp_path / "o", "--train_text_encoder")
+    assert result.returncode == 2 and "no longer separate" in result.stderr and not (tmp_path / "o").exists()
+
+
+def test_every_setting_is_an_option_with_a_sentence():
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    text = " ".join(parser.format_help().split())
+    for field in dataclasses.fields(TrainingSettings):
+        assert f"--{field.name}" in text and len(TrainingSettings.explain(field.name)) > 10
+    assert repr(TrainingSettings()).count("=") == 9 and repr(TrainingSettings(snr_gamma=5.0)).endswith("snr_gamma=5.0)")
+    for wrong in ({"lr_scheduler": "sudden"}, {"rank": 0}, {"snr_gamma": -1.0}, {"gradient_checkpointing": "some"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            TrainingSettings(**wrong)
+
+
+def test_generate_takes_size_seeds_and_format(trained, tmp_path):
+    more = "--seeds 3 9 5 --num_inference_steps 2 --guidance_scale 2 --negative_prompt dull --height 64 --width 128 --device cpu --dtype bfloat16 --batch_size 2 --scheduler dpm++ --vae_tiling --asymmetric_guidance --content_until 0.5 --style_from 0.5"
+    result = run("generate", "--prompt", "A [c]", "--output_path", tmp_path, "--content_B_LoRA", trained / "out", "--style_B_LoRA", trained / "out", *more.split())
+    assert result.returncode == 0, result.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["A_c_seed3.png", "A_c_seed5.png", "A_c_seed9.png"]
+    image = Image.open(tmp_path / "A_c_seed9.png")
+    assert image.size == (128, 64) and json.loads(image.text["blora_nb"])["seed"] == 9

@@ -10,7 +10,9 @@ from blora_nb.adapters import applied, remove
 from blora_nb.blocks import half_of
 from blora_nb.images import ImageError
 from blora_nb.models import encode_prompt
+from blora_nb.recipes import sample_weights
 from blora_nb.training import ADAPTER, TrainingError, attach_lora, blora_loss, diffusion_target, encode_image, make_optimizer, micro_conditioning
+from blora_nb.watch import Watch
 
 
 def test_a_recorded_trace_gives_the_same_losses_and_weights(pipe, picture):
@@ -116,3 +118,100 @@ def test_faults_are_explained(pipe, picture):
     with pytest.raises(TrainingError, match="smaller learning rate"):
         train(pipe, picture, progress=False, learning_rate=1e30, max_train_steps=20)
     assert applied(pipe) == []
+
+
+def test_recipes_weigh_the_error_as_their_papers_say(pipe):
+    """x0 loss: the weighted error of the prediction is the error of the picture that follows from it, for noise and for velocity."""
+    from diffusers import DDPMScheduler
+
+    t = torch.tensor([50, 400, 900])
+    x, noise, wrong = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
+    for kind in ("epsilon", "v_prediction"):
+        scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind)
+        alpha, sigma = ((a.sqrt()[:, None, None, None]) for a in (scheduler.alphas_cumprod[t], 1 - scheduler.alphas_cumprod[t]))
+        noisy = scheduler.add_noise(x, noise, t)
+        picture = (noisy - sigma * wrong) / alpha if kind == "epsilon" else alpha * noisy - sigma * wrong
+        error = ((wrong - diffusion_target(scheduler, x, noise, t)) ** 2).mean(dim=(1, 2, 3))
+        weights = sample_weights(TrainingSettings(x0_loss_from=10), scheduler, t, step=10)
+        torch.testing.assert_close(weights * error, ((picture - x) ** 2).mean(dim=(1, 2, 3)), rtol=1e-3, atol=1e-5)
+        assert sample_weights(TrainingSettings(x0_loss_from=10), scheduler, t, step=9) is None
+        snr = (alpha / sigma).flatten() ** 2
+        torch.testing.assert_close(sample_weights(TrainingSettings(snr_gamma=5.0), scheduler, t, 1), snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1))
+    zero_snr = DDPMScheduler.from_config(pipe.scheduler.config)
+    assert torch.isfinite(sample_weights(TrainingSettings(snr_gamma=5.0), zero_snr, torch.tensor([999]), 1)).all()
+
+
+def test_accumulated_batches_and_schedules(pipe, picture):
+    """Two batches of one make a step of two draws; the learning rate follows the schedule (its last step is 0 for linear)."""
+    a = train(pipe, picture, progress=False, max_train_steps=2, train_batch_size=1, gradient_accumulation_steps=2)
+    assert len(a.losses) == 2
+    weights = {}
+    for name in ("constant", "linear"):
+        weights[name] = train(pipe, picture, progress=False, max_train_steps=3, train_batch_size=1, lr_scheduler=name).state_dict
+    assert any(not torch.equal(t, weights["linear"][k]) for k, t in weights["constant"].items())
+
+
+def test_a_fused_optimizer_steps_as_the_plain_one():
+    """What a GPU uses, on the CPU: equal to rounding."""
+    parameters = [[torch.nn.Parameter(torch.full((8, 8), 0.5)) for _ in range(2)] for _ in range(2)]
+    settings = TrainingSettings(learning_rate=1e-2)
+    plain = make_optimizer(parameters[0], settings)
+    fused = torch.optim.AdamW(parameters[1], lr=1e-2, betas=(0.9, 0.999), weight_decay=1e-4, eps=1e-8, fused=True)
+    for step in range(20):
+        for one, two in zip(*parameters):
+            one.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(step))
+            two.grad = one.grad.clone()
+        plain.step()
+        fused.step()
+    torch.testing.assert_close(parameters[0][0], parameters[1][0], rtol=1e-5, atol=1e-6)
+
+
+def test_losses_are_read_every_few_steps_without_losing_one():
+    """As on a GPU: ten steps pass between two looks; a bad one is still named, and the weights of a good look come back."""
+    weight, losses = torch.nn.Parameter(torch.zeros(2)), []
+    watch = Watch([weight], losses, 1e-3, scaled=False)
+    watch.every, known = 10, []
+    for step in range(1, 26):
+        weight.data.fill_(step)
+        known += watch.saw(torch.tensor(float(step)), torch.tensor(1.0))
+        assert len(losses) == step // 10 * 10
+    assert known == [(s, float(s)) for s in range(1, 21)] and [loss for _, loss in watch.look()] == [21.0, 22.0, 23.0, 24.0, 25.0]
+    watch.saw(torch.tensor(1.0), torch.tensor(1.0))
+    watch.saw(torch.tensor(1.0), torch.tensor(float("nan")))
+    with pytest.raises(TrainingError, match="gradient became nan at step 27.*weights of step 20"):
+        watch.look()
+    assert losses[-1] == 1.0 and weight.tolist() == [20.0, 20.0]
+
+
+def test_float16_gradients_may_overflow_while_the_scale_adapts_but_not_for_ever():
+    watch = Watch([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=True)
+    for _ in range(19):
+        watch.saw(torch.tensor(0.5), torch.tensor(float("inf")))
+    watch.saw(torch.tensor(0.5), torch.tensor(1.0))
+    with pytest.raises(TrainingError, match="gradient became inf at step 40"):
+        for _ in range(20):
+            watch.saw(torch.tensor(0.5), torch.tensor(float("inf")))
+
+
+def test_a_stop_button_in_a_thread_works(pipe, picture):
+    """Signals reach the main thread only; a training elsewhere is stopped through its progress callback."""
+    import threading
+
+    class Cancelled(Exception):
+        pass
+
+    def cancel(step, steps, loss):
+        raise Cancelled
+
+    caught = []
+
+    def work():
+        try:
+            train(pipe, picture, progress=cancel, max_train_steps=3)
+        except Cancelled as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(caught) == 1 and applied(pipe) == []

@@ -1,0 +1,42 @@
+"""Run somebody else's training script, unchanged, and note when each of its steps ended and with which loss.
+
+    python benchmarks/peer_step_times.py SCRIPT RESULT.json --its --own --flags
+
+It runs in the script's own environment. All that is replaced is Accelerate's logging, which the script calls once a step.
+"""
+
+import importlib.util
+import json
+import resource
+import sys
+import time
+
+
+def main():
+    script, result, *arguments = sys.argv[1:]
+    import accelerate
+    import accelerate.accelerator
+
+    times, losses = [], []
+
+    def log(self, values, step=None, **more):
+        times.append(time.process_time())
+        losses.append(float(values["loss"]))
+
+    accelerate.accelerator.filter_trackers = lambda *a, **k: []
+    accelerate.Accelerator.log = log
+    accelerate.Accelerator.init_trackers = lambda *a, **k: None
+    spec = importlib.util.spec_from_file_location("peer", script)
+    peer = importlib.util.module_from_spec(spec)
+    sys.modules["peer"] = peer
+    spec.loader.exec_module(peer)
+    try:
+        peer.args = peer.parse_args(arguments)  # the original reads it as a global
+        peer.main(peer.args)
+    finally:
+        with open(result, "w") as file:
+            json.dump({"times": times, "losses": losses, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}, file)
+
+
+if __name__ == "__main__":
+    main()

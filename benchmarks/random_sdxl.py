@@ -1,0 +1,61 @@
+"""An SDXL of a given width with random weights, saved as a folder: speed and memory do not depend on what the weights are.
+
+    python benchmarks/random_sdxl.py FOLDER quarter
+
+Run by the oldest diffusers that is to read it: newer ones read older files, not the other way round.
+"""
+
+import json
+from pathlib import Path
+import sys
+
+import torch
+
+SIZES = {  # U-Net widths, heads, transformer layers; text encoder widths; VAE widths; side in pixels
+    "small": {"widths": (48, 64, 104), "heads": (4, 4, 4), "layers": (1, 1, 2), "groups": 8, "text": (64, 64), "vae": (16, 24, 48, 64), "side": 96},
+    "quarter": {"widths": (80, 160, 320), "heads": (1, 2, 5), "layers": (1, 2, 10), "groups": 16, "text": (192, 320), "vae": (32, 64, 128, 128), "side": 256},
+    "full": {"widths": (320, 640, 1280), "heads": (5, 10, 20), "layers": (1, 2, 10), "groups": 32, "text": (768, 1280), "vae": (128, 256, 512, 512), "side": 1024},
+}
+
+
+def tokenizer(folder):
+    from transformers import CLIPTokenizer
+    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+    folder.mkdir(parents=True)
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77), len(tokens)
+
+
+def build(folder, size):
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    s = SIZES[size]
+    torch.manual_seed(0)
+    tokens, vocabulary = tokenizer(Path(folder) / "tokenizer")
+    encoders = []
+    for kind, width in zip((CLIPTextModel, CLIPTextModelWithProjection), s["text"]):
+        numbers = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1, "vocab_size": vocabulary}
+        config = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_attention_heads=4, num_hidden_layers=4, projection_dim=s["text"][1], **numbers)
+        encoders.append(kind(config))
+    unet = UNet2DConditionModel(
+        sample_size=s["side"] // 8, block_out_channels=s["widths"], attention_head_dim=s["heads"], transformer_layers_per_block=s["layers"], norm_num_groups=s["groups"],
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=sum(s["text"]), addition_embed_type="text_time", addition_time_embed_dim=s["text"][1] // 5, use_linear_projection=True,
+        projection_class_embeddings_input_dim=s["text"][1] + 6 * (s["text"][1] // 5),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=s["vae"], down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4, norm_num_groups=8,
+        scaling_factor=0.13025, sample_size=s["side"],
+    )  # fmt: skip
+    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1)
+    pipe = StableDiffusionXLPipeline(vae, *encoders, tokens, tokens, unet, scheduler, add_watermarker=False)
+    pipe.save_pretrained(folder, safe_serialization=True)
+
+
+if __name__ == "__main__":
+    build(*sys.argv[1:])

@@ -1,0 +1,135 @@
+"""How fast a B-LoRA trains here and in other people's scripts: same CPU, same settings, in turn, medians of processor time.
+
+    python benchmarks/training_speed.py --size quarter \\
+        --original PATH/train_dreambooth_b-lora_sdxl.py --original_python ENV/bin/python \\
+        --advanced PATH/train_dreambooth_lora_sdxl_advanced.py --advanced_python ENV/bin/python
+
+The peers are not part of this project: name a checkout, and a Python with the packages it needs. Without them only our
+own training is measured. Writes training_speed.md and .json; sizes measured before are kept.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from statistics import median
+import subprocess
+import sys
+import tempfile
+
+HERE = Path(__file__).resolve().parent
+SIDE = {"small": 96, "quarter": 256, "full": 1024}
+RANK = {"small": 16, "quarter": 16, "full": 64}
+WARM_UP = 3  # steps that are not counted
+
+OURS = """
+import json, resource, sys, time
+from blora_nb import load_pipeline, train
+from blora_nb.training import TrainingSettings
+base, picture, result, steps, rank, side, mode = sys.argv[1:]
+times = []
+blora = train(load_pipeline(base, device="cpu"), picture, TrainingSettings(rank=int(rank), resolution=int(side), max_train_steps=int(steps), gradient_checkpointing=mode), progress=lambda *a: times.append(time.process_time()))
+json.dump({"times": times, "losses": blora.losses, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}, open(result, "w"))
+"""
+VERSIONS = "import json, torch, diffusers, platform; print(json.dumps({'torch': torch.__version__, 'diffusers': diffusers.__version__, 'python': platform.python_version(), 'threads': torch.get_num_threads()}))"
+
+
+def peer_flags(base, pictures, out, steps, size):
+    flags = {
+        "pretrained_model_name_or_path": base, "instance_data_dir": pictures, "output_dir": out, "instance_prompt": "A [v]", "resolution": SIDE[size], "rank": RANK[size], "train_batch_size": 1,
+        "learning_rate": 5e-5, "lr_scheduler": "constant", "lr_warmup_steps": 0, "max_train_steps": steps, "checkpointing_steps": 10**6, "seed": 0,
+    }  # fmt: skip
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def contestants(args, base, pictures, picture, folder):
+    """Name to command; each command ends with the file for its result."""
+    result = str(folder / "result.json")
+    ours = lambda mode: [sys.executable, "-c", OURS, base, picture, result, str(args.steps), str(RANK[args.size]), str(SIDE[args.size]), mode]
+    peer = lambda python, script, *more: [python, str(HERE / "peer_step_times.py"), script, result, *peer_flags(base, pictures, str(folder / "peer"), args.steps, args.size), *more]
+    found = {"blora_nb": ours("none"), "blora_nb, all recomputed": ours("full")}
+    if args.original:
+        found["original script"] = peer(args.original_python, args.original)
+        found["original script as its README runs it (gradient checkpointing)"] = peer(args.original_python, args.original, "--gradient_checkpointing")
+    if args.advanced:
+        found["diffusers' advanced script, latents cached"] = peer(args.advanced_python, args.advanced, "--use_blora", "--cache_latents")
+    return found, result
+
+
+def run(command, result):
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if not Path(result).exists():
+        raise RuntimeError(f"{command[:3]} ended without a result:\n{done.stderr[-3000:]}")
+    found = json.loads(Path(result).read_text())
+    Path(result).unlink()
+    steps = [b - a for a, b in zip(found["times"], found["times"][1:])][WARM_UP - 1 :]
+    if not steps:
+        raise RuntimeError(f"{command[:3]} made too few steps:\n{done.stderr[-3000:]}")
+    return steps, found["losses"], found["peak_mib"]
+
+
+def measure(args):
+    from blora_nb.images import read_image
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        base, pictures = folder / "base", folder / "pictures"
+        subprocess.run([args.original_python if args.original else sys.executable, str(HERE / "random_sdxl.py"), str(base), args.size], check=True, capture_output=True)
+        pictures.mkdir()
+        read_image(HERE.parent / "data" / "examples" / "star_sunset.png").resize((SIDE[args.size],) * 2).save(pictures / "picture.png")
+        found, result = contestants(args, str(base), str(pictures), str(pictures / "picture.png"), folder)
+        rows = {name: {"steps": [], "losses": [], "peak_mib": 0, "medians": []} for name in found}
+        for round_ in range(args.rounds):
+            for name, command in found.items():
+                steps, losses, peak = run(command, result)
+                row = rows[name]
+                row["steps"] += steps
+                row["medians"].append(median(steps))
+                row["losses"] = losses
+                row["peak_mib"] = max(row["peak_mib"], peak)
+                print(f"round {round_ + 1}, {name}: {median(steps):.3f} s a step, mean loss {sum(losses) / len(losses):.4f}", flush=True)
+    best = rows["blora_nb"]["medians"]
+    return {
+        "rank": RANK[args.size], "side": SIDE[args.size], "steps": args.steps, "rounds": args.rounds,
+        "rows": {
+            name: {
+                "seconds a step": median(row["steps"]), "times ours": median(theirs / ours for theirs, ours in zip(row["medians"], best)),
+                "peak memory, MiB": row["peak_mib"], "mean loss": sum(row["losses"]) / len(row["losses"]),
+            }
+            for name, row in rows.items()
+        },
+        "versions": {"ours": versions(sys.executable)} | ({"original": versions(args.original_python)} if args.original else {}) | ({"advanced": versions(args.advanced_python)} if args.advanced else {}),
+    }  # fmt: skip
+
+
+def versions(python):
+    return json.loads(subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def write(sizes):
+    text = "# How fast a B-LoRA trains\n\nMade by `python benchmarks/training_speed.py`: one picture, batch 1, float32, on a CPU; the scripts run in turn. Seconds are\nprocessor seconds (the computer was shared, so that those on the clock tell more of the others); the ratio is the median over\n"
+    text += "the rounds of (their median step / ours in the same round). The models have random weights, so the losses only tell that the\nsame thing is computed: each program draws its own noise. Not run on a GPU.\n"
+    for size, r in sizes.items():
+        v = "; ".join(f"{who}: Python {x['python']}, torch {x['torch']}, diffusers {x['diffusers']}" for who, x in r["versions"].items())
+        text += f"\n## {size}: {r['side']} px, rank {r['rank']}, {r['steps']} steps, {r['rounds']} rounds, {r['versions']['ours']['threads']} thread(s)\n\n{v}\n\n| | processor seconds a step | times ours | peak memory of the process, MiB | mean loss |\n|---|---|---|---|---|\n"
+        text += "".join(f"| {name} | {x['seconds a step']:.3f} | {x['times ours']:.2f} | {x['peak memory, MiB']:.0f} | {x['mean loss']:.3f} |\n" for name, x in r["rows"].items())
+    (HERE / "training_speed.md").write_text(text)
+    (HERE / "training_speed.json").write_text(json.dumps(sizes, indent=1) + "\n")
+    print(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", choices=tuple(SIDE), default="quarter")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    for peer in ("original", "advanced"):
+        parser.add_argument(f"--{peer}", help="path of the script in a checkout")
+        parser.add_argument(f"--{peer}_python", help="a Python that has what it needs")
+    args = parser.parse_args()
+    stored = HERE / "training_speed.json"
+    write((json.loads(stored.read_text()) if stored.exists() else {}) | {args.size: measure(args)})
+
+
+if __name__ == "__main__":
+    main()

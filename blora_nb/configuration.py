@@ -1,0 +1,162 @@
+"""One typed configuration of a training, for notebooks and the command line alike; and the flags that are refused.
+
+The names are those of the authors' script, so that their README can be typed here. Every field carries the sentence that
+`--help` prints; a notebook reads the same with `help(TrainingSettings)` or `TrainingSettings.explain("rank")`.
+"""
+
+import argparse
+from dataclasses import dataclass, field, fields
+from types import UnionType
+from typing import get_args
+
+from .models import defaults_for, native_resolution
+
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+GRADIENT_CHECKPOINTING = ("none", "partial", "full")
+
+
+def option(default, help, group, **extra):
+    return field(default=default, metadata={"help": help, "group": group, **extra})
+
+
+LEARNED, OPTIMIZER, RECIPES, MEMORY, CHECKPOINTS = "what is learned", "optimizer", "recipes, all off by default", "memory and speed", "checkpoints"
+
+
+@dataclass(frozen=True, repr=False)
+class TrainingSettings:
+    """How one B-LoRA is trained, with the original's names and, for SDXL, its values."""
+
+    instance_prompt: str = option("A [v]", 'the prompt that is to mean the picture; "A [v] dog" for --together', LEARNED)
+    resolution: int = option(1024, "side of the square the picture is cropped to, in pixels", LEARNED)
+    rank: int = option(64, "rank of the LoRA matrices; a smaller rank gives smaller files and keeps less detail", LEARNED)
+    learning_rate: float = option(5e-5, "step size of the optimizer", OPTIMIZER)
+    max_train_steps: int = option(1000, "training steps", OPTIMIZER)
+    train_batch_size: int = option(1, "noisy versions (or pictures) in each step", OPTIMIZER)
+    seed: int = option(0, "of the LoRA's first values, the noise and the timesteps", LEARNED)
+    adam_weight_decay: float = option(1e-4, "how fast AdamW lets weights shrink", OPTIMIZER)
+    max_grad_norm: float = option(1.0, "longer gradients are shortened to this norm", OPTIMIZER)
+
+    lr_scheduler: str = option("constant", "how the learning rate changes over the steps", OPTIMIZER, choices=LR_SCHEDULERS)
+    lr_warmup_steps: int = option(0, "steps in which the learning rate rises from 0; the schedule constant has none", OPTIMIZER)
+    gradient_accumulation_steps: int = option(1, "batches whose gradients are averaged before a step; time instead of memory", OPTIMIZER)
+    adam_beta1: float = option(0.9, "AdamW's memory of the gradient", OPTIMIZER)
+    adam_beta2: float = option(0.999, "AdamW's memory of the squared gradient", OPTIMIZER)
+    adam_epsilon: float = option(1e-8, "AdamW's guard against division by 0", OPTIMIZER)
+    use_8bit_adam: bool = option(False, "keep AdamW's state in 8 bits (bitsandbytes): 0.16 GiB less at rank 64", OPTIMIZER)
+
+    snr_gamma: float | None = option(None, "min-SNR: weigh each timestep by min(SNR, gamma)/SNR, 5 is usual; evens out easy and hard timesteps (arXiv 2303.09556)", RECIPES)
+    x0_loss_from: int | None = option(None, "from this step on compare pictures instead of noise (error divided by SNR): more weight on layout and palette (ConsisLoRA, arXiv 2503.10614)", RECIPES)
+    with_prior_preservation: bool = option(False, "train on pictures of the class besides, so that the class word keeps its meaning (DreamBooth)", RECIPES)
+    class_prompt: str | None = option(None, 'what the class pictures show, for example "A dog"', RECIPES)
+    class_data_dir: str | None = option(None, "folder of class pictures; missing ones are generated from --class_prompt", RECIPES)
+    num_class_images: int = option(100, "class pictures wanted", RECIPES)
+    prior_loss_weight: float = option(1.0, "weight of the class pictures in the loss", RECIPES)
+
+    gradient_checkpointing: str | None = option(
+        None, "recompute activations instead of keeping them: none, partial (the two trained blocks) or full (all of the up path); by default the first that fits into memory; without a value: full",
+        MEMORY, choices=GRADIENT_CHECKPOINTING, bare="full",
+    )  # fmt: skip
+    compile: bool = option(False, "compile the transformer blocks (torch.compile): the first step waits for the compiler; the gain on a GPU was not measured", MEMORY)
+
+    checkpointing_steps: int | None = option(None, "steps between checkpoints; by default a quarter of the training", CHECKPOINTS)
+    checkpoints_total_limit: int | None = option(None, "keep only so many, the newest", CHECKPOINTS)
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if "choices" in f.metadata and value is not None and value not in f.metadata["choices"]:
+                raise ValueError(f"{f.name} must be one of {', '.join(f.metadata['choices'])}, not {value}.")
+            if value is not None and f.name in POSITIVE and not value > 0:
+                raise ValueError(f"{f.name} must be greater than 0, not {value}.")
+        if self.with_prior_preservation and not (self.class_prompt and self.class_data_dir):
+            raise ValueError("with_prior_preservation needs class_prompt and class_data_dir.")
+
+    def __repr__(self):
+        """The nine settings everybody needs, and of the rest those that differ from their default."""
+        shown = [f for k, f in enumerate(fields(self)) if k < 9 or getattr(self, f.name) != f.default]
+        return f"TrainingSettings({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
+    @classmethod
+    def for_pipeline(cls, pipe, **changes):
+        """The settings that suit a pipeline, with the given ones changed (None means: leave it)."""
+        d = defaults_for(pipe)
+        suited = {"resolution": native_resolution(pipe), "rank": d.rank, "learning_rate": d.learning_rate, "max_train_steps": d.max_train_steps, "train_batch_size": d.train_batch_size}
+        return cls(**suited | {name: value for name, value in changes.items() if value is not None})
+
+    @classmethod
+    def explain(cls, name):
+        """The sentence that `--help` prints about a setting."""
+        return cls.__dataclass_fields__[name].metadata["help"]
+
+
+POSITIVE = {
+    "resolution", "rank", "learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "checkpoints_total_limit",
+    "snr_gamma", "x0_loss_from", "num_class_images", "max_grad_norm",
+}  # fmt: skip
+SUITED = {"resolution", "rank", "learning_rate", "max_train_steps", "train_batch_size"}  # their default depends on the base model
+
+_TEXT_ENCODER = "only the two blocks of the U-Net are trained: a text encoder that learns the picture tells it to every block, and content and style are no longer separate"
+_DATASET = "pictures are read from a folder: use --instance_data_dir, with --together and --captions_file for captions"
+_LOCAL = "nothing is sent anywhere; losses, settings and versions are written beside the weights"
+REFUSED = {
+    "--train_text_encoder": _TEXT_ENCODER,
+    "--text_encoder_lr": _TEXT_ENCODER,
+    "--adam_weight_decay_text_encoder": _TEXT_ENCODER,
+    "--random_flip": "a mirrored picture is another content; the B-LoRA would learn both",
+    "--dataset_name": _DATASET,
+    "--image_column": _DATASET,
+    "--caption_column": _DATASET,
+    "--push_to_hub": _LOCAL,
+    "--hub_token": _LOCAL,
+    "--hub_model_id": _LOCAL,
+    "--report_to": _LOCAL,
+    "--num_train_epochs": "the length of a training is --max_train_steps; with one picture an epoch is one step",
+    "--optimizer": "AdamW (or its 8-bit form, --use_8bit_adam) is what B-LoRA was published with; Prodigy is not offered",
+    "--scale_lr": "say the learning rate you want with --learning_rate; it is not multiplied behind your back",
+}
+# flags of the original for what is always the case here: taken, and without effect
+ALWAYS = ("--center_crop", "--enable_xformers_memory_efficient_attention", "--allow_tf32")
+
+
+def _kind(f):
+    """The type of a field's values, without the None of an optional one."""
+    return next(t for t in get_args(f.type) if t is not type(None)) if isinstance(f.type, UnionType) else f.type
+
+
+def add_settings(parser, settings=TrainingSettings):
+    """One option for each field of a settings class, in groups. What is not given stays None and leaves the default."""
+    groups = {}
+    for f in fields(settings):
+        title = f.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        group = groups[title]
+        default = "what suits the base model" if f.name in SUITED else f.default
+        text = f.metadata["help"] + ("" if default is None or default is False else f" (default: {default})")
+        if _kind(f) is bool:
+            group.add_argument(f"--{f.name}", action="store_true", default=None, help=text)
+        elif "bare" in f.metadata:
+            group.add_argument(f"--{f.name}", nargs="?", const=f.metadata["bare"], choices=f.metadata["choices"], help=text)
+        elif "choices" in f.metadata:
+            group.add_argument(f"--{f.name}", choices=f.metadata["choices"], help=text)
+        else:
+            group.add_argument(f"--{f.name}", type=_kind(f), metavar={int: "N", float: "X", str: "TEXT"}[_kind(f)], help=text)
+    return groups
+
+
+class _Refuse(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} is refused: {REFUSED[option_string]}.")
+
+
+def add_refused(parser):
+    """The original's flags that are refused with the reason, and those that are taken without effect."""
+    for flag in REFUSED:
+        parser.add_argument(flag, nargs="?", action=_Refuse, help=argparse.SUPPRESS)
+    for flag in ALWAYS:
+        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+
+
+def given(args, settings=TrainingSettings):
+    """The settings among parsed arguments, as changes for `TrainingSettings.for_pipeline`."""
+    return {f.name: getattr(args, f.name) for f in fields(settings)}

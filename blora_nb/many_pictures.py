@@ -1,0 +1,183 @@
+"""A folder of pictures: one B-LoRA from each with the base model loaded once, or one from all; over several processes where there are some."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+import tempfile
+
+import safetensors
+
+from .adapters import FILE_NAME, BLoRA
+from .checkpoints import CheckpointError, checkpoints
+from .images import find_images, free_path, read_image, safe_name, save_image, writable_folder
+from .training import TrainingError, train
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One B-LoRA to train: from which pictures (with a prompt each, or None for the same), into which folder."""
+
+    pictures: dict
+    folder: Path
+
+    @property
+    def finished(self):
+        return (self.folder / FILE_NAME).exists()
+
+
+def plan(instance_data_dir, output_dir, together=False, captions_file=None):
+    """The jobs that a folder of pictures makes. Every picture is read once, so that a broken one shows before the work.
+
+    Raises:
+        ImageError: no picture, or a broken one. ValueError: captions that fit no picture, or two pictures of one name.
+    """
+    paths = find_images(instance_data_dir)
+    for path in paths:
+        read_image(path)
+    captions = read_captions(captions_file, paths) if captions_file else {}
+    if captions_file and not together:
+        raise ValueError("A captions file is for one B-LoRA from all pictures: add --together.")
+    if together or len(paths) == 1:
+        return [Job({path: captions.get(path) for path in paths}, Path(output_dir))]
+    folders = [Path(output_dir) / path.stem for path in paths]
+    if len(set(folders)) < len(folders):
+        raise ValueError("Two pictures have the same name but for the ending; their B-LoRAs would get the same folder. Rename one.")
+    return [Job({path: None}, folder) for path, folder in zip(paths, folders)]
+
+
+def read_captions(file, paths):
+    """Path to prompt, from lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"} (the `datasets` library's metadata.jsonl)."""
+    by_name, captions = {path.name: path for path in paths}, {}
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = row["file_name"], row["text"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f'{file}, line {number}: expected something like {{"file_name": "dog1.jpg", "text": "A [v] dog"}}, not: {line[:80]}') from None
+        if name not in by_name:
+            raise ValueError(f"{file}, line {number}: there is no picture {name}.")
+        captions[by_name[name]] = text
+    missing = [path.name for path in paths if path not in captions]
+    if missing:
+        raise ValueError(f"{file} has no caption for {', '.join(missing)}.")
+    return captions
+
+
+def check_output(jobs, resume):
+    """Raise before any work where something would be overwritten, or cannot be written."""
+    for job in jobs:
+        if not resume and job.finished:
+            raise FileExistsError(f"{job.folder / FILE_NAME} exists already. Choose another --output_dir, remove it, or keep what is finished with --resume_from_checkpoint latest.")
+        if not resume and checkpoints(job.folder):
+            raise FileExistsError(f"{job.folder} holds the checkpoints of a training that did not end. Go on with --resume_from_checkpoint latest, or choose another folder.")
+        writable_folder(job.folder)
+
+
+def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=True):
+    """Train every job that is not finished; one that fails does not stop the others. Returns (job, why) of the failed ones."""
+    failed = []
+    for job in jobs:
+        names = ", ".join(str(path) for path in job.pictures)
+        print(f"{names} -> {job.folder}", flush=True)
+        prompted = any(job.pictures.values())
+        try:
+            blora = train(pipe, job.pictures if prompted else list(job.pictures), settings, progress, job.folder, resume, on_checkpoint)
+            blora.metadata["pictures"] = json.dumps([path.name for path in job.pictures])
+            blora.metadata["final_loss"] = f"{sum(blora.losses[-20:]) / len(blora.losses[-20:]):.4f}"
+            print("written:", save_somewhere(blora, job.folder / FILE_NAME), flush=True)
+        except (TrainingError, CheckpointError, OSError) as error:
+            print(f"failed: {names}: {error}", flush=True)
+            failed.append((job, str(error)))
+    return failed
+
+
+def save_somewhere(blora, file):
+    """Save a B-LoRA; when the disk is full or read-only by now, in the computer's temporary folder, and say so."""
+    try:
+        return blora.save(file)
+    except FileExistsError:
+        raise
+    except (OSError, safetensors.SafetensorError) as error:
+        part = file.with_name(file.name + ".part")
+        part.unlink(missing_ok=True)
+        saved = blora.save(Path(tempfile.mkdtemp(prefix="blora_nb_")) / FILE_NAME)
+        raise OSError(f"{file} cannot be written ({error}). The trained B-LoRA is not lost: it is in {saved}; copy it before you restart the computer.") from None
+
+
+def write_manifest(jobs, output_dir, failed=()):
+    """`manifest.json`: for each job its pictures, file, settings, and loss, or why it failed; read from the finished files themselves."""
+    reasons, rows = {str(job.folder): why for job, why in failed}, []
+    for job in jobs:
+        row = {"pictures": [path.name for path in job.pictures], "folder": os.path.relpath(job.folder, output_dir)}
+        if job.finished:
+            metadata = BLoRA.load(job.folder).metadata
+            row |= {"state": "finished", "loss": float(metadata.get("final_loss", "nan")), "training": json.loads(metadata.get("training", "{}"))}
+        else:
+            row |= {"state": "failed", "why": reasons[str(job.folder)]} if str(job.folder) in reasons else {"state": "not finished"}
+        rows.append(row)
+    path = Path(output_dir) / MANIFEST
+    part = path.with_name(MANIFEST + ".part")
+    part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def share(items):
+    """This process's part of a list, in processes started by `accelerate launch`; all of it in one started by hand.
+
+    The main process decides what there is to share, because the others might see a file that has just been finished.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState()
+    if state.num_processes == 1:
+        return items
+    box = [items]
+    broadcast_object_list(box)
+    return box[0][state.process_index :: state.num_processes]
+
+
+def launched(device=None):
+    """(this process's device, is it the main one, a function that waits for the others and gathers a list of all)."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device, True, lambda items: items
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState(cpu=device == "cpu" or None)
+    return str(state.device) if device is None else device, state.is_main_process, gather_object
+
+
+def validation_pictures(pipe, prompt, count):
+    """A function for `train(on_checkpoint=…)`: pictures of a prompt, always with the seeds 0, 1, …, in each checkpoint's folder.
+
+    Side by side they show which checkpoint to take: early ones keep the base model's variety, late ones the picture's detail.
+    """
+    from .generation import encode, pictures
+
+    embeds = encode(pipe, prompt, None)
+
+    def validate(pipe, folder):
+        for seed, image in enumerate(pictures(pipe, embeds, range(count), progress=False)):
+            save_image(image, folder / f"{safe_name(prompt)}_seed{seed}.png", {"prompt": prompt, "seed": seed})
+
+    return validate
+
+
+def make_class_pictures(pipe, settings):
+    """Generate the class pictures that `class_data_dir` lacks, for prior preservation."""
+    from .generation import generate
+
+    folder = writable_folder(settings.class_data_dir)
+    try:
+        there = len(find_images(folder))
+    except ValueError:
+        there = 0
+    for seed in range(there, settings.num_class_images):
+        save_image(generate(pipe, settings.class_prompt, seeds=seed, progress=False)[0], free_path(folder, f"{safe_name(settings.class_prompt)}_seed{seed}", ".png"), {"prompt": settings.class_prompt, "seed": seed})

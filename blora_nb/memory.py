@@ -1,0 +1,176 @@
+"""What a training needs in memory, counted before it starts; what is recomputed where it does not fit; what to change when it was too much.
+
+Nothing before the first trained block (`up_blocks.0.attentions.0`) needs a graph, so only the way up keeps activations. Their bytes
+are counted by running one loss without numbers, on PyTorch's "meta" device.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from .blocks import CONTENT_BLOCK, STYLE_BLOCK, target_modules
+
+GIB = 2**30
+WORKING = int(0.7 * GIB)  # CUDA's own memory and the largest temporary tensors; an allowance, not counted
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a training takes on the device, beside the base model."""
+
+    weights: int  # of the frozen U-Net
+    lora: int  # LoRA, its gradients and the optimizer's state
+    activations: int
+    checkpointing: str
+
+    @property
+    def beside_the_base(self):
+        return self.lora + self.activations + WORKING
+
+    def __str__(self):
+        parts = {"U-Net": self.weights, "LoRA and optimizer": self.lora, f"activations (checkpointing {self.checkpointing})": self.activations, "working memory, about": WORKING}
+        return f"{(self.weights + self.beside_the_base) / GIB:.1f} GiB = " + " + ".join(f"{what} {size / GIB:.2f}" for what, size in parts.items())
+
+
+class _Attention(torch.autograd.Function):
+    """What a memory-efficient attention keeps: queries, keys, values, output and one number for each row; never the N × N scores."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output, torch.empty(query.shape[:-1], device=query.device))
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError("only for counting")
+
+
+@contextmanager
+def _counted_attention():
+    kept = torch.nn.functional.scaled_dot_product_attention
+    torch.nn.functional.scaled_dot_product_attention = lambda query, key, value, **options: _Attention.apply(query, key, value)
+    try:
+        yield
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = kept
+
+
+def count_activations(config, dtype, settings, mode, tokens=77):
+    """(bytes that one loss keeps for its backward pass, number of LoRA weights) of a U-Net given by its configuration."""
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    torch.nn.Module.to(unet, dtype).requires_grad_(False)  # diffusers' own warns
+    unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=target_modules()))
+    lora = [p for p in unet.parameters() if p.requires_grad]
+    for p in lora:
+        p.data = p.data.float()
+    batch = settings.train_batch_size * (2 if settings.with_prior_preservation else 1)
+    side = settings.resolution * config["sample_size"] // _native(config)
+    empty = lambda *shape: torch.empty(batch, *shape, device="meta", dtype=dtype)
+    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    kept = []
+    with _counted_attention(), gradient_checkpointing(unet, mode), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        conditions = {"text_embeds": empty(pooled), "time_ids": empty(6)}
+        unet(empty(config["in_channels"], side, side), empty(), empty(tokens, config["cross_attention_dim"]), added_cond_kwargs=conditions)
+    frozen = {t.untyped_storage()._cdata for t in (*unet.parameters(), *unet.buffers())}
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    return sum(size for storage, size in storages.items() if storage not in frozen), sum(p.numel() for p in lora)
+
+
+def _native(config):
+    return config["sample_size"] * 8  # SDXL's VAE halves the side three times
+
+
+def need(pipe, settings, mode):
+    """The `Need` of a training with the given gradient checkpointing."""
+    activations, lora = count_activations(dict(pipe.unet.config), pipe.unet.dtype, settings, mode, pipe.tokenizer.model_max_length)
+    weights = sum(p.numel() * p.element_size() for p in pipe.unet.parameters() if not p.requires_grad)
+    return Need(weights, lora * (4 + 4 + (2 if settings.use_8bit_adam else 8)), activations, mode)
+
+
+def free_memory(device):
+    """Bytes that PyTorch can still take on a GPU; None on other devices, where nothing is limited beforehand."""
+    if torch.device(device).type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def choose_checkpointing(pipe, settings, free=None):
+    """`settings.gradient_checkpointing`, or where it is None the first of none, partial and full that fits into the free memory."""
+    free = free_memory(pipe.device) if free is None else free
+    if settings.gradient_checkpointing or free is None:
+        return settings.gradient_checkpointing or "none"
+    for mode in ("none", "partial", "full"):
+        if need(pipe, settings, mode).beside_the_base <= free:
+            return mode
+    return "full"
+
+
+def report(pipe, settings, free=None):
+    """A sentence for people: what the training will take, and whether it fits."""
+    free = free_memory(pipe.device) if free is None else free
+    needed = need(pipe, settings, choose_checkpointing(pipe, settings, free))
+    if free is None:
+        return f"memory: {needed}"
+    fits = needed.beside_the_base <= free
+    return f"memory: {needed}; {free / GIB:.1f} GiB are free beside the base model: " + ("it fits" if fits else "it will NOT fit. " + advice(pipe, settings))
+
+
+def advice(pipe, settings):
+    """What to change, the cheapest first."""
+    mode = choose_checkpointing(pipe, settings)
+    batch = settings.train_batch_size
+    quantized = getattr(pipe.unet, "is_quantized", False)
+    steps = [
+        (batch > 1, f"--train_batch_size 1 --gradient_accumulation_steps {batch * settings.gradient_accumulation_steps} (the same result, slower)"),
+        (mode != "full", "--gradient_checkpointing full (the same result, a quarter slower)"),
+        (not settings.use_8bit_adam, "--use_8bit_adam"),
+        (not quantized, "--quantization nf4 (the U-Net in a third of the memory)"),
+        (True, f"--resolution {settings.resolution * 3 // 4 // 8 * 8} (activations shrink with the square)"),
+        (settings.rank > 16, "--rank 16"),
+    ]
+    return "Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."
+
+
+def explain_out_of_memory(pipe, settings, error, output_dir):
+    """The message for a training that ran out of memory: how much it wanted, what to change, what is kept."""
+    first = str(error).split("\n")[0].split(". GPU")[0]
+    kept = f" Its checkpoints are in {output_dir}; go on from them with --resume_from_checkpoint latest." if output_dir else ""
+    return f"The memory of {pipe.device} is too small ({first}).{kept} {advice(pipe, settings)}"
+
+
+@contextmanager
+def gradient_checkpointing(unet, mode):
+    """Inside, activations are recomputed on the backward pass: "none", "partial" (the two trained blocks) or "full" (all of the way up)."""
+    if mode == "none":
+        yield
+        return
+    unet.enable_gradient_checkpointing()
+    wanted = (CONTENT_BLOCK, STYLE_BLOCK) if mode == "partial" else ("up_blocks",)
+    for name, module in unet.named_modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = name.startswith(wanted)
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
+
+
+@contextmanager
+def compiled(unet, wanted):
+    """Inside, each transformer block is compiled; all of one shape share what was compiled, so that the wait is short."""
+    if not wanted:
+        yield
+        return
+    unet.compile_repeated_blocks()
+    try:
+        yield
+    finally:
+        for module in unet.modules():
+            module._compiled_call_impl = None

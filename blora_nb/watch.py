@@ -1,0 +1,110 @@
+"""An eye on a running training: losses without waiting for the device, a stop at the end of a step, trouble noticed early."""
+
+from contextlib import contextmanager
+from math import isfinite
+import signal
+from statistics import median
+import threading
+
+import torch
+
+WINDOW = 20  # steps over which a spike is told from the ordinary ups and downs, and overflows from a scale still adapting
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says why and what to change.
+
+    Attributes:
+        blora: the last good weights as a `BLoRA`, or None.
+        step: after which step they were so.
+    """
+
+    blora = None
+    step = None
+
+
+class Watch:
+    """Collects each step's loss and gradient norm on the device and looks at them every few steps.
+
+    Reading a number from a GPU makes the computer wait until the GPU has caught up; on a CPU there is nothing to wait for.
+    The weights are copied at each look, twice over: those of the last look have not yet shown a finite loss.
+    """
+
+    def __init__(self, parameters, losses, learning_rate, scaled):
+        self.parameters, self.losses, self.learning_rate, self.scaled = parameters, losses, learning_rate, scaled
+        self.every = 1 if parameters[0].device.type == "cpu" else 10
+        self.pending, self.overflows = [], 0
+        self.lowest = None  # median of the best window so far
+        self.since = len(losses)  # a spike is judged against losses of one kind only
+        self.tried, self.good = self._copy(), self._copy()
+        self.tried_step = self.good_step = len(losses)
+
+    def _copy(self):
+        return [p.detach().clone() for p in self.parameters]
+
+    def saw(self, loss, norm):
+        """Note a step; returns the (step, loss) pairs that a look has just made known."""
+        self.pending.append(torch.stack([loss.detach().float(), norm.detach().float()]))
+        return self.look() if len(self.pending) >= self.every else []
+
+    def look(self):
+        """Read what is pending. Raises a TrainingError at the first step that went wrong, the last good weights put back."""
+        if not self.pending:
+            return []
+        known = []
+        for loss, norm in torch.stack(self.pending).tolist():
+            step = len(self.losses) + 1
+            self.overflows = 0 if isfinite(norm) else self.overflows + 1  # with a gradient scaler single ones are usual
+            if not isfinite(loss):
+                self._stop(f"The loss became {loss} at step {step}.")
+            if self.overflows and (not self.scaled or self.overflows >= WINDOW):
+                self._stop(f"The gradient became {norm} at step {step}.")
+            self.losses.append(loss)
+            known.append((step, loss))
+            recent = self.losses[self.since :][-WINDOW:]
+            if len(recent) == WINDOW:
+                level = median(recent)
+                self.lowest = level if self.lowest is None else min(self.lowest, level)
+                if level > max(1, 10 * self.lowest):  # above 1 it is worse than predicting nothing at all
+                    self._stop(f"The loss has risen to {level:.3g}, ten times what it was before, at step {step}.")
+        self.pending.clear()
+        torch._foreach_copy_(self.good, self.tried)
+        torch._foreach_copy_(self.tried, [p.detach() for p in self.parameters])
+        self.good_step, self.tried_step = self.tried_step, len(self.losses)
+        return known
+
+    def new_loss(self):
+        """From the next step on the loss is of another kind."""
+        self.since, self.lowest = len(self.losses), None
+
+    def _stop(self, what):
+        with torch.no_grad():
+            torch._foreach_copy_([p.detach() for p in self.parameters], self.good)
+        error = TrainingError(f"{what} Try a smaller learning rate than {self.learning_rate}. The weights of step {self.good_step} were still good.")
+        error.step = self.good_step
+        raise error
+
+
+class Stop:
+    asked = False
+
+
+@contextmanager
+def stop_at_the_end_of_a_step():
+    """Inside, Ctrl-C (and the kernel's interrupt button, and a polite kill) only sets `asked`; the second one stops at once."""
+    stop, signals = Stop(), (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python delivers signals to the main thread only
+        return
+
+    def ask(number, frame):
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    before = {s: signal.signal(s, ask) for s in signals}
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

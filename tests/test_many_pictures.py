@@ -1,0 +1,141 @@
+"""A class's pictures in one command: one load, several processes, a kill in between, one manifest; and one B-LoRA from several pictures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from blora_nb import BLoRA, train
+from blora_nb.adapters import FILE_NAME
+from blora_nb.images import ImageError
+from blora_nb.many_pictures import check_output, plan, read_captions, train_all, write_manifest
+from blora_nb.training import Examples, TrainingSettings
+from drawings import draw
+
+CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 10, "checkpointing_steps": 5}
+NAMES = ("star_sunset", "cat_wood", "boat_neon", "fish_candy")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pictures = tmp_path / "class"
+    pictures.mkdir()
+    for name in NAMES:
+        draw(*name.split("_"), 5, 128).save(pictures / f"{name}.png")
+    return pictures
+
+
+def command(folder, out, *more):
+    options = [text for name, value in CHANGES.items() for text in (f"--{name}", str(value))]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    return [*launch, "-m", "blora_nb", "train", "--instance_data_dir", str(folder), "--output_dir", str(out), *options, *more]
+
+
+def same(one, two):
+    return all(torch.equal(t, two.state_dict[k]) for k, t in one.state_dict.items())
+
+
+def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_path):
+    out = tmp_path / "out"
+    first = subprocess.Popen(command(folder, out, "--resume_from_checkpoint", "latest"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    end = time.time() + 240
+    while not list(out.glob(f"*/{FILE_NAME}")):
+        assert first.poll() is None and time.time() < end, first.communicate()[0]
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGKILL)  # launcher and both workers
+    first.communicate()
+    finished = {p: p.stat().st_mtime_ns for p in out.glob(f"*/{FILE_NAME}")}
+    assert finished and len(finished) < len(NAMES)
+
+    again = subprocess.run(command(folder, out, "--resume_from_checkpoint", "latest"), capture_output=True, text=True, timeout=400)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert all(p.stat().st_mtime_ns == kept for p, kept in finished.items())
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert sorted(row["folder"] for row in manifest) == sorted(NAMES) and {row["state"] for row in manifest} == {"finished"}
+    assert all(row["training"]["rank"] == 4 and 0 < row["loss"] < 10 for row in manifest)
+    for name in NAMES:  # the same as trained alone, whatever process and however often stopped
+        assert same(BLoRA.load(out / name), train(pipe, folder / f"{name}.png", progress=False, **CHANGES))
+
+
+def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(pipe, folder, tmp_path, monkeypatch):
+    from blora_nb import many_pictures
+    from blora_nb.training import TrainingError
+
+    def sometimes(pipe_, pictures, *rest):
+        if "cat" in str(pictures):
+            raise TrainingError("The loss became nan at step 3.")
+        return train(pipe_, pictures, *rest)
+
+    monkeypatch.setattr(many_pictures, "train", sometimes)
+    jobs = plan(folder, tmp_path / "out")
+    failed = train_all(pipe, jobs, TrainingSettings.for_pipeline(pipe, **CHANGES), progress=False)
+    rows = {row["folder"]: row for row in json.loads(write_manifest(jobs, tmp_path / "out", failed).read_text())}
+    assert len(failed) == 1 and rows["cat_wood"] == {"pictures": ["cat_wood.png"], "folder": "cat_wood", "state": "failed", "why": "The loss became nan at step 3."}
+    assert [row["state"] for row in rows.values()].count("finished") == 3
+    with pytest.raises(FileExistsError, match="resume_from_checkpoint latest"):
+        check_output(jobs, resume=None)
+    check_output(jobs, resume="latest")
+
+
+def test_a_broken_picture_shows_before_the_work(folder, tmp_path):
+    (folder / "broken.png").write_bytes(b"")
+    with pytest.raises(ImageError, match="broken.png"):
+        plan(folder, tmp_path / "out")
+    (folder / "broken.png").unlink()
+    Image.open(folder / "cat_wood.png").save(folder / "cat_wood.jpg")
+    with pytest.raises(ValueError, match="same name"):
+        plan(folder, tmp_path / "out")
+
+
+def test_captions_are_checked_line_by_line(folder):
+    file, paths = folder.parent / "captions.jsonl", sorted(folder.iterdir())
+    rows = [{"file_name": p.name, "text": f"A [v] {p.stem.split('_')[0]}"} for p in paths]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    assert [read_captions(file, paths)[p] for p in paths] == ["A [v] boat", "A [v] cat", "A [v] fish", "A [v] star"]
+    for text, words in ((json.dumps(rows[0]), "no caption for cat_wood.png"), ('{"file_name": "x.png", "text": "A"}', "line 1: there is no picture x.png"), ("boat.png A boat", "line 1: expected")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            read_captions(file, paths)
+
+
+def test_one_from_all_uses_every_picture_and_its_caption(pipe, folder, tmp_path):
+    """Each round has every picture once, with its own prompt; the weights are those of no single picture."""
+    (mean, std), prompts = (torch.arange(3.0)[:, None, None, None].expand(3, 12, 12, 12), torch.zeros(3, 12, 12, 12)), ["A [v] cat", "A [v] star", "A [v] boat"]
+    examples = Examples(pipe, (mean, std), prompts, seed=4)
+    picked = [examples.batch(k, 2) for k in range(24)]
+    order = [int(m[0, 0, 0]) for batch in picked for m in batch[0]]
+    rounds = [tuple(order[k : k + 3]) for k in range(0, 48, 3)]
+    assert all(sorted(one) == [0, 1, 2] for one in rounds) and len(set(rounds)) > 3
+    for batch in picked:
+        for m, embeds in zip(batch[0], batch[2]):
+            assert torch.equal(embeds, examples.prompt_embeds[int(m[0, 0, 0])])
+
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text("\n".join(json.dumps({"file_name": f"{name}.png", "text": f"A [v] {name}"}) for name in NAMES))
+    (job,) = plan(folder, tmp_path / "out", together=True, captions_file=captions)
+    settings = TrainingSettings.for_pipeline(pipe, **CHANGES)
+    assert train_all(pipe, [job], settings, progress=False) == []
+    together = BLoRA.load(tmp_path / "out")
+    assert json.loads(together.metadata["pictures"]) == [f"{name}.png" for name in sorted(NAMES)]
+    assert not same(together, train(pipe, folder / f"{NAMES[0]}.png", settings, progress=False))
+    with pytest.raises(ValueError, match="--together"):
+        plan(folder, tmp_path / "other", captions_file=captions)
+
+
+def test_class_pictures_are_made_and_weighed(pipe, folder, tmp_path):
+    from blora_nb.many_pictures import make_class_pictures
+
+    settings = TrainingSettings.for_pipeline(pipe, **CHANGES, with_prior_preservation=True, class_prompt="A cat in wood style", class_data_dir=str(tmp_path / "made"), num_class_images=3)
+    make_class_pictures(pipe, settings)
+    make_class_pictures(pipe, settings)
+    assert len(list((tmp_path / "made").iterdir())) == 3
+    heavy, light, without = (train(pipe, folder / "cat_wood.png", s, progress=False) for s in (settings, TrainingSettings(**{**vars(settings), "prior_loss_weight": 1e-6}), TrainingSettings.for_pipeline(pipe, **CHANGES)))
+    assert not same(heavy, light) and heavy.losses[0] > light.losses[0] and len(without.losses) == len(heavy.losses)
+    with pytest.raises(ValueError, match="class_prompt"):
+        TrainingSettings(with_prior_preservation=True)

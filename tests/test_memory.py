@@ -1,0 +1,104 @@
+"""Memory: what is counted beforehand, what is recomputed, what is said when it was too much. Nothing here ran on a GPU."""
+
+import copy
+
+import pytest
+import torch
+
+from blora_nb import TrainingSettings, train
+from blora_nb.adapters import applied
+from blora_nb.checkpoints import checkpoints
+from blora_nb.memory import GIB, choose_checkpointing, count_activations, gradient_checkpointing, need, report
+from blora_nb.models import encode_prompt
+from blora_nb.runtime import memory_profile
+from blora_nb.training import TrainingError, attach_lora, blora_loss, draw_step, encode_image, micro_conditioning
+
+SDXL_UNET = {  # the architecture, of which no weight is needed
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20], "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": True,
+}  # fmt: skip
+
+
+def test_sdxl_is_counted_without_its_weights():
+    counted = {mode: count_activations(SDXL_UNET, torch.float16, TrainingSettings(), mode) for mode in ("none", "partial", "full")}
+    assert {lora for _, lora in counted.values()} == {28_180_480}
+    gib = {mode: size / GIB for mode, (size, _) in counted.items()}
+    assert 3.0 < gib["none"] < 4.0 and 1.5 < gib["partial"] < 2.0 and gib["full"] < 0.5
+
+
+def test_the_count_is_what_a_real_loss_keeps(pipe, picture):
+    """Counted on the meta device, against the tensors that PyTorch really saved on the CPU."""
+    unet, settings, kept = copy.deepcopy(pipe.unet), TrainingSettings.for_pipeline(pipe), []
+    attach_lora(unet, settings.rank)
+    draws = draw_step(encode_image(pipe, picture, 96), pipe.scheduler, 1.0, settings.train_batch_size, torch.Generator().manual_seed(0))
+    from diffusers import DDPMScheduler
+
+    embeds, pooled = encode_prompt(pipe, "A [v]")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        blora_loss(unet, DDPMScheduler.from_config(pipe.scheduler.config), *draws, embeds, pooled, micro_conditioning(96, settings.train_batch_size, "cpu", torch.float32))
+    weights = {t.untyped_storage()._cdata for t in unet.state_dict().values()}
+    real = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept if t.untyped_storage()._cdata not in weights}.values())
+    assert need(pipe, settings, "none").activations == pytest.approx(real, rel=0.05)
+
+
+def test_recomputing_saves_memory_and_changes_nothing(pipe, picture):
+    plain, partial, full = (train(pipe, picture, progress=False, max_train_steps=2, gradient_checkpointing=mode) for mode in ("none", "partial", "full"))
+    assert plain.losses == partial.losses == full.losses
+    assert all(torch.equal(t, b.state_dict[k]) for b in (partial, full) for k, t in plain.state_dict.items())
+    assert not pipe.unet.is_gradient_checkpointing
+    settings = TrainingSettings.for_pipeline(pipe)
+    sizes = [need(pipe, settings, mode).activations for mode in ("none", "partial", "full")]
+    assert sizes[0] > 1.1 * sizes[1] > 1.1 * 1.1 * sizes[2]
+    with gradient_checkpointing(pipe.unet, "partial"):
+        on = {name for name, m in pipe.unet.named_modules() if getattr(m, "gradient_checkpointing", False)}
+    assert on == {"up_blocks.0.attentions.0", "up_blocks.0.attentions.1"}
+
+
+def test_the_first_that_fits_is_chosen_and_reported(pipe):
+    settings = TrainingSettings.for_pipeline(pipe)
+    none, partial, full = (need(pipe, settings, mode).beside_the_base for mode in ("none", "partial", "full"))
+    assert [choose_checkpointing(pipe, settings, free) for free in (none, none - 1, partial - 1, full - 1)] == ["none", "partial", "full", "full"]
+    assert choose_checkpointing(pipe, TrainingSettings(gradient_checkpointing="partial"), 10**15) == "partial"
+    assert "it fits" in report(pipe, settings, none) and "NOT fit" in report(pipe, settings, 10**6) and "--train_batch_size 1" in report(pipe, settings, 10**6)
+    assert [memory_profile("cuda", gib * GIB).quantization for gib in (80, 14.6, 7.8)] == [None, None, "nf4"]
+    assert memory_profile("cpu").quantization is None
+
+
+def test_out_of_memory_says_what_to_change_and_keeps_the_checkpoint(pipe, picture, tmp_path, monkeypatch):
+    from blora_nb import training
+
+    steps = 0
+
+    def too_much(*arguments):
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB. GPU 0 has …")
+        return blora_loss(*arguments)
+
+    monkeypatch.setattr(training, "blora_loss", too_much)
+    with pytest.raises(TrainingError, match="1.20 GiB.*resume_from_checkpoint latest.*train_batch_size 1.*gradient_checkpointing full"):
+        train(pipe, picture, progress=False, max_train_steps=8, checkpointing_steps=2, output_dir=tmp_path)
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2"] and applied(pipe) == []
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantized_base_trains(kind, picture, monkeypatch):
+    """Values and gradients; diffusers asks for a GPU, bitsandbytes itself computes on a CPU too."""
+    pytest.importorskip("bitsandbytes")
+    from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
+
+    from blora_nb import load_pipeline
+
+    for quantizer in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):
+        monkeypatch.setattr(quantizer, "validate_environment", lambda self, *args, **kwargs: None)
+        monkeypatch.setattr(quantizer, "update_device_map", lambda self, device_map: {"": "cpu"})
+
+    pipe = load_pipeline(device="cpu", quantization=kind)
+    assert sum(type(m).__name__ in ("Linear4bit", "Linear8bitLt") for m in pipe.unet.modules()) > 100
+    for module in pipe.unet.modules():
+        module.support_avx512bf16_for_cpu = False  # a packing for inference on some CPUs, which wants wider layers than these
+    blora = train(pipe, picture, progress=False, max_train_steps=12)
+    assert all(t.dtype == torch.float32 for t in blora.state_dict.values())
+    assert sum(blora.losses[-4:]) < sum(blora.losses[:4])

@@ -1,0 +1,201 @@
+"""Trainings that are killed, stopped, short of disk or gone wrong: what was done is kept, and going on gives the same bits."""
+
+import os
+from pathlib import Path
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+import torch
+
+from blora_nb import BLoRA, TrainingSettings, train
+from blora_nb.adapters import FILE_NAME, applied
+from blora_nb.checkpoints import STATE_NAME, CheckpointError, checkpoints, find_checkpoint
+from blora_nb.training import TrainingError
+
+CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 30, "checkpointing_steps": 3, "lr_scheduler": "cosine", "lr_warmup_steps": 3}
+
+
+def same(one, two):
+    return one.state_dict.keys() == two.state_dict.keys() and all(torch.equal(t, two.state_dict[k]) for k, t in one.state_dict.items())
+
+
+def start(picture, out, *more):
+    options = [text for name, value in CHANGES.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "blora_nb", "train", "--instance_data_dir", picture, "--output_dir", out, "--device", "cpu", *options, *more]
+    return subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, process, seconds=120):
+    end = time.time() + seconds
+    while not path.exists():
+        assert process.poll() is None and time.time() < end, process.communicate()
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pipe, picture):
+    return train(pipe, picture, progress=False, **CHANGES)
+
+
+@pytest.fixture(scope="module")
+def half_way(pipe, picture, tmp_path_factory):
+    """A folder with the checkpoints of steps 3 to 12."""
+    folder = tmp_path_factory.mktemp("half")
+
+    def stop(step, steps, loss):
+        if step == 13:
+            raise KeyError("the user's own error")
+
+    with pytest.raises(KeyError):
+        train(pipe, picture, progress=stop, output_dir=folder, **CHANGES)
+    assert [p.name for p in checkpoints(folder)] == ["checkpoint-3", "checkpoint-6", "checkpoint-9", "checkpoint-12"] and applied(pipe) == []
+    return folder
+
+
+def test_killed_at_random_and_resumed_is_bit_equal(picture, uninterrupted, tmp_path):
+    picture.save(tmp_path / "a.png")
+    out, chance = tmp_path / "out", random.Random(os.urandom(8))
+    for least in (3, 15):
+        step = chance.randrange(least, least + 10, 3)
+        process = start(tmp_path / "a.png", out, "--resume_from_checkpoint", "latest")
+        wait_for(out / f"checkpoint-{step}", process)
+        time.sleep(chance.random() * 0.3)
+        process.kill()  # kill -9: no handler runs
+        process.communicate()
+    process = start(tmp_path / "a.png", out, "--resume_from_checkpoint", "latest")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert same(BLoRA.load(out), uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_at_a_step_and_saves(picture, tmp_path, number):
+    picture.save(tmp_path / "a.png")
+    process = start(tmp_path / "a.png", tmp_path / "out")
+    wait_for(tmp_path / "out" / "checkpoint-3", process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume_from_checkpoint latest" in errors and "Traceback" not in errors, errors
+    kept = find_checkpoint(tmp_path / "out")
+    assert BLoRA.load(kept).rank == 4 and f"after step {kept.name.split('-')[1]}." in errors
+
+
+def test_resume_in_a_notebook_is_bit_equal(pipe, picture, uninterrupted, half_way, tmp_path):
+    folder = shutil.copytree(half_way, tmp_path / "out")
+    seen = []
+    resumed = train(pipe, picture, progress=lambda step, steps, loss: seen.append(step), output_dir=folder, resume_from_checkpoint="latest", **CHANGES)
+    assert same(resumed, uninterrupted) and resumed.losses == uninterrupted.losses and seen[0] == 13
+
+
+@pytest.mark.parametrize("damage", ["empty state", "cut state", "cut weights", "no state", "not safetensors"])
+def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(pipe, picture, uninterrupted, half_way, tmp_path, damage):
+    folder = shutil.copytree(half_way, tmp_path / "out")
+    state, weights = folder / "checkpoint-12" / STATE_NAME, folder / "checkpoint-12" / FILE_NAME
+    if damage == "empty state":
+        state.write_bytes(b"")
+    elif damage == "cut state":
+        state.write_bytes(state.read_bytes()[:-100])
+    elif damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "no state":
+        state.unlink()
+    else:
+        state.write_text("a note")
+    with pytest.warns(UserWarning, match="checkpoint-12 is not complete"):
+        assert find_checkpoint(folder).name == "checkpoint-9"
+    with pytest.raises(CheckpointError, match="checkpoint-12 is not complete.*checkpoint-9"):
+        find_checkpoint(folder, "checkpoint-12")
+    if damage == "cut state":
+        with pytest.warns(UserWarning, match="checkpoint-12"):
+            resumed = train(pipe, picture, progress=False, output_dir=folder, resume_from_checkpoint="latest", **CHANGES)
+        assert same(resumed, uninterrupted)
+        assert (folder / "checkpoint-12.broken").is_dir() and find_checkpoint(folder, "checkpoint-12")  # nothing overwritten
+
+
+def test_a_checkpoint_of_another_training_is_refused(pipe, picture, half_way, tmp_path):
+    for changes, words in (({"learning_rate": 1e-3}, "learning_rate was 0.005 and is 0.001"), ({"max_train_steps": 31}, "max_train_steps")):
+        with pytest.raises(CheckpointError, match=words):
+            train(pipe, picture, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES | changes)
+    with pytest.raises(CheckpointError, match="another picture"):
+        train(pipe, picture.rotate(90), progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
+    with pytest.raises(FileExistsError, match="resume_from_checkpoint latest"):
+        train(pipe, picture, progress=False, output_dir=half_way, **CHANGES)
+    assert applied(pipe) == []
+
+
+def test_a_gradient_that_is_not_finite_stops_and_the_last_good_weights_are_kept(pipe, picture, uninterrupted, tmp_path):
+    layer = dict(pipe.unet.named_modules())["up_blocks.0.attentions.0.proj_out"]
+    calls = 0
+
+    def poison(module, grad_input, grad_output):
+        nonlocal calls
+        calls += 1
+        return tuple(g * float("inf") if g is not None and calls == 8 else g for g in grad_input)
+
+    handle = layer.register_full_backward_hook(poison)
+    try:
+        with pytest.raises(TrainingError, match=r"gradient became (nan|inf) at step 8.*smaller learning rate.*weights of step 6.*last_good-6.safetensors") as caught:
+            train(pipe, picture, progress=False, output_dir=tmp_path, **CHANGES)
+    finally:
+        handle.remove()
+    kept = BLoRA.load(tmp_path / "last_good-6.safetensors")
+    assert same(kept, caught.value.blora) and same(kept, BLoRA.load(tmp_path / "checkpoint-6")) and applied(pipe) == []
+
+
+def test_a_rising_loss_stops(pipe, picture):
+    with pytest.raises(TrainingError, match="has risen|became") as caught:
+        train(pipe, picture, progress=False, max_train_steps=150, train_batch_size=1, learning_rate=0.3, max_grad_norm=1e9)
+    assert caught.value.blora.rank == 16
+
+
+def small_disk(folder):
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    return folder
+
+
+def test_a_full_disk_is_named_and_loses_nothing(picture, uninterrupted, half_way, tmp_path):
+    """A real file system of 2 MB: the first checkpoint fits, the rest and the B-LoRA itself do not."""
+    picture.save(tmp_path / "a.png")
+    disk = small_disk(tmp_path / "disk")
+    try:
+        one = sum(f.stat().st_size + 4096 for f in (half_way / "checkpoint-3").iterdir())
+        (disk / "ballast").write_bytes(b"x" * (2 * 2**20 - one - 60_000))
+        process = start(tmp_path / "a.png", disk / "out")
+        out, errors = process.communicate(timeout=300)
+        assert process.returncode == 1 and "No space left" in errors and "checkpoint-3" in errors and "Traceback" not in errors, errors
+        saved = Path(errors.split("it is in ")[1].split(";")[0])
+        assert same(BLoRA.load(saved), uninterrupted)
+        shutil.rmtree(saved.parent)
+        assert not list((disk / "out").glob(".*part")) and not list((disk / "out").glob("*.part"))
+        assert find_checkpoint(disk / "out")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_read_only_disk_is_named_before_the_work(picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    disk = small_disk(tmp_path / "disk")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        process = start(tmp_path / "a.png", disk / "out")
+        out, errors = process.communicate(timeout=300)
+        assert process.returncode == 1 and "Read-only file system" in errors and "Nothing was done yet" in errors, errors
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_limit_keeps_the_newest(pipe, picture, tmp_path):
+    train(pipe, picture, progress=False, output_dir=tmp_path, checkpoints_total_limit=2, **CHANGES)
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-27", "checkpoint-30"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_checkpoint(tmp_path).name == "checkpoint-30"
+    assert TrainingSettings.for_pipeline(pipe).checkpoints_total_limit is None
