@@ -22,8 +22,8 @@ class NotebookFigure(Figure):
         """The figure as the bytes of a PNG file."""
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png")
-        # 256 colours are enough to look at, and keep a notebook small
-        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+        # 80 colours are enough to look at, and keep a notebook small
+        Image.open(drawn).convert("RGB").quantize(80, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
         return small.getvalue()
 
     def _repr_png_(self):

@@ -6,6 +6,7 @@ import torch
 
 from . import adapters
 from .models import defaults_for
+from .sharing import pipeline_lock
 
 
 @torch.no_grad()
@@ -16,7 +17,7 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
     with an object: consistent style. Neither: the plain model. Whatever was applied to the pipeline before is replaced.
 
     Args:
-        content, style: `BLoRA`s or paths, of which the named half is used, or None.
+        content, style: `BLoRA`s or paths, of which the named half is used; to mix, lists of (B-LoRA, weight); or None.
         content_alpha, style_alpha: linear, signed strengths.
         seeds: a whole number or several; a picture depends on its own seed only.
         num_inference_steps, guidance_scale, height, width: by default what suits the pipeline.
@@ -26,15 +27,17 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
     Returns:
         A list of PIL images, in the order of the seeds.
     """
-    adapters.apply(pipe, content, style, content_alpha, style_alpha)
     options |= {"content_alpha": content_alpha, "style_alpha": style_alpha} if {"content_until", "style_from"} & set(options) else {}
-    return sample(pipe, prompt, seeds, num_inference_steps, guidance_scale, negative_prompt, height, width, progress, **options)
+    with pipeline_lock(pipe):
+        adapters.apply(pipe, content, style, content_alpha, style_alpha)
+        return sample(pipe, prompt, seeds, num_inference_steps, guidance_scale, negative_prompt, height, width, progress, **options)
 
 
 @torch.no_grad()
 def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
     """Like `generate`, with whatever is on the pipeline at the moment (see `adapters.apply` and `adapters.set_alphas`)."""
-    return list(pictures(pipe, encode(pipe, prompt, negative_prompt), seeds, num_inference_steps, guidance_scale, height, width, progress, **options))
+    with pipeline_lock(pipe):
+        return list(pictures(pipe, encode(pipe, prompt, negative_prompt), seeds, num_inference_steps, guidance_scale, height, width, progress, **options))
 
 
 @torch.no_grad()

@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from . import checkpoints
 from .adapters import FILE_NAME, BLoRA, remove
 from .blocks import target_modules
+from .cards import training_metadata
 from .configuration import TrainingSettings
 from .images import centre_square, find_images, free_path, read_image, to_tensor
 from .memory import choose_checkpointing, compiled, explain_out_of_memory, gradient_checkpointing
 from .models import encode_prompt
 from .recipes import sample_weights
+from .sharing import pipeline_lock
 from .watch import TrainingError, Watch, stop_at_the_end_of_a_step
 
 ADAPTER = "new"
@@ -317,17 +319,19 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
     prompts = list(image.values()) if isinstance(image, dict) else None
     pictures = list(image) if isinstance(image, (list, tuple, dict)) else [image]
     checkpoint = prepare_output(output_dir, resume_from_checkpoint)
-    try:
-        moments = encode_images(pipe, pictures, settings.resolution)
-        prior = encode_images(pipe, find_images(settings.class_data_dir), settings.resolution) if settings.with_prior_preservation else None
-        remove(pipe)
-        parameters = attach_lora(pipe.unet, settings.rank, settings.seed)
-        losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint)
-        blora = collect(pipe.unet, settings)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(explain_out_of_memory(pipe, settings, error, output_dir)) from None
-    finally:
-        remove(pipe)
+    with pipeline_lock(pipe):
+        try:
+            moments = encode_images(pipe, pictures, settings.resolution)
+            prior = encode_images(pipe, find_images(settings.class_data_dir), settings.resolution) if settings.with_prior_preservation else None
+            remove(pipe)
+            parameters = attach_lora(pipe.unet, settings.rank, settings.seed)
+            losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint)
+            blora = collect(pipe.unet, settings)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(explain_out_of_memory(pipe, settings, error, output_dir)) from None
+        finally:
+            remove(pipe)
+    blora.metadata |= training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
     blora.losses = losses
     return blora
 

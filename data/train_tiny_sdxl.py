@@ -205,6 +205,7 @@ def main():
         started = StableDiffusionXLPipeline.from_pretrained(args.start_from)
         for name, model in trained.items():
             model.load_state_dict(getattr(started, name).state_dict())
+        pipe.tokenizer, pipe.tokenizer_2 = started.tokenizer, started.tokenizer_2
     average = {name: p.detach().clone() for name, p in trained.named_parameters()}
     if state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=device)
