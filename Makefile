@@ -4,7 +4,7 @@
 # make app           open the page for people who never open a notebook
 # make test-colab    run the notebooks and panels with the versions that Colab ships, in an environment of their own
 # make notebooks     execute the notebooks again and store their outputs
-# make bench         measure the separation and the teaching model (about an hour on two cores)
+# make bench         measure the teaching model, the separation, the recipes and the speed (hours on two cores)
 # make teaching-model   train the teaching model and the judge again (hours on two cores, resumable)
 
 PYTHON ?= python3
@@ -24,7 +24,7 @@ test-colab: .venv-colab/ready
 	.venv-colab/bin/python -m pytest tests/test_panels.py notebooks
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks --ServerApp.tornado_settings="{'websocket_max_message_size': 104857600}"  # uploads of more than 10 MB
 
 app: $(READY)
 	cd app && ../$(BIN)/voila blora.ipynb
@@ -36,6 +36,8 @@ notebooks: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/teaching_model.py
 	$(BIN)/python benchmarks/separation.py
+	$(BIN)/python benchmarks/recipes.py
+	$(BIN)/python benchmarks/training_speed.py
 
 teaching-model: $(READY)
 	$(BIN)/python data/make_teaching_model.py

@@ -105,10 +105,11 @@ def requirements():
     """Name to `packaging` Requirement of everything pyproject.toml asks for; none where only the module was copied."""
     import tomllib
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     file = Path(__file__).resolve().parent.parent / "pyproject.toml"
     wanted = [Requirement(text) for text in tomllib.loads(file.read_text())["project"]["dependencies"]] if file.exists() else []
-    return {requirement.name.lower(): requirement for requirement in wanted}
+    return {canonicalize_name(requirement.name): requirement for requirement in wanted}
 
 
 def install_missing():
@@ -118,8 +119,9 @@ def install_missing():
     """
     import subprocess
     import tempfile
+    from packaging.utils import canonicalize_name
 
-    here = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    here = {canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     missing = [str(wanted) for name, wanted in requirements().items() if name not in here]
     if missing:
         print("installing", ", ".join(missing), "...")
