@@ -86,7 +86,8 @@ def main():
     columns = [[row[k] for row in grid] for k in range(3)]
     rows = [half for start_ in (0, 12) for half in [c[start_ : start_ + 12] for c in columns]]
     labels = [f"seed {k}" for k in range(3)] * 2
-    figure = picture_grid(rows, labels, caption="Prompts of combinations the model never saw: " + ", ".join(f"{o}/{s}" for o, s in combinations[:12]) + " …", side=0.9)
+    titles = [[f"{o}, {s}" for o, s in part] for part in (combinations[:12], combinations[12:]) for _ in columns]
+    figure = picture_grid(rows, labels, caption="Prompts of combinations the model never saw, no LoRA", side=1.05, titles=titles)
     if args.quick:
         figure.savefig(HERE.parent / "outputs" / "teaching_model.png")
         return

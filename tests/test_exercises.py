@@ -86,7 +86,7 @@ def test_prompts_are_judged_by_what_they_draw(pipe, capsys):
     for wrong in ("A heart in blue on red style", "A heart in green on yellow style", "A red heart"):
         assert verdict(capsys, "two_colours", pipe, wrong).startswith("✗"), wrong
     assert verdict(capsys, "golden_words", pipe, "A [c] in gold style").startswith("✓")
-    for wrong in ("A cat in gold style", "A [c] in neon style", "A house in gold style"):
+    for wrong in ("A cat, in gold style", "A [c] in neon style", "A [c]"):
         assert verdict(capsys, "golden_words", pipe, wrong).startswith("✗"), wrong
     assert verdict(capsys, "two_colours", pipe, "") == verdict(capsys, "golden_words", pipe, "") == "… not solved yet"
 
@@ -124,9 +124,8 @@ def test_a_training_of_one_block(pipe, capsys):
 
         return answer
 
-    for right in (trained([CONTENT_BLOCK]), lambda pipe, picture, settings: train(pipe, picture, settings, progress=False).content):
-        assert verdict(capsys, "train_content", pipe, right).startswith("✓")
-    for wrong in (trained([CONTENT_BLOCK, STYLE_BLOCK]), trained([STYLE_BLOCK]), trained([CONTENT_BLOCK], steps=False), trained([CONTENT_BLOCK], take_off=False), lambda pipe, picture, settings: train(pipe, picture, progress=False, max_train_steps=1).content):
+    assert verdict(capsys, "train_content", pipe, trained([CONTENT_BLOCK])).startswith("✓")
+    for wrong in (trained([CONTENT_BLOCK, STYLE_BLOCK]), trained([STYLE_BLOCK]), trained([CONTENT_BLOCK], steps=False), trained([CONTENT_BLOCK], take_off=False), lambda pipe, picture, settings: train(pipe, picture, settings, progress=False).content):
         assert verdict(capsys, "train_content", pipe, wrong).startswith("✗")
 
 
