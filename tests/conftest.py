@@ -1,5 +1,10 @@
+import os
+import signal
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, here and in the processes that tests start; and faster for models this small
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores Ctrl-C, and so would all it starts
 
 import pytest
 

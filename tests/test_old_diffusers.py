@@ -30,7 +30,7 @@ def test_files_written_by_diffusers_025_are_read(pipe, way):
     pipe.load_lora_weights(file)  # without our code
     theirs = answer(pipe.unet)
     apply(pipe, blora, blora)
-    torch.testing.assert_close(answer(pipe.unet), theirs, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(answer(pipe.unet), theirs, atol=1e-4, rtol=1e-4)
     remove(pipe)
     assert (answer(pipe.unet) - theirs).abs().max() > 1e-3
 
