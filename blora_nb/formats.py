@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from .blocks import BLOCK_OF_HALF
+from .blocks import BLOCK_OF_HALF, SGM_BLOCK_OF_HALF
 
-SGM_BLOCK_OF_HALF = {"content": "output_blocks.0.1", "style": "output_blocks.1.1"}  # as in SDXL's own code, hence ComfyUI and A1111
 FORMATS = ("diffusers", "peft", "kohya", "sgm")
 NUMBER_FORMATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 WHOLE_NUMBERS = {"I64", "I32", "I16", "I8", "U8"}  # which some programs use for an alpha

@@ -8,7 +8,6 @@ fit into a small GPU in `memory`, what changes the loss in `recipes`.
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-import importlib.metadata
 import json
 from pathlib import Path
 import warnings
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from . import checkpoints
 from .adapters import FILE_NAME, BLoRA, remove
 from .blocks import target_modules
-from .cards import training_metadata
+from .cards import training_metadata, versions
 from .configuration import TrainingSettings
 from .images import centre_square, find_images, free_path, read_image, to_tensor
 from .memory import choose_checkpointing, compiled, explain_out_of_memory, gradient_checkpointing
@@ -126,8 +125,7 @@ def collect(unet, settings):
     from peft.utils import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")}
-    metadata = {"training": json.dumps(asdict(settings)), "versions": json.dumps(versions)}
+    metadata = {"training": json.dumps(asdict(settings)), "versions": versions()}
     return BLoRA({f"unet.{key}": t.detach().float().cpu().clone() for key, t in weights.items()}, metadata)
 
 
