@@ -33,7 +33,7 @@ def parse():
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check", help="show what is installed and what it will run on")
 
-    from .configuration import add_refused, add_settings
+    from .configuration import add_others_flags, add_settings
 
     train = commands.add_parser("train", help="train one B-LoRA from each picture", usage="%(prog)s --instance_data_dir PATH --output_dir FOLDER [options]", description=TRAIN, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = train.add_argument_group("pictures in, weights out")
@@ -41,11 +41,12 @@ def parse():
     files.add_argument("--output_dir", required=True, metavar="FOLDER", help="for the weights and checkpoints, made if needed; nothing in it is overwritten")
     files.add_argument("--together", action="store_true", help='one B-LoRA from all pictures of the folder, as the original does; for recontextualization with --instance_prompt "A [v] dog"')
     files.add_argument("--captions_file", metavar="FILE", help='a prompt for each picture of --together: lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"}')
+    files.add_argument("--content_B_LoRA", metavar="PATH", help="keep this B-LoRA's content half and train a fresh style half beside it, the second step of ConsisLoRA's style training (arXiv 2503.10614); for a folder of pictures: the folder their first training left")
     files.add_argument("--resume_from_checkpoint", metavar="WHICH", help='"latest" keeps what is finished and goes on where a run was stopped, bit for bit; or a checkpoint by name')
     files.add_argument("--validation_prompt", metavar="TEXT", help="make pictures of this prompt at each checkpoint, always with the same seeds, to choose a checkpoint by")
     files.add_argument("--num_validation_images", type=count, default=4, metavar="N", help="how many (default: 4)")
     add_settings(train)
-    add_refused(train)
+    add_others_flags(train)
 
     suited = "by default what suits the base model"
     generate = commands.add_parser("generate", help="make pictures with one or two B-LoRA halves", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -72,6 +73,9 @@ def parse():
     generate.add_argument("--style_from", type=float, default=0.0, help="use the style half only from this share of the steps on")
     for command in (train, generate):
         command.add_argument("--pretrained_model_name_or_path", default="tiny", help='"tiny" (the teaching model), "sdxl", or an SDXL-shaped id or folder')
+        command.add_argument("--revision", help="branch, tag or commit of a base model on the Hugging Face hub")
+        command.add_argument("--variant", help='which files of the base: "fp16" for those that end in .fp16.safetensors; by default that for sdxl')
+        command.add_argument("--cache_dir", help="folder for downloads from the hub")
         command.add_argument("--pretrained_vae_model_name_or_path", help="another VAE; by default SDXL in float16 gets one that does not overflow")
         command.add_argument("--device", help="cuda, mps or cpu; by default the best that works")
         command.add_argument("--dtype", choices=DTYPES, help="number format of the frozen base; by default what the device computes best in (the LoRA is always float32)")
@@ -121,7 +125,10 @@ def load(args, device=None):
     from .models import load_pipeline
 
     dtype = args.dtype or MIXED_PRECISION.get(args.mixed_precision)
-    return load_pipeline(args.pretrained_model_name_or_path, device or args.device, dtype and getattr(torch, dtype), args.quantization, args.pretrained_vae_model_name_or_path)
+    return load_pipeline(
+        args.pretrained_model_name_or_path, device or args.device, dtype and getattr(torch, dtype), args.quantization, args.pretrained_vae_model_name_or_path,
+        revision=args.revision, variant=args.variant, cache_dir=args.cache_dir,
+    )  # fmt: skip
 
 
 def run_train(args):
@@ -129,7 +136,7 @@ def run_train(args):
     from .many_pictures import check_output, launched, make_class_pictures, plan, share, train_all, validation_pictures, write_manifest
     from .memory import report
 
-    jobs = plan(args.instance_data_dir, args.output_dir, args.together, args.captions_file)
+    jobs = plan(args.instance_data_dir, args.output_dir, args.together, args.captions_file, args.content_B_LoRA)
     device, main, gather = launched(args.device)
     if main:
         check_output(jobs, args.resume_from_checkpoint)

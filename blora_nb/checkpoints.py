@@ -19,7 +19,7 @@ from .adapters import FILE_NAME, BLoRA, BLoRAError
 
 STATE_NAME = "training_state.safetensors"
 # settings that change how a training runs, not what comes out of it
-WITHOUT_EFFECT = {"gradient_checkpointing", "compile", "checkpointing_steps", "checkpoints_total_limit", "class_data_dir", "num_class_images"}
+WITHOUT_EFFECT = {"gradient_checkpointing", "compile", "checkpointing_steps", "checkpoints_total_limit", "class_data_dir", "num_class_images", "sample_batch_size"}
 
 
 class CheckpointError(RuntimeError):
@@ -35,6 +35,7 @@ class TrainingState:
         optimizer, lr_scheduler, scaler, generator: as PyTorch makes them.
         losses: the loss of each step so far.
         picture: a number that tells one picture's latents from another's.
+        content: the fingerprint of the content half that is kept while a style half is trained, or None.
     """
 
     parameters: dict
@@ -44,6 +45,7 @@ class TrainingState:
     generator: torch.Generator
     losses: list
     picture: float
+    content: str | None = None
 
     @property
     def step(self):
@@ -59,7 +61,7 @@ class TrainingState:
             else:
                 numbers[f"optimizer/{path}"] = value
         schedule = {"last_epoch": self.lr_scheduler.last_epoch}
-        return tensors, {"step": self.step, "picture": self.picture, "groups": optimizer["param_groups"], "numbers": numbers, "schedule": schedule, "scaler": self.scaler.state_dict()}
+        return tensors, {"step": self.step, "picture": self.picture, "content": self.content, "groups": optimizer["param_groups"], "numbers": numbers, "schedule": schedule, "scaler": self.scaler.state_dict()}
 
     def unpack(self, tensors, rest, weights):
         """The other way round, in place."""
@@ -197,6 +199,8 @@ def resume(path, state, settings):
         raise CheckpointError(f"{path} was written with other settings: {'; '.join(different)}. Give the same ones, or start in another folder.")
     if rest["picture"] != state.picture:
         raise CheckpointError(f"{path} belongs to another picture, or to another base model. Name the same ones, or start in another folder.")
+    if rest.get("content") != state.content:
+        raise CheckpointError(f"{path} was written beside another content half ({rest.get('content')}, now {state.content}). Name the same one, or start in another folder.")
     if {k: t.shape for k, t in blora.state_dict.items()} != {k: p.shape for k, p in state.parameters.items()}:
         raise CheckpointError(f"{path} does not fit this base model's layers. Name the same base, or start in another folder.")
     state.unpack(tensors, rest, blora.state_dict)

@@ -6,6 +6,7 @@ The names are those of the authors' script, so that their README can be typed he
 
 import argparse
 from dataclasses import dataclass, field, fields
+import sys
 from types import UnionType
 from typing import get_args
 
@@ -38,6 +39,8 @@ class TrainingSettings:
 
     lr_scheduler: str = option("constant", "how the learning rate changes over the steps", OPTIMIZER, choices=LR_SCHEDULERS)
     lr_warmup_steps: int = option(0, "steps in which the learning rate rises from 0; the schedule constant has none", OPTIMIZER)
+    lr_num_cycles: int = option(1, "restarts of the schedule cosine_with_restarts", OPTIMIZER)
+    lr_power: float = option(1.0, "exponent of the schedule polynomial", OPTIMIZER)
     gradient_accumulation_steps: int = option(1, "batches whose gradients are averaged before a step; time instead of memory", OPTIMIZER)
     adam_beta1: float = option(0.9, "AdamW's memory of the gradient", OPTIMIZER)
     adam_beta2: float = option(0.999, "AdamW's memory of the squared gradient", OPTIMIZER)
@@ -50,6 +53,7 @@ class TrainingSettings:
     class_prompt: str | None = option(None, 'what the class pictures show, for example "A dog"', RECIPES)
     class_data_dir: str | None = option(None, "folder of class pictures; missing ones are generated from --class_prompt", RECIPES)
     num_class_images: int = option(100, "class pictures wanted", RECIPES)
+    sample_batch_size: int = option(1, "class pictures generated at once", RECIPES)
     prior_loss_weight: float = option(1.0, "weight of the class pictures in the loss", RECIPES)
 
     gradient_checkpointing: str | None = option(
@@ -76,6 +80,11 @@ class TrainingSettings:
         shown = [f for k, f in enumerate(fields(self)) if k < 9 or getattr(self, f.name) != f.default]
         return f"TrainingSettings({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
+    @property
+    def steps_between_checkpoints(self):
+        """`checkpointing_steps`, or a quarter of the training."""
+        return self.checkpointing_steps or max(1, self.max_train_steps // 4)
+
     @classmethod
     def for_pipeline(cls, pipe, **changes):
         """The settings that suit a pipeline, with the given ones changed (None means: leave it)."""
@@ -91,31 +100,45 @@ class TrainingSettings:
 
 POSITIVE = {
     "resolution", "rank", "learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "checkpoints_total_limit",
-    "snr_gamma", "x0_loss_from", "num_class_images", "max_grad_norm",
+    "snr_gamma", "x0_loss_from", "num_class_images", "max_grad_norm", "lr_num_cycles", "sample_batch_size",
 }  # fmt: skip
 SUITED = {"resolution", "rank", "learning_rate", "max_train_steps", "train_batch_size"}  # their default depends on the base model
 
 _TEXT_ENCODER = "only the two blocks of the U-Net are trained: a text encoder that learns the picture tells it to every block, and content and style are no longer separate"
 _DATASET = "pictures are read from a folder: use --instance_data_dir, with --together and --captions_file for captions"
 _LOCAL = "nothing is sent anywhere; losses, settings and versions are written beside the weights"
+_ADAMW = "AdamW (or its 8-bit form, --use_8bit_adam) is what B-LoRA was published with; Prodigy is not offered"
+_CROP = "SDXL is told a crop at (0, 0), as it is when pictures are generated, and the middle square is used"
+_PLAIN = "it makes other files than B-LoRA's plain LoRA, or another loss; it is not offered"
 REFUSED = {
-    "--train_text_encoder": _TEXT_ENCODER,
-    "--text_encoder_lr": _TEXT_ENCODER,
-    "--adam_weight_decay_text_encoder": _TEXT_ENCODER,
+    **dict.fromkeys(("--train_text_encoder", "--text_encoder_lr", "--adam_weight_decay_text_encoder", "--train_text_encoder_frac", "--train_text_encoder_ti", "--train_text_encoder_ti_frac"), _TEXT_ENCODER),
+    **dict.fromkeys(("--token_abstraction", "--num_new_tokens_per_abstraction", "--clip_skip"), _TEXT_ENCODER),
+    **dict.fromkeys(("--dataset_name", "--dataset_config_name", "--image_column", "--caption_column"), _DATASET),
+    **dict.fromkeys(("--push_to_hub", "--hub_token", "--hub_model_id", "--report_to"), _LOCAL),
+    **dict.fromkeys(("--optimizer", "--prodigy_beta3", "--prodigy_decouple", "--prodigy_use_bias_correction", "--prodigy_safeguard_warmup"), _ADAMW),
+    **dict.fromkeys(("--crops_coords_top_left_h", "--crops_coords_top_left_w"), _CROP),
+    **dict.fromkeys(("--use_dora", "--lora_dropout", "--noise_offset", "--do_edm_style_training"), _PLAIN),
+    "--lora_unet_blocks": "B-LoRA is trained on the content and the style block; others are compared in the notebooks",
     "--random_flip": "a mirrored picture is another content; the B-LoRA would learn both",
-    "--dataset_name": _DATASET,
-    "--image_column": _DATASET,
-    "--caption_column": _DATASET,
-    "--push_to_hub": _LOCAL,
-    "--hub_token": _LOCAL,
-    "--hub_model_id": _LOCAL,
-    "--report_to": _LOCAL,
     "--num_train_epochs": "the length of a training is --max_train_steps; with one picture an epoch is one step",
-    "--optimizer": "AdamW (or its 8-bit form, --use_8bit_adam) is what B-LoRA was published with; Prodigy is not offered",
+    "--validation_epochs": "validation pictures are made at each checkpoint: --checkpointing_steps",
+    "--prior_generation_precision": "class pictures are made in the number format of the base: --dtype",
     "--scale_lr": "say the learning rate you want with --learning_rate; it is not multiplied behind your back",
 }
-# flags of the original for what is always the case here: taken, and without effect
-ALWAYS = ("--center_crop", "--enable_xformers_memory_efficient_attention", "--allow_tf32")
+# flags of the original and of diffusers' scripts that change nothing here, and why
+NEEDLESS = {
+    "--center_crop": "the middle square is always used",
+    "--enable_xformers_memory_efficient_attention": "PyTorch's own attention saves the memory",
+    "--allow_tf32": "the base model is in 16 bits on a GPU",
+    "--use_blora": "nothing else is trained here",
+    "--cache_latents": "the picture is always encoded once",
+    "--repeats": "the length of a training is --max_train_steps",
+    "--dataloader_num_workers": "the picture is read and encoded once, before the training",
+    "--image_interpolation_mode": "pictures are resized with Lanczos's filter",
+    "--logging_dir": "the losses are in the checkpoints",
+    "--local_rank": "accelerate tells each process its number",
+}
+WITHOUT_VALUE = {"--center_crop", "--enable_xformers_memory_efficient_attention", "--allow_tf32", "--use_blora", "--cache_latents"}
 
 
 def _kind(f):
@@ -149,12 +172,17 @@ class _Refuse(argparse.Action):
         parser.error(f"{option_string} is refused: {REFUSED[option_string]}.")
 
 
-def add_refused(parser):
-    """The original's flags that are refused with the reason, and those that are taken without effect."""
+class _Needless(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"note: {option_string} changes nothing: {NEEDLESS[option_string]}.", file=sys.stderr)
+
+
+def add_others_flags(parser):
+    """Flags of the original and of diffusers' scripts that are refused with the reason, and those that change nothing, with a note."""
     for flag in REFUSED:
         parser.add_argument(flag, nargs="?", action=_Refuse, help=argparse.SUPPRESS)
-    for flag in ALWAYS:
-        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    for flag in NEEDLESS:
+        parser.add_argument(flag, action=_Needless, nargs=0 if flag in WITHOUT_VALUE else None, help=argparse.SUPPRESS)
 
 
 def given(args, settings=TrainingSettings):

@@ -18,21 +18,25 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Job:
-    """One B-LoRA to train: from which pictures (with a prompt each, or None for the same), into which folder."""
+    """One B-LoRA to train: from which pictures (with a prompt each, or None for the same), into which folder, beside which content half if any."""
 
     pictures: dict
     folder: Path
+    content: Path | None = None
 
     @property
     def finished(self):
         return (self.folder / FILE_NAME).exists()
 
 
-def plan(instance_data_dir, output_dir, together=False, captions_file=None):
-    """The jobs that a folder of pictures makes. Every picture is read once, so that a broken one shows before the work.
+def plan(instance_data_dir, output_dir, together=False, captions_file=None, content=None):
+    """The jobs that a folder of pictures makes. Every picture and content half is read once, so that a broken one shows before the work.
+
+    Args:
+        content: the content half to keep: a B-LoRA's file or folder, or for several pictures the folder that an earlier training of them left.
 
     Raises:
-        ImageError: no picture, or a broken one. ValueError: captions that fit no picture, or two pictures of one name.
+        ImageError: no picture, or a broken one. BLoRAError: no content half. ValueError: captions that fit no picture, or two pictures of one name.
     """
     paths = find_images(instance_data_dir)
     for path in paths:
@@ -41,11 +45,18 @@ def plan(instance_data_dir, output_dir, together=False, captions_file=None):
     if captions_file and not together:
         raise ValueError("A captions file is for one B-LoRA from all pictures: add --together.")
     if together or len(paths) == 1:
-        return [Job({path: captions.get(path) for path in paths}, Path(output_dir))]
+        return [Job({path: captions.get(path) for path in paths}, Path(output_dir), with_content(content))]
     folders = [Path(output_dir) / path.stem for path in paths]
     if len(set(folders)) < len(folders):
         raise ValueError("Two pictures have the same name but for the ending; their B-LoRAs would get the same folder. Rename one.")
-    return [Job({path: None}, folder) for path, folder in zip(paths, folders)]
+    return [Job({path: None}, folder, with_content(content and Path(content) / path.stem)) for path, folder in zip(paths, folders)]
+
+
+def with_content(source):
+    """The source of a content half, read once to see that it has one; None for none."""
+    if source:
+        BLoRA.load(source).content
+    return source
 
 
 def read_captions(file, paths):
@@ -86,7 +97,7 @@ def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=Tr
         print(f"{names} -> {job.folder}", flush=True)
         prompted = any(job.pictures.values())
         try:
-            blora = train(pipe, job.pictures if prompted else list(job.pictures), settings, progress, job.folder, resume, on_checkpoint)
+            blora = train(pipe, job.pictures if prompted else list(job.pictures), settings, progress, job.folder, resume, on_checkpoint, job.content)
             blora.metadata["pictures"] = json.dumps([path.name for path in job.pictures])
             blora.metadata["final_loss"] = f"{sum(blora.losses[-20:]) / len(blora.losses[-20:]):.4f}"
             print("written:", save_somewhere(blora, job.folder / FILE_NAME), flush=True)
@@ -172,12 +183,13 @@ def validation_pictures(pipe, prompt, count):
 
 def make_class_pictures(pipe, settings):
     """Generate the class pictures that `class_data_dir` lacks, for prior preservation."""
-    from .generation import generate
+    from .generation import encode, pictures
 
     folder = writable_folder(settings.class_data_dir)
     try:
         there = len(find_images(folder))
     except ValueError:
         there = 0
-    for seed in range(there, settings.num_class_images):
-        save_image(generate(pipe, settings.class_prompt, seeds=seed, progress=False)[0], free_path(folder, f"{safe_name(settings.class_prompt)}_seed{seed}", ".png"), {"prompt": settings.class_prompt, "seed": seed})
+    seeds = range(there, settings.num_class_images)
+    for seed, picture in zip(seeds, pictures(pipe, encode(pipe, settings.class_prompt), seeds, batch_size=settings.sample_batch_size)):
+        save_image(picture, free_path(folder, f"{safe_name(settings.class_prompt)}_seed{seed}", ".png"), {"prompt": settings.class_prompt, "seed": seed})

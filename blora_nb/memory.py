@@ -174,3 +174,27 @@ def compiled(unet, wanted):
     finally:
         for module in unet.modules():
             module._compiled_call_impl = None
+
+
+@contextmanager
+def out_of_the_way(*models):
+    """Inside, the models wait in the computer's memory instead of the GPU's. Yields a context in which they are back."""
+    devices = [model.device for model in models]
+
+    def move(places):
+        for model, place in zip(models, places):
+            model.to(place)
+
+    @contextmanager
+    def back():
+        move(devices)
+        try:
+            yield
+        finally:
+            move(["cpu"] * len(models))
+
+    move(["cpu"] * len(models))
+    try:
+        yield back
+    finally:
+        move(devices)

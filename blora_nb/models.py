@@ -32,7 +32,7 @@ SDXL_DEFAULTS = Defaults(rank=64, learning_rate=5e-5, max_train_steps=1000, trai
 TINY_DEFAULTS = Defaults(rank=16, learning_rate=5e-3, max_train_steps=150, train_batch_size=8, num_inference_steps=20, guidance_scale=3.0)
 
 
-def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=None):
+def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=None, revision=None, variant=None, cache_dir=None):
     """A `StableDiffusionXLPipeline`, ready to train on and to generate with.
 
     Args:
@@ -43,6 +43,7 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
         quantization: "int8" or "nf4" keeps the frozen U-Net in 8 or 4 bits (needs bitsandbytes), "none" does not; by default
             what the device's memory profile says (see `runtime.memory_profile`).
         vae: id or folder of another VAE; by default SDXL in float16 gets one whose activations do not overflow.
+        revision, variant, cache_dir: of the base on the hub, as in `from_pretrained`; the variant of "sdxl" is "fp16".
 
     Raises:
         FileNotFoundError: the teaching model is not there.
@@ -66,14 +67,15 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     dtype_name = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
-    options = {"use_safetensors": True, dtype_name: dtype} | ({"variant": "fp16"} if source == SDXL else {})
+    named = {"revision": revision, "variant": variant or ("fp16" if source == SDXL else None), "cache_dir": cache_dir}
+    options = {"use_safetensors": True, dtype_name: dtype} | {name: value for name, value in named.items() if value}
     parts = {}
     profile = memory_profile(device)
     quantization = quantization or (profile.quantization if base != "tiny" else None) or "none"
     if quantization != "none":
         parts["unet"] = _quantized_unet(source, quantization, dtype, options)
     if vae or (source == SDXL and dtype == torch.float16):
-        parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, **{dtype_name: dtype})
+        parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, **{dtype_name: dtype, "cache_dir": cache_dir})
     pipe = DiffusionPipeline.from_pretrained(source, **options, **parts)
     if profile.vae_tiling:
         pipe.vae.enable_tiling()

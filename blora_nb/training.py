@@ -3,10 +3,10 @@
 Source: arXiv 2403.14572, section 4.2, and the authors' training script. Each piece is a function of its own, so that
 recorded latents, noise, timesteps and LoRA weights of another implementation can be replayed through `blora_loss` and
 `make_optimizer` and compared number by number. What keeps a long training alive is in `watch` and `checkpoints`, what makes it
-fit into a small GPU in `memory`, what changes the loss in `recipes`.
+fit into a small GPU in `memory` and `text_cache`, what changes the loss in `recipes`.
 """
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 import json
 from pathlib import Path
@@ -17,16 +17,18 @@ import torch
 import torch.nn.functional as F
 
 from . import checkpoints
-from .adapters import FILE_NAME, BLoRA, remove
-from .blocks import target_modules
+from .adapters import FILE_NAME, BLoRA, apply, combine, mix, remove
+from .batches import Batches
+from .blocks import STYLE_BLOCK, target_modules
 from .cards import training_metadata, versions
 from .configuration import TrainingSettings
 from .images import centre_square, find_images, free_path, read_image, to_tensor
-from .memory import choose_checkpointing, compiled, explain_out_of_memory, gradient_checkpointing
+from .memory import choose_checkpointing, compiled, explain_out_of_memory, gradient_checkpointing, out_of_the_way
 from .models import encode_prompt
 from .recipes import sample_weights
 from .sharing import pipeline_lock
-from .watch import TrainingError, Watch, stop_at_the_end_of_a_step
+from .text_cache import constant_text
+from .watch import Report, TrainingError, Watch, stop_at_the_end_of_a_step
 
 ADAPTER = "new"
 __all__ = ["ADAPTER", "TrainingError", "TrainingSettings", "attach_lora", "blora_loss", "collect", "draw_step", "encode_image", "make_optimizer", "micro_conditioning", "run_steps", "train"]
@@ -46,6 +48,19 @@ def attach_lora(unet, rank, seed=0, blocks=()):
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=target_modules(*blocks)), adapter_name=ADAPTER)
     cast_training_params(unet, torch.float32)
     return [p for p in unet.parameters() if p.requires_grad]
+
+
+def attach_style_beside(pipe, content, settings):
+    """Put a known content half on the model, frozen, and fresh LoRA on the style block only; returns the latter's parameters.
+
+    The second step of ConsisLoRA's style training (arXiv 2503.10614): what the content half explains already, the style half need not learn.
+    """
+    apply(pipe, content=content)
+    attach_lora(pipe.unet, settings.rank, settings.seed, [STYLE_BLOCK])
+    pipe.unet.set_adapters(["content", ADAPTER])
+    for name, parameter in pipe.unet.named_parameters():
+        parameter.requires_grad_(f".{ADAPTER}." in name)
+    return [p for p in pipe.unet.parameters() if p.requires_grad]
 
 
 def make_optimizer(parameters, settings):
@@ -134,56 +149,41 @@ def named(unet):
     return {f"unet.{name.replace(f'.{ADAPTER}.', '.')}": p for name, p in unet.named_parameters() if p.requires_grad}
 
 
-class Examples:
-    """The latents and prompts of the pictures to learn from, encoded once; `batch` says which of them a step gets."""
+def start_state(pipe, parameters, moments, settings, content=None):
+    """The `TrainingState` before the first step."""
+    from diffusers.optimization import get_scheduler
 
-    def __init__(self, pipe, moments, prompts, seed):
-        self.mean, self.std = moments  # [pictures, channels, h, w]
-        embeds = [encode_prompt(pipe, prompt) for prompt in prompts]
-        self.prompt_embeds, self.pooled = (torch.cat(part) for part in zip(*embeds))  # [1 or pictures, …]
-        self.seed = seed
-
-    def batch(self, number, size):
-        """(mean, std, prompt_embeds, pooled) of batch `number`: every picture in turn, in a new order each round, the same after a resume."""
-        count = len(self.mean)
-        picks = [self._order((number * size + k) // count)[(number * size + k) % count] for k in range(size)]
-        return tuple(t[picks] if len(t) > 1 else t for t in (self.mean, self.std, self.prompt_embeds, self.pooled))
-
-    def _order(self, round_):
-        count = len(self.mean)
-        return [0] if count == 1 else torch.randperm(count, generator=torch.Generator().manual_seed(self.seed + 7919 * round_)).tolist()
+    optimizer = make_optimizer(parameters, settings)
+    lr_scheduler = get_scheduler(
+        settings.lr_scheduler, optimizer, num_warmup_steps=settings.lr_warmup_steps, num_training_steps=settings.max_train_steps,
+        num_cycles=settings.lr_num_cycles, power=settings.lr_power,
+    )  # fmt: skip
+    # in float16 the gradients of the activations are too small for the format; scaled up they survive
+    scaler = torch.amp.GradScaler(pipe.device.type, enabled=pipe.unet.dtype == torch.float16)
+    generator = torch.Generator().manual_seed(settings.seed)
+    return checkpoints.TrainingState(named(pipe.unet), optimizer, lr_scheduler, scaler, generator, [], moments[0].double().sum().item(), content and content.fingerprint)
 
 
-def join(batch, prior, size):
-    """A batch of the pictures followed by one of the class pictures."""
-    return tuple(torch.cat([t.expand(size, *t.shape[1:]) for t in pair]) for pair in zip(batch, prior))
+def take_step(pipe, scheduler, batches, time_ids, state, settings, step):
+    """One step: draw, loss, gradient, optimizer. Returns loss and gradient norm, scalars that are still on the device."""
+    total, parameters, accumulate = 0, list(state.parameters.values()), settings.gradient_accumulation_steps
+    for part in range(accumulate):
+        *moments, prompt_embeds, pooled = batches.batch((step - 1) * accumulate + part)
+        latents, noise, timesteps = draw_step(moments, scheduler, pipe.vae.config.scaling_factor, len(time_ids), state.generator)
+        weights = sample_weights(settings, scheduler, timesteps, step)
+        loss = blora_loss(pipe.unet, scheduler, latents, noise, timesteps, prompt_embeds, pooled, time_ids, weights) / accumulate
+        state.scaler.scale(loss).backward()
+        total = total + loss.detach()
+    state.scaler.unscale_(state.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.lr_scheduler.step()
+    state.optimizer.zero_grad()
+    return total, norm
 
 
-@contextmanager
-def out_of_the_way(*models):
-    """Inside, the models wait in the computer's memory instead of the GPU's. Yields a context in which they are back."""
-    devices = [model.device for model in models]
-
-    def move(places):
-        for model, place in zip(models, places):
-            model.to(place)
-
-    @contextmanager
-    def back():
-        move(devices)
-        try:
-            yield
-        finally:
-            move(["cpu"] * len(models))
-
-    move(["cpu"] * len(models))
-    try:
-        yield back
-    finally:
-        move(devices)
-
-
-def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, prior=None, output_dir=None, resume_from_checkpoint=None, on_checkpoint=None):
+def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, prior=None, output_dir=None, resume_from_checkpoint=None, on_checkpoint=None, content=None):
     """The training loop: `settings.max_train_steps` steps on the latents of one picture, or of several. Returns the loss of each step.
 
     Args:
@@ -191,80 +191,58 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         progress: True for a progress bar with the loss, or a function called with (step, steps, loss).
         prompts: one for each picture; by default `settings.instance_prompt` for all.
         prior: moments of class pictures, for prior preservation.
-        output_dir, resume_from_checkpoint, on_checkpoint: see `train`.
+        output_dir, resume_from_checkpoint, on_checkpoint, content: see `train`.
     """
     from diffusers import DDPMScheduler
-    from diffusers.optimization import get_scheduler
-    from tqdm.auto import tqdm
 
-    steps, size, accumulate = settings.max_train_steps, settings.train_batch_size, settings.gradient_accumulation_steps
-    examples = Examples(pipe, moments, prompts or [settings.instance_prompt], settings.seed)
-    class_examples = prior and Examples(pipe, prior, [settings.class_prompt], settings.seed + 1)
-    time_ids = micro_conditioning(settings.resolution, 2 * size if prior else size, pipe.device, examples.prompt_embeds.dtype)
+    steps, size = settings.max_train_steps, settings.train_batch_size
+    class_batches = prior and Batches(pipe, prior, [settings.class_prompt], size, settings.seed + 1)
+    batches = Batches(pipe, moments, prompts or [settings.instance_prompt], size, settings.seed, class_batches)
+    time_ids = micro_conditioning(settings.resolution, 2 * size if prior else size, pipe.device, batches.prompt_embeds.dtype)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    optimizer = make_optimizer(parameters, settings)
-    lr_scheduler = get_scheduler(settings.lr_scheduler, optimizer, num_warmup_steps=settings.lr_warmup_steps, num_training_steps=steps)
-    # in float16 the gradients of the activations are too small for the format; scaled up they survive
-    scaler = torch.amp.GradScaler(pipe.device.type, enabled=pipe.unet.dtype == torch.float16)
-    state = checkpoints.TrainingState(named(pipe.unet), optimizer, lr_scheduler, scaler, torch.Generator().manual_seed(settings.seed), [], moments[0].double().sum().item())
+    state = start_state(pipe, parameters, moments, settings, content)
     if resume_from_checkpoint:
         checkpoints.resume(resume_from_checkpoint, state, settings)
-    every = settings.checkpointing_steps or max(1, steps // 4)
 
     with ExitStack() as stack:
-        back = stack.enter_context(out_of_the_way(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
+        models_back = stack.enter_context(out_of_the_way(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
+        text_back = stack.enter_context(constant_text(pipe.unet, batches.prompt_embeds, batches.one_prompt))
         stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings)))
         stack.enter_context(compiled(pipe.unet, settings.compile))
         stop = stack.enter_context(stop_at_the_end_of_a_step())
-        bar = stack.enter_context(tqdm(total=steps, initial=state.step, desc="training", disable=progress is not True))
-        watch = Watch(parameters, state.losses, settings.learning_rate, scaler.is_enabled())
+        report = stack.enter_context(Report(Watch(parameters, state.losses, settings.learning_rate, state.scaler.is_enabled()), steps, progress))
 
-        def tell(known):
-            for step, loss in known:
-                bar.set_postfix(loss=f"{sum(state.losses[-20:]) / len(state.losses[-20:]):.3f}", refresh=False)
-                bar.update()
-                if callable(progress):
-                    progress(step, steps, loss)
-
-        def save():
-            tell(watch.look())
-            try:
-                return checkpoints.write_checkpoint(output_dir, collect(pipe.unet, settings), state, settings, settings.checkpoints_total_limit)
-            except checkpoints.CheckpointError as error:  # hours of work go on; the end may find room again
-                warnings.warn(f"{error} The training goes on without it; make room in the folder.", stacklevel=2)
+        def checkpoint():
+            report.look()
+            path = write_checkpoint(pipe.unet, state, settings, output_dir)
+            if path and on_checkpoint and not stop.asked:
+                with models_back(), text_back():
+                    on_checkpoint(pipe, path)
 
         try:
             for step in range(state.step + 1, steps + 1):
                 if step == settings.x0_loss_from:
-                    tell(watch.look())
-                    watch.new_loss()
-                total = 0
-                for part in range(accumulate):
-                    *pair, prompt_embeds, pooled = batch = examples.batch((step - 1) * accumulate + part, size)
-                    if prior:
-                        *pair, prompt_embeds, pooled = join(batch, class_examples.batch((step - 1) * accumulate + part, size), size)
-                    latents, noise, timesteps = draw_step(pair, scheduler, pipe.vae.config.scaling_factor, len(time_ids), state.generator)
-                    weights = sample_weights(settings, scheduler, timesteps, step)
-                    loss = blora_loss(pipe.unet, scheduler, latents, noise, timesteps, prompt_embeds, pooled, time_ids, weights) / accumulate
-                    scaler.scale(loss).backward()
-                    total = total + loss.detach()
-                scaler.unscale_(optimizer)
-                norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-                scaler.step(optimizer)
-                scaler.update()
-                lr_scheduler.step()
-                optimizer.zero_grad()
-                known = watch.saw(total, norm)
-                if output_dir and (step % every == 0 or stop.asked) and (path := save()) and on_checkpoint and not stop.asked:
-                    with back():
-                        on_checkpoint(pipe, path)
-                tell(known if step < steps else known + watch.look())
+                    report.new_loss()
+                known = report.watch.saw(*take_step(pipe, scheduler, batches, time_ids, state, settings, step))
+                if output_dir and (step % settings.steps_between_checkpoints == 0 or stop.asked):
+                    checkpoint()
+                report.tell(known)
                 if stop.asked:
                     raise KeyboardInterrupt(f"Stopped after step {step}." + (f" Go on with: --resume_from_checkpoint latest (in {output_dir})" if output_dir else ""))
+            report.look()
         except TrainingError as error:
             keep_last_good(error, pipe.unet, settings, output_dir)
             raise
     return state.losses
+
+
+def write_checkpoint(unet, state, settings, output_dir):
+    """A checkpoint's path; None where the disk is full, with a warning: hours of work go on, and the end may find room again."""
+    try:
+        return checkpoints.write_checkpoint(output_dir, collect(unet, settings), state, settings, settings.checkpoints_total_limit)
+    except checkpoints.CheckpointError as error:
+        warnings.warn(f"{error} The training goes on without it; make room in the folder.", stacklevel=3)
+        return None
 
 
 def keep_last_good(error, unet, settings, output_dir):
@@ -291,7 +269,7 @@ def prepare_output(output_dir, resume_from_checkpoint):
     return None
 
 
-def train(pipe, image, settings=None, progress=True, output_dir=None, resume_from_checkpoint=None, on_checkpoint=None, **changes):
+def train(pipe, image, settings=None, progress=True, output_dir=None, resume_from_checkpoint=None, on_checkpoint=None, content=None, **changes):
     """Train one B-LoRA from one picture, or one from several.
 
     Args:
@@ -304,6 +282,8 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
         output_dir: folder for checkpoints; without it there are none. The B-LoRA itself is yours to save.
         resume_from_checkpoint: "latest" or a checkpoint's name: go on from there, bit for bit.
         on_checkpoint: called with (pipe, folder) after each checkpoint, the unfinished B-LoRA being on the pipeline.
+        content: a B-LoRA of the same picture, or its file, whose content half is kept as it is: only a fresh style half is
+            trained beside it (the two-step style training of ConsisLoRA, arXiv 2503.10614).
 
     Returns:
         A `BLoRA`; its `losses` lists the loss of each step.
@@ -317,20 +297,23 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
     prompts = list(image.values()) if isinstance(image, dict) else None
     pictures = list(image) if isinstance(image, (list, tuple, dict)) else [image]
     checkpoint = prepare_output(output_dir, resume_from_checkpoint)
+    content = content and mix("content", content)
     with pipeline_lock(pipe):
         try:
             moments = encode_images(pipe, pictures, settings.resolution)
             prior = encode_images(pipe, find_images(settings.class_data_dir), settings.resolution) if settings.with_prior_preservation else None
             remove(pipe)
-            parameters = attach_lora(pipe.unet, settings.rank, settings.seed)
-            losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint)
+            parameters = attach_style_beside(pipe, content, settings) if content else attach_lora(pipe.unet, settings.rank, settings.seed)
+            losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint, content)
             blora = collect(pipe.unet, settings)
         except torch.OutOfMemoryError as error:
             raise TrainingError(explain_out_of_memory(pipe, settings, error, output_dir)) from None
         finally:
             remove(pipe)
-    blora.metadata |= training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
-    blora.losses = losses
+    metadata = blora.metadata | training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
+    if content:
+        blora, metadata["content_kept"] = combine(content, blora), content.fingerprint
+    blora.metadata, blora.losses = metadata, losses
     return blora
 
 

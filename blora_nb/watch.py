@@ -85,6 +85,40 @@ class Watch:
         raise error
 
 
+class Report:
+    """What is told about a running training: a progress bar with the loss, or a call of `progress(step, steps, loss)` for each step."""
+
+    def __init__(self, watch, steps, progress):
+        from tqdm.auto import tqdm
+
+        self.watch, self.steps, self.progress = watch, steps, progress if callable(progress) else None
+        self.bar = tqdm(total=steps, initial=len(watch.losses), desc="training", disable=progress is not True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def tell(self, known):
+        """Tell of (step, loss) pairs."""
+        for step, loss in known:
+            recent = self.watch.losses[-WINDOW:]
+            self.bar.set_postfix(loss=f"{sum(recent) / len(recent):.3f}", refresh=False)
+            self.bar.update()
+            if self.progress:
+                self.progress(step, self.steps, loss)
+
+    def look(self):
+        """Tell of everything that is pending."""
+        self.tell(self.watch.look())
+
+    def new_loss(self):
+        """From the next step on the loss is of another kind."""
+        self.look()
+        self.watch.new_loss()
+
+
 class Stop:
     asked = False
 

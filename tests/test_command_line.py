@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from blora_nb import BLoRA, TrainingSettings
-from blora_nb.configuration import REFUSED, add_refused, add_settings, given
+from blora_nb.configuration import REFUSED, add_others_flags, add_settings, given
 from drawings import draw
 
 
@@ -90,7 +90,7 @@ def test_the_originals_command_line_works(trained, tmp_path):
 def test_flags_that_damage_the_separation_are_refused_with_the_reason(tmp_path):
     parser = argparse.ArgumentParser()
     add_settings(parser)
-    add_refused(parser)
+    add_others_flags(parser)
     for flag in REFUSED:
         with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()) as errors:
             parser.parse_args([flag])

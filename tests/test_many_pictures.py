@@ -15,7 +15,8 @@ from blora_nb import BLoRA, train
 from blora_nb.adapters import FILE_NAME
 from blora_nb.images import ImageError
 from blora_nb.many_pictures import check_output, plan, read_captions, train_all, write_manifest
-from blora_nb.training import Examples, TrainingSettings
+from blora_nb.batches import Batches
+from blora_nb.training import TrainingSettings
 from drawings import draw
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 10, "checkpointing_steps": 5}
@@ -107,8 +108,8 @@ def test_captions_are_checked_line_by_line(folder):
 def test_one_from_all_uses_every_picture_and_its_caption(pipe, folder, tmp_path):
     """Each round has every picture once, with its own prompt; the weights are those of no single picture."""
     (mean, std), prompts = (torch.arange(3.0)[:, None, None, None].expand(3, 12, 12, 12), torch.zeros(3, 12, 12, 12)), ["A [v] cat", "A [v] star", "A [v] boat"]
-    examples = Examples(pipe, (mean, std), prompts, seed=4)
-    picked = [examples.batch(k, 2) for k in range(24)]
+    examples = Batches(pipe, (mean, std), prompts, size=2, seed=4)
+    picked = [examples.batch(k) for k in range(24)]
     order = [int(m[0, 0, 0]) for batch in picked for m in batch[0]]
     rounds = [tuple(order[k : k + 3]) for k in range(0, 48, 3)]
     assert all(sorted(one) == [0, 1, 2] for one in rounds) and len(set(rounds)) > 3
