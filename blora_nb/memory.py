@@ -57,8 +57,8 @@ def _counted_attention():
         torch.nn.functional.scaled_dot_product_attention = kept
 
 
-def count_activations(config, dtype, settings, mode, tokens=77):
-    """(bytes that one loss keeps for its backward pass, number of LoRA weights) of a U-Net given by its configuration."""
+def without_numbers(config, dtype, settings, tokens=77):
+    """(U-Net with LoRA on PyTorch's "meta" device, a function that runs it once on a batch) of a U-Net given by its configuration."""
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig
 
@@ -66,20 +66,30 @@ def count_activations(config, dtype, settings, mode, tokens=77):
         unet = UNet2DConditionModel.from_config(config)
     torch.nn.Module.to(unet, dtype).requires_grad_(False)  # diffusers' own warns
     unet.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=target_modules()))
-    lora = [p for p in unet.parameters() if p.requires_grad]
-    for p in lora:
+    for p in lora_of(unet):
         p.data = p.data.float()
     batch = settings.train_batch_size * (2 if settings.with_prior_preservation else 1)
     side = settings.resolution * config["sample_size"] // _native(config)
     empty = lambda *shape: torch.empty(batch, *shape, device="meta", dtype=dtype)
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    conditions = {"text_embeds": empty(pooled), "time_ids": empty(6)}
+    return unet, lambda: unet(empty(config["in_channels"], side, side), empty(), empty(tokens, config["cross_attention_dim"]), added_cond_kwargs=conditions).sample
+
+
+def lora_of(unet):
+    """The trainable parameters."""
+    return [p for p in unet.parameters() if p.requires_grad]
+
+
+def count_activations(config, dtype, settings, mode, tokens=77):
+    """(bytes that one loss keeps for its backward pass, number of LoRA weights) of a U-Net given by its configuration."""
+    unet, forward = without_numbers(config, dtype, settings, tokens)
     kept = []
     with _counted_attention(), gradient_checkpointing(unet, mode), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        conditions = {"text_embeds": empty(pooled), "time_ids": empty(6)}
-        unet(empty(config["in_channels"], side, side), empty(), empty(tokens, config["cross_attention_dim"]), added_cond_kwargs=conditions)
+        forward()
     frozen = {t.untyped_storage()._cdata for t in (*unet.parameters(), *unet.buffers())}
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
-    return sum(size for storage, size in storages.items() if storage not in frozen), sum(p.numel() for p in lora)
+    return sum(size for storage, size in storages.items() if storage not in frozen), sum(p.numel() for p in lora_of(unet))
 
 
 def _native(config):

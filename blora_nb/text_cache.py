@@ -40,7 +40,8 @@ def constant_text(unet, prompt_embeds, wanted=True):
     places = text_projections(unet) if wanted else []
     with torch.no_grad():
         constants = [Constant(layer(prompt_embeds.to(unet.dtype))) for *_, layer in places]
-    movable = [layer for *_, layer in places if type(layer) is torch.nn.Linear]
+    movable, here = [layer for *_, layer in places if type(layer) is torch.nn.Linear], prompt_embeds.device
+    aside = "cpu" if here.type == "cuda" else here
 
     def put(modules, device):
         for (holder, name, _), module in zip(places, modules):
@@ -50,14 +51,14 @@ def constant_text(unet, prompt_embeds, wanted=True):
 
     @contextmanager
     def as_before():
-        put([layer for *_, layer in places], prompt_embeds.device)
+        put([layer for *_, layer in places], here)
         try:
             yield
         finally:
-            put(constants, "cpu")
+            put(constants, aside)
 
-    put(constants, "cpu")
+    put(constants, aside)
     try:
         yield as_before
     finally:
-        put([layer for *_, layer in places], prompt_embeds.device)
+        put([layer for *_, layer in places], here)

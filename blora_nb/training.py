@@ -56,7 +56,9 @@ def attach_style_beside(pipe, content, settings):
     The second step of ConsisLoRA's style training (arXiv 2503.10614): what the content half explains already, the style half need not learn.
     """
     apply(pipe, content=content)
-    attach_lora(pipe.unet, settings.rank, settings.seed, [STYLE_BLOCK])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what we want
+        attach_lora(pipe.unet, settings.rank, settings.seed, [STYLE_BLOCK])
     pipe.unet.set_adapters(["content", ADAPTER])
     for name, parameter in pipe.unet.named_parameters():
         parameter.requires_grad_(f".{ADAPTER}." in name)

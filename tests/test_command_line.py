@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from blora_nb import BLoRA, TrainingSettings
-from blora_nb.configuration import REFUSED, add_others_flags, add_settings, given
+from blora_nb.configuration import NEEDLESS, REFUSED, WITHOUT_VALUE, add_others_flags, add_settings, given
 from drawings import draw
 
 
@@ -98,6 +98,29 @@ def test_flags_that_damage_the_separation_are_refused_with_the_reason(tmp_path):
     assert given(parser.parse_args(["--center_crop", "--rank", "8", "--gradient_checkpointing"])) | {"rank": 8} == given(parser.parse_args(["--rank=8", "--gradient_checkpointing", "full"]))
     result = run("train", "--instance_data_dir", "x", "--output_dir", tmp_path / "o", "--train_text_encoder")
     assert result.returncode == 2 and "no longer separate" in result.stderr and not (tmp_path / "o").exists()
+
+
+ORIGINAL = """pretrained_model_name_or_path pretrained_vae_model_name_or_path revision dataset_name dataset_config_name instance_data_dir cache_dir image_column caption_column repeats
+class_data_dir instance_prompt class_prompt validation_prompt num_validation_images validation_epochs with_prior_preservation prior_loss_weight num_class_images output_dir seed resolution
+crops_coords_top_left_h crops_coords_top_left_w center_crop train_text_encoder train_batch_size sample_batch_size num_train_epochs max_train_steps checkpointing_steps checkpoints_total_limit
+resume_from_checkpoint gradient_accumulation_steps gradient_checkpointing learning_rate text_encoder_lr scale_lr lr_scheduler snr_gamma lr_warmup_steps lr_num_cycles lr_power
+dataloader_num_workers optimizer use_8bit_adam adam_beta1 adam_beta2 prodigy_beta3 prodigy_decouple adam_weight_decay adam_weight_decay_text_encoder adam_epsilon
+prodigy_use_bias_correction prodigy_safeguard_warmup max_grad_norm push_to_hub hub_token hub_model_id logging_dir allow_tf32 report_to mixed_precision prior_generation_precision local_rank
+enable_xformers_memory_efficient_attention rank""".split()
+ADVANCED = """variant train_text_encoder_ti token_abstraction num_new_tokens_per_abstraction do_edm_style_training random_flip train_text_encoder_frac train_text_encoder_ti_frac clip_skip noise_offset
+use_dora lora_unet_blocks use_blora cache_latents image_interpolation_mode lora_dropout""".split()
+
+
+def test_every_flag_of_the_original_and_of_diffusers_script_gets_an_answer():
+    """Taken, refused with a reason, or said to change nothing: never just unknown."""
+    help_text, parser = run("train", "--help").stdout, argparse.ArgumentParser()
+    add_settings(parser)
+    add_others_flags(parser)
+    own = [flag for flag in (f"--{name}" for name in ORIGINAL + ADVANCED) if flag not in REFUSED | NEEDLESS]
+    assert len(own) > 35 and all(f"{flag} " in help_text or f"{flag}\n" in help_text for flag in own), [f for f in own if f not in help_text]
+    with contextlib.redirect_stderr(io.StringIO()) as notes:
+        parser.parse_args([text for flag in NEEDLESS for text in ([flag] if flag in WITHOUT_VALUE else [flag, "1"])])
+    assert all(f"note: {flag} changes nothing: {why}." in notes.getvalue() for flag, why in NEEDLESS.items())
 
 
 def test_every_setting_is_an_option_with_a_sentence():

@@ -1,16 +1,22 @@
 """The training is the original's: replayed step by step by an independent loop, and deterministic."""
 
 import copy
+import functools
+import shutil
 
 import pytest
 import torch
 
-from blora_nb import TrainingSettings, train
+from blora_nb import BLoRA, TrainingSettings, generate, train
 from blora_nb.adapters import applied, remove
 from blora_nb.blocks import half_of
+from blora_nb.checkpoints import CheckpointError
+from blora_nb.formats import BLoRAError
+from blora_nb.generation import sample
 from blora_nb.images import ImageError
 from blora_nb.models import encode_prompt
 from blora_nb.recipes import sample_weights
+from blora_nb.text_cache import constant_text
 from blora_nb.training import ADAPTER, TrainingError, attach_lora, blora_loss, diffusion_target, encode_image, make_optimizer, micro_conditioning
 from blora_nb.watch import Watch
 
@@ -215,3 +221,57 @@ def test_a_stop_button_in_a_thread_works(pipe, picture):
     thread.start()
     thread.join()
     assert len(caught) == 1 and applied(pipe) == []
+
+
+def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, monkeypatch):
+    """The same bits as computing them at each step; and pictures made between the steps hear their own prompts."""
+    from blora_nb import training
+    from blora_nb.text_cache import text_projections
+
+    made = []
+    options = {"progress": False, "max_train_steps": 4, "train_batch_size": 1}
+    cached = train(pipe, picture, output_dir=tmp_path, checkpointing_steps=2, on_checkpoint=lambda p, folder: made.append((folder, sample(p, "A cat", num_inference_steps=2, progress=False)[0])), **options)
+    asked = []
+    layers = [layer for *_, layer in text_projections(pipe.unet)]
+    handles = [layer.register_forward_hook(lambda *a: asked.append(1)) for layer in layers]
+    train(pipe, picture, **options)
+    assert len(asked) == len(layers) == 34  # once each, whatever the number of steps
+    for handle in handles:
+        handle.remove()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "constant_text", lambda unet, embeds, wanted: constant_text(unet, embeds, False))
+        every_time = train(pipe, picture, **options)
+    assert cached.losses == every_time.losses and all(torch.equal(t, every_time.state_dict[k]) for k, t in cached.state_dict.items())
+    for folder, image in made:
+        half_way = BLoRA.load(folder)
+        assert generate(pipe, "A cat", half_way, half_way, num_inference_steps=2, progress=False)[0].tobytes() == image.tobytes()
+
+
+def test_a_style_half_is_trained_beside_a_content_half_that_stays(pipe, picture, blora, tmp_path):
+    """The second step of two-step training: the content half is on the model and does not move; resume knows which one it was."""
+    options = {"progress": False, "max_train_steps": 6, "checkpointing_steps": 3}
+    whole = train(pipe, picture, output_dir=tmp_path / "a", content=blora, **options)
+    assert whole.halves == ("content", "style") and whole.content.fingerprint == blora.content.fingerprint == whole.metadata["content_kept"]
+    assert applied(pipe) == [] and not torch.equal(*(next(iter(b.style.layers.values()))[1] for b in (whole, blora)))
+    plain = train(pipe, picture, **options)
+    assert whole.losses[0] < plain.losses[0]  # what the content half knows already is no error any more
+    assert BLoRA.load(tmp_path / "a" / "checkpoint-3").halves == ("style",)
+    for folder in ("b", "c"):
+        shutil.copytree(tmp_path / "a" / "checkpoint-3", tmp_path / folder / "checkpoint-3")
+    again = train(pipe, picture, output_dir=tmp_path / "b", content=blora, resume_from_checkpoint="latest", **options)
+    assert again.losses == whole.losses and again.fingerprint == whole.fingerprint
+    with pytest.raises(CheckpointError, match="beside another content half"):
+        train(pipe, picture, output_dir=tmp_path / "c", content=plain, resume_from_checkpoint="latest", **options)
+    with pytest.raises(BLoRAError, match="no content half"):
+        train(pipe, picture, content=blora.style, **options)
+
+
+def test_compiled_blocks_train_the_same_and_are_plain_again(pipe, picture, monkeypatch):
+    """With the part of the compiler that is quick; all of it agrees to rounding and takes half a minute here."""
+    from diffusers import UNet2DConditionModel
+
+    monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks", functools.partialmethod(UNet2DConditionModel.compile_repeated_blocks, backend="aot_eager"))
+    plain, compiled = (train(pipe, picture, progress=False, max_train_steps=2, compile=wanted) for wanted in (False, True))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] and not torch._dynamo.utils.counters["graph_break"]
+    assert plain.losses == pytest.approx(compiled.losses, rel=1e-5)
+    assert all(m._compiled_call_impl is None for m in pipe.unet.modules())
