@@ -2,7 +2,8 @@
 
     python benchmarks/peer_step_times.py SCRIPT RESULT.json --its --own --flags
 
-It runs in the script's own environment. All that is replaced is Accelerate's logging, which the script calls once a step.
+It runs in the script's own environment. All that is replaced is Accelerate's logging, which the script calls once a step; after
+the last step it ends the script, which would go on to save, load the base model again and draw.
 """
 
 import importlib.util
@@ -18,10 +19,13 @@ def main():
     import accelerate.accelerator
 
     times, losses = [], []
+    steps = next(int(a.split("=")[1]) for a in arguments if a.startswith("--max_train_steps="))
 
     def log(self, values, step=None, **more):
         times.append(time.process_time())
         losses.append(float(values["loss"]))
+        if len(times) == steps:
+            sys.exit()
 
     accelerate.accelerator.filter_trackers = lambda *a, **k: []
     accelerate.Accelerator.log = log

@@ -18,9 +18,9 @@ import sys
 import tempfile
 
 HERE = Path(__file__).resolve().parent
-SIDE = {"small": 96, "quarter": 256, "full": 1024}
+SIDE = {"small": 96, "quarter": 256, "full": 512}  # of full, half its own, so that a CPU can be asked
 RANK = {"small": 16, "quarter": 16, "full": 64}
-WARM_UP = 3  # steps that are not counted
+WARM_UP = {"small": 3, "quarter": 3, "full": 1}  # steps that are not counted
 
 OURS = """
 import json, resource, sys, time
@@ -53,16 +53,17 @@ def contestants(args, base, pictures, picture, folder):
         found["original script as its README runs it (gradient checkpointing)"] = peer(args.original_python, args.original, "--gradient_checkpointing")
     if args.advanced:
         found["diffusers' advanced script, latents cached"] = peer(args.advanced_python, args.advanced, "--use_blora", "--cache_latents")
+        found["diffusers' advanced script as its README runs it (gradient checkpointing), latents cached"] = peer(args.advanced_python, args.advanced, "--use_blora", "--cache_latents", "--gradient_checkpointing")
     return found, result
 
 
-def run(command, result):
+def run(command, result, warm_up):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if not Path(result).exists():
         raise RuntimeError(f"{command[:3]} ended without a result:\n{done.stderr[-3000:]}")
     found = json.loads(Path(result).read_text())
     Path(result).unlink()
-    steps = [b - a for a, b in zip(found["times"], found["times"][1:])][WARM_UP - 1 :]
+    steps = [b - a for a, b in zip(found["times"], found["times"][1:])][warm_up - 1 :]
     if not steps:
         raise RuntimeError(f"{command[:3]} made too few steps:\n{done.stderr[-3000:]}")
     return steps, found["losses"], found["peak_mib"]
@@ -74,14 +75,17 @@ def measure(args):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         base, pictures = folder / "base", folder / "pictures"
-        subprocess.run([args.original_python if args.original else sys.executable, str(HERE / "random_sdxl.py"), str(base), args.size], check=True, capture_output=True)
+        if args.base:
+            base = Path(args.base)
+        else:
+            subprocess.run([args.original_python if args.original else sys.executable, str(HERE / "random_sdxl.py"), str(base), args.size], check=True, capture_output=True)
         pictures.mkdir()
         read_image(HERE.parent / "data" / "examples" / "star_sunset.png").resize((SIDE[args.size],) * 2).save(pictures / "picture.png")
         found, result = contestants(args, str(base), str(pictures), str(pictures / "picture.png"), folder)
         rows = {name: {"steps": [], "losses": [], "peak_mib": 0, "medians": []} for name in found}
         for round_ in range(args.rounds):
             for name, command in found.items():
-                steps, losses, peak = run(command, result)
+                steps, losses, peak = run(command, result, WARM_UP[args.size])
                 row = rows[name]
                 row["steps"] += steps
                 row["medians"].append(median(steps))
@@ -123,6 +127,7 @@ def main():
     parser.add_argument("--size", choices=tuple(SIDE), default="quarter")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--base", help="folder that random_sdxl.py has made for this size; by default a new one")
     for peer in ("original", "advanced"):
         parser.add_argument(f"--{peer}", help="path of the script in a checkout")
         parser.add_argument(f"--{peer}_python", help="a Python that has what it needs")

@@ -87,11 +87,11 @@ def encode_image(pipe, image, resolution):
     dtype = pipe.vae.dtype
     upcast = pipe.vae.config.force_upcast and dtype == torch.float16
     if upcast:
-        pipe.vae.to(torch.float32)
+        torch.nn.Module.to(pipe.vae, torch.float32)  # diffusers' own warns
     pixels = to_tensor(centre_square(image, resolution)).to(pipe.vae.device, pipe.vae.dtype)
     posterior = pipe.vae.encode(pixels).latent_dist
     if upcast:
-        pipe.vae.to(dtype)
+        torch.nn.Module.to(pipe.vae, dtype)
     return posterior.mean.float(), posterior.std.float()
 
 
@@ -211,6 +211,8 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         text_back = stack.enter_context(constant_text(pipe.unet, batches.prompt_embeds, batches.one_prompt))
         stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings)))
         stack.enter_context(compiled(pipe.unet, settings.compile))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # in float16 the first steps may be left out while the scale adapts
         stop = stack.enter_context(stop_at_the_end_of_a_step())
         report = stack.enter_context(Report(Watch(parameters, state.losses, settings.learning_rate, state.scaler.is_enabled()), steps, progress))
 

@@ -80,7 +80,8 @@ class Watch:
     def _stop(self, what):
         with torch.no_grad():
             torch._foreach_copy_([p.detach() for p in self.parameters], self.good)
-        error = TrainingError(f"{what} Try a smaller learning rate than {self.learning_rate}. The weights of step {self.good_step} were still good.")
+        overflow = " In float16 the base model itself may overflow: try --dtype bfloat16 or float32." if self.scaled else ""
+        error = TrainingError(f"{what} Try a smaller learning rate than {self.learning_rate}.{overflow} The weights of step {self.good_step} were still good.")
         error.step = self.good_step
         raise error
 

@@ -34,7 +34,7 @@ def build_autoencoder():
         norm_num_groups=2,
         mid_block_add_attention=False,
         scaling_factor=1.0,
-        force_upcast=False,
+        force_upcast=True,
     )
     # the spread of the posterior is a constant
     torch.nn.init.zeros_(vae.quant_conv.weight[CHANNELS:])

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from blora_nb import BLoRA, TrainingSettings, generate, train
+from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
 from blora_nb.adapters import applied, remove
 from blora_nb.blocks import half_of
 from blora_nb.checkpoints import CheckpointError
@@ -275,3 +275,16 @@ def test_compiled_blocks_train_the_same_and_are_plain_again(pipe, picture, monke
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] and not torch._dynamo.utils.counters["graph_break"]
     assert plain.losses == pytest.approx(compiled.losses, rel=1e-5)
     assert all(m._compiled_call_impl is None for m in pipe.unet.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_base_in_16_bits_trains_and_draws(dtype, picture, recwarn):
+    """The LoRA stays in float32, float16's gradients are scaled, its VAE does not overflow; the losses are those of float32 to its precision."""
+    pipe = load_pipeline(device="cpu", dtype=dtype)
+    blora = train(pipe, picture, progress=False, max_train_steps=30)
+    exact = train(load_pipeline(device="cpu"), picture, progress=False, max_train_steps=30)
+    assert pipe.unet.dtype == pipe.vae.dtype == dtype and all(t.dtype == torch.float32 for t in blora.state_dict.values())
+    assert blora.losses[0] == pytest.approx(exact.losses[0], rel=0.02) and sum(blora.losses[-10:]) == pytest.approx(sum(exact.losses[-10:]), rel=0.1)
+    image = generate(pipe, "A [v]", blora, blora, num_inference_steps=3, progress=False)[0]
+    assert image.convert("L").getextrema()[0] < image.convert("L").getextrema()[1]
+    assert not [w for w in recwarn if "lr_scheduler" in str(w.message)]
