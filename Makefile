@@ -23,7 +23,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-colab: .venv-colab/ready
-	.venv-colab/bin/python -m pytest tests/test_panels.py notebooks
+	.venv-colab/bin/python -m pytest tests/test_panels.py tests/test_picker.py notebooks
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks --ServerApp.tornado_settings="{'websocket_max_message_size': 104857600}"  # uploads of more than 10 MB

@@ -9,7 +9,7 @@ from .inspection import prompt_per_block, record_attention
 from .models import load_pipeline
 from .training import TrainingSettings, train
 
-__all__ = ["AlphaPanel", "BLoRA", "SeedPanel", "TrainingSettings", "alpha_grid", "generate", "load_pipeline", "prompt_per_block", "record_attention", "train"]
+__all__ = ["AlphaPanel", "BLoRA", "CheckpointPicker", "SeedPanel", "TrainingSettings", "alpha_grid", "generate", "load_pipeline", "prompt_per_block", "record_attention", "train"]
 __version__ = "0.1.0"
 
 
@@ -19,6 +19,10 @@ def __getattr__(name):
         from . import panels
 
         return getattr(panels, name)
+    if name == "CheckpointPicker":
+        from .picker import CheckpointPicker
+
+        return CheckpointPicker
     if name == "alpha_grid":
         from .figures import alpha_grid
 

@@ -133,7 +133,7 @@ def load(args, device=None):
 
 def run_train(args):
     from .configuration import TrainingSettings, given
-    from .many_pictures import check_output, launched, make_class_pictures, plan, share, train_all, validation_pictures, write_manifest
+    from .many_pictures import check_output, launched, make_class_pictures, plan, share, train_all, validation_pictures, write_manifest, write_validation_sheet
     from .memory import report
 
     jobs = plan(args.instance_data_dir, args.output_dir, args.together, args.captions_file, args.content_B_LoRA)
@@ -152,6 +152,9 @@ def run_train(args):
     failed = []
     try:
         failed += gather(train_all(pipe, mine, settings, args.resume_from_checkpoint, validate))
+        for job in mine if validate else ():
+            if job.finished:
+                print("written:", write_validation_sheet(job.folder), "(a row for each checkpoint; use one by its folder)")
     finally:
         if main and len(jobs) > 1:
             print("written:", write_manifest(jobs, args.output_dir, failed))

@@ -105,6 +105,19 @@ def checkpoints(folder):
     return sorted((p for p in folder.iterdir() if p.is_dir() and step_of(p)), key=step_of) if folder.is_dir() else []
 
 
+def validated(folder):
+    """Checkpoint folder to the pictures made at it, in the order of their seeds; the oldest first.
+
+    Raises:
+        FileNotFoundError: there is none with pictures.
+    """
+    seed = lambda path: int(path.stem.rpartition("_seed")[2])
+    found = {path: sorted(path.glob("*_seed*.png"), key=seed) for path in checkpoints(folder)}
+    if not any(found.values()):
+        raise FileNotFoundError(f"{folder} has no checkpoint with pictures. They are made with --validation_prompt, from Python with train(…, output_dir=…, on_checkpoint=validation_pictures(…)).")
+    return {path: pictures for path, pictures in found.items() if pictures}
+
+
 def write_checkpoint(folder, blora, state, settings, limit=None):
     """Write `checkpoint-<step>` into a folder, under a hidden name first; a step that is already there is left alone.
 

@@ -8,7 +8,9 @@ from PIL import Image
 from matplotlib.figure import Figure
 
 from .adapters import apply, set_alphas
+from .checkpoints import validated
 from .generation import generate, sample
+from .images import read_image, read_settings
 from .metrics import ranked
 from .sharing import pipeline_lock
 
@@ -145,6 +147,18 @@ def _cards(images, labels, caption, columns=4, side=1.5):
     figure.text(0.5, 0.08 / size[1], "\n".join(lines), ha="center", va="bottom", fontsize=8, color="0.35")
     figure.caption = caption
     return figure
+
+
+def checkpoint_grid(folder):
+    """The pictures made at each checkpoint of a training: a row for each checkpoint, a column for each seed.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = validated(folder)
+    rows = [[read_image(picture) for picture in pictures] for pictures in found.values()]
+    steps, (prompt, *_) = [f"step {path.name.partition('-')[2]}" for path in found], [read_settings(pictures[0])["prompt"] for pictures in found.values()]
+    return picture_grid(rows, steps, [f"seed {seed}" for seed in range(max(map(len, rows)))], f'"{prompt}" at {len(rows)} checkpoints', side=1.5)
 
 
 def loss_curve(losses, window=20, caption=""):

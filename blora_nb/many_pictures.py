@@ -10,6 +10,7 @@ import safetensors
 
 from .adapters import FILE_NAME, BLoRA
 from .checkpoints import CheckpointError, checkpoints
+from .files import complete_file
 from .images import find_images, free_path, read_image, safe_name, save_image, writable_folder
 from .training import TrainingError, train
 
@@ -179,6 +180,16 @@ def validation_pictures(pipe, prompt, count):
             save_image(image, folder / f"{safe_name(prompt)}_seed{seed}.png", {"prompt": prompt, "seed": seed})
 
     return validate
+
+
+def write_validation_sheet(folder):
+    """`validation.png`: the pictures of all checkpoints of a training side by side."""
+    from .figures import checkpoint_grid
+
+    path = free_path(folder, "validation", ".png")
+    with complete_file(path) as part:
+        part.write_bytes(checkpoint_grid(folder).png())
+    return path
 
 
 def make_class_pictures(pipe, settings):

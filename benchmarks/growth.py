@@ -1,0 +1,79 @@
+"""How the cost of training grows with resolution, rank, pictures and processes; on the teaching model, on a CPU.
+
+    python benchmarks/growth.py    # some minutes on two cores; writes growth.md and .json
+
+Resolution and rank: processor time of a step, the sizes in turn. Pictures and processes: the command line's time on the clock,
+from start to the last file, so that loading the base model counts.
+"""
+
+import json
+import os
+from pathlib import Path
+from statistics import median
+import subprocess
+import sys
+import tempfile
+import time
+
+from blora_nb import load_pipeline, train
+from blora_nb.examples import example_names, example_picture
+
+HERE = Path(__file__).resolve().parent
+RESOLUTIONS, RANKS = (64, 96, 128, 192), (4, 16, 64, 128)
+STEPS, WARM_UP, ROUNDS = 12, 2, 3
+PICTURES = (1, 2, 4)
+
+
+def step_seconds(pipe, resolution, rank):
+    """Median processor seconds of a step, batch 1."""
+    ends = []
+    train(pipe, example_picture("star_sunset"), progress=lambda *_: ends.append(time.process_time()), resolution=resolution, rank=rank, train_batch_size=1, max_train_steps=STEPS)
+    return median(b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :]))
+
+
+def command_seconds(folder, out, processes=1):
+    """Seconds on the clock of one command that trains every picture of a folder."""
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *(launch if processes > 1 else []), "-m", "blora_nb", "train", "--instance_data_dir", str(folder), "--output_dir", str(out), "--device", "cpu"], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def medians(cases, measure):
+    """{case: median over the rounds}, the cases in turn."""
+    seen = {case: [] for case in cases}
+    for round_ in range(ROUNDS):
+        for case in cases:
+            seen[case].append(measure(*case))
+            print(f"round {round_ + 1}, {case}: {seen[case][-1]:.3f} s", flush=True)
+    return {case: median(values) for case, values in seen.items()}
+
+
+def main():
+    pipe = load_pipeline(device="cpu")
+    steps = medians([*((resolution, 16) for resolution in RESOLUTIONS), *((96, rank) for rank in RANKS if rank != 16)], lambda *case: step_seconds(pipe, *case))
+    with tempfile.TemporaryDirectory() as temporary:
+        temporary, number = Path(temporary), iter(range(1000))
+        for count in PICTURES:
+            (temporary / str(count)).mkdir()
+            for name in example_names()[:count]:
+                example_picture(name).save(temporary / str(count) / f"{name}.png")
+        cases = [*((count, 1) for count in PICTURES), (PICTURES[-1], 2)]
+        commands = medians(cases, lambda count, processes: command_seconds(temporary / str(count), temporary / f"out{next(number)}", processes))
+    write(steps, commands)
+
+
+def write(steps, commands):
+    base, single, cores = steps[96, 16], commands[1, 1], os.cpu_count()
+    text = f"# How the cost of training grows\n\nMade by `python benchmarks/growth.py` on the teaching model, {cores} cores, one thread a process, medians of {ROUNDS} rounds; not run on a GPU.\nFor the real SDXL the operations are counted in [arithmetic.md](arithmetic.md).\n"
+    text += "\n| resolution | rank | processor seconds a step | times 96 px, rank 16 |\n|---|---|---|---|\n" + "".join(f"| {resolution} | {rank} | {s:.3f} | {s / base:.2f} |\n" for (resolution, rank), s in sorted(steps.items()))
+    text += "\n| pictures in one command | processes | seconds | seconds a picture | against a command for each |\n|---|---|---|---|---|\n"
+    text += "".join(f"| {count} | {processes} | {s:.1f} | {s / count:.1f} | {s / (count * single):.2f} |\n" for (count, processes), s in commands.items())
+    (HERE / "growth.md").write_text(text)
+    rows = {"steps": [[*case, s] for case, s in steps.items()], "commands": [[*case, s] for case, s in commands.items()]}
+    (HERE / "growth.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
