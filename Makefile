@@ -4,7 +4,7 @@
 # make app           open the page for people who never open a notebook
 # make test-colab    run the notebooks and panels with the versions that Colab ships, in an environment of their own
 # make notebooks     execute the notebooks again and store their outputs
-# make bench         measure the teaching model, the separation, the recipes and the speed (hours on two cores)
+# make bench         measure the teaching model, the separation, the recipes and what training costs (hours on two cores)
 # make teaching-model   train the teaching model and the judge again (hours on two cores, resumable)
 
 PYTHON ?= python3
@@ -40,6 +40,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/separation.py
 	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/arithmetic.py
+	$(BIN)/python benchmarks/growth.py
 
 teaching-model: $(READY)
 	$(BIN)/python data/make_teaching_model.py
