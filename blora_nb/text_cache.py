@@ -10,14 +10,14 @@ import torch
 
 
 class Constant(torch.nn.Module):
-    """Stands in for a frozen linear layer: its output [1, tokens, out] for the one prompt, for a batch of any size."""
+    """Stands in for a frozen linear layer: its output [batch, tokens, out] for the one prompt, whatever it is asked."""
 
     def __init__(self, value):
         super().__init__()
         self.register_buffer("value", value, persistent=False)
 
     def forward(self, x):
-        return self.value.expand(len(x), -1, -1)
+        return self.value
 
 
 def text_projections(unet):
@@ -33,7 +33,7 @@ def text_projections(unet):
 
 @contextmanager
 def constant_text(unet, prompt_embeds, wanted=True):
-    """Inside, every frozen layer that sees only the prompt answers with what it says to `prompt_embeds` [1, tokens, channels].
+    """Inside, every frozen layer that sees only the prompt answers with what it says to `prompt_embeds` [batch, tokens, channels].
 
     Its weights wait in the computer's memory, unless they are quantized. Yields a context in which all is as before, for other prompts.
     """
