@@ -21,7 +21,7 @@ LESSONS = sorted(HERE.glob("[0-9]*.ipynb"))
 # (10 TFLOP/s: 41 s a picture of 30 steps, 1.1 s a training step), of these for training B-LoRAs that are then kept
 FACTS = {
     "00_setup": ("a little Python", 1, 15, 0),
-    "01_train_blora": ("notebook 0", 1.5, 55, 0),
+    "01_train_blora": ("notebook 0", 2, 70, 0),
     "02_inspect_block_attention": ("notebooks 0 and 1; tensors do not frighten you", 1, 40, 20),
     "03_style_transfer": ("notebook 1", 1.5, 230, 130),
     "04_text_stylization": ("notebook 3", 1.5, 120, 55),
@@ -43,7 +43,7 @@ if not importlib.util.find_spec("blora_nb"):
 
     install_missing()'''
 
-FIGURE = re.compile(r"^(picture_grid|heat_map|line_figure|alpha_grid|seed_ranking|loss_curve|AlphaPanel|figure)\(", re.M)
+FIGURE = re.compile(r"^(picture_grid|heat_map|line_figure|alpha_grid|seed_ranking|loss_curve|AlphaPanel|CheckpointPicker|figure)\(", re.M)
 
 
 def head(stem):
