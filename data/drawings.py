@@ -192,6 +192,14 @@ def pose(seed):
     return random_.uniform(0.66, 0.84), random_.uniform(-0.1, 0.1), random_.uniform(-0.1, 0.1), random_.uniform(-0.02, 0.02)
 
 
+def free_pose(seed):
+    """A pose that no training picture of the teaching model has: anywhere, of any size, leaning to either side."""
+    random_ = random.Random(seed)
+    scale = random_.uniform(0.4, 0.85)
+    room = 0.95 - scale
+    return scale, random_.uniform(-room, room), random_.uniform(-room, room), random_.uniform(-0.12, 0.12)
+
+
 def label_map(parts, pose_, width, size):
     """What each pixel shows, uint8 [size, size]: parts are painted in order, each with its outline."""
     scale, dx, dy, turn = pose_
@@ -211,13 +219,13 @@ def label_map(parts, pose_, width, size):
     return np.asarray(image)
 
 
-def draw(object_name, style_name, seed=0, size=128):
-    """One picture, an RGB PIL image of `size` × `size` pixels. `style_name` is a named style or "red on blue"."""
+def draw(object_name, style_name, seed=0, size=128, pose_=None):
+    """One picture, an RGB PIL image of `size` × `size` pixels. `style_name` is a named style or "red on blue"; the pose is by default that of the seed."""
     parts = {**OBJECTS, **HELD_OUT_OBJECTS}[object_name]
     named = {**STYLES, **HELD_OUT_STYLES}
     style = named[style_name] if style_name in named else colour_style(style_name)
     large = size * (3 if size <= 256 else 2)  # drawn larger and averaged, for smooth edges
-    labels = label_map(parts, pose(seed), style.width, large)
+    labels = label_map(parts, pose_ or pose(seed), style.width, large)
     picture = paint(*style.background, large)
     if style.shadow:
         moved = np.roll(labels > 0, (large // 28, large // 28), (0, 1)).astype(np.float32)
