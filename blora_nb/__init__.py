@@ -5,11 +5,12 @@ The method in reading order: `blocks`, `training`, `adapters`, `generation`. Sou
 
 from .adapters import BLoRA
 from .generation import generate
+from .images import save_picture
 from .inspection import prompt_per_block, record_attention
 from .models import load_pipeline
 from .training import TrainingSettings, train
 
-__all__ = ["AlphaPanel", "BLoRA", "CheckpointPicker", "SeedPanel", "TrainingSettings", "alpha_grid", "generate", "load_pipeline", "prompt_per_block", "record_attention", "train"]
+__all__ = ["AlphaPanel", "BLoRA", "CheckpointPicker", "SeedPanel", "TrainingSettings", "alpha_grid", "generate", "load_pipeline", "prompt_per_block", "record_attention", "save_picture", "train"]
 __version__ = "0.1.0"
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 import warnings
 
-from .formats import FORMATS
+from .formats import FORMATS, shown
 
 TRAIN = """Train one B-LoRA from each picture. The flags have the names of the authors' script.
 
@@ -17,8 +17,30 @@ examples:
 Ctrl-C ends the training at the end of a step and leaves a checkpoint."""
 DTYPES = ("float32", "float16", "bfloat16")
 MIXED_PRECISION = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+HALVES = ("content", "style")
 QUANTIZATIONS = ("int8", "nf4")
 SCHEDULERS = ("euler", "dpm++", "unipc", "lcm")
+
+
+def add_halves(command, what):
+    """The options that name the B-LoRAs of each half, one or several to be mixed."""
+    for half in HALVES:
+        command.add_argument(f"--{half}_B_LoRA", nargs="+", metavar="SOURCE", help=f"file, folder or hub id whose {half} half {what}; several are mixed")
+        command.add_argument(f"--{half}_weights", nargs="+", type=float, metavar="X", help=f"of each {half} half where there are several, linear and signed; by default 1 each")
+
+
+def halves_of(args):
+    """The content and the style that the options name, as `generate` takes them; every file is read."""
+    from .adapters import BLoRA
+
+    given = []
+    for half in HALVES:
+        sources, weights = getattr(args, f"{half}_B_LoRA") or [], getattr(args, f"{half}_weights")
+        if weights and len(weights) != len(sources):
+            raise ValueError(f"--{half}_weights names {len(weights)} weights for {len(sources)} B-LoRAs; give one for each.")
+        read = [BLoRA.load(source) for source in sources]
+        given.append(list(zip(read, weights or [1.0] * len(read))) if weights or len(read) > 1 else (read[0] if read else None))
+    return given
 
 
 def count(text):
@@ -53,8 +75,7 @@ def parse():
     generate.add_argument("--prompt", help="needed unless --like is given")
     generate.add_argument("--like", metavar="PICTURE.png", help="make a picture of this command again: its settings are the defaults, what is typed goes before them")
     generate.add_argument("--output_path", required=True, help="folder for the pictures, made if needed; nothing in it is overwritten")
-    generate.add_argument("--content_B_LoRA", help="file or folder whose content half is used")
-    generate.add_argument("--style_B_LoRA", help="file or folder whose style half is used")
+    add_halves(generate, "is used")
     generate.add_argument("--content_alpha", type=float, default=1.0, help="strength of the content half, linear and signed")
     generate.add_argument("--style_alpha", type=float, default=1.0, help="strength of the style half, linear and signed")
     generate.add_argument("--num_images_per_prompt", type=count, default=4, help="how many pictures, with the seeds 0, 1, 2, …")
@@ -85,9 +106,10 @@ def parse():
     inspect = commands.add_parser("inspect", help="say what a B-LoRA file is and how to use it")
     inspect.add_argument("source", help="file, folder or id on the Hugging Face hub")
     export = commands.add_parser("export", help="write a B-LoRA, one half, or a mixture for another program", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for half in ("content", "style"):
-        export.add_argument(f"--{half}_B_LoRA", help=f"file, folder or hub id whose {half} half is written; without it there is none in the file")
+    add_halves(export, "is written")
+    for half in HALVES:
         export.add_argument(f"--{half}_alpha", type=float, default=1.0, help="strength, linear and signed, multiplied into the weights")
+    export.add_argument("--dtype", default="float32", choices=DTYPES, help="of the numbers in the file; float16 and bfloat16 make it half as large")
     export.add_argument("--format", default="sgm", choices=FORMATS, help="sgm: ComfyUI and A1111; kohya: A1111 and others; peft: a folder for PEFT; diffusers")
     export.add_argument("--output_path", required=True, help="file (.safetensors) or folder; nothing is overwritten")
     return with_settings_of_a_picture(parser, generate)
@@ -96,20 +118,33 @@ def parse():
 def with_settings_of_a_picture(parser, generate):
     """The arguments as typed; those of `generate` that are not typed come from the picture named with --like."""
     args = parser.parse_args()
+    args.then = {}
     if args.command == "generate" and args.like:
         from .images import read_settings
 
-        settings = read_settings(args.like)
+        then = read_settings(args.like)
+        typed_halves = {half for half in HALVES if getattr(args, f"{half}_B_LoRA")}
         for action in generate._actions:
-            value = settings.get(action.dest)
-            if value is not None and action.dest not in ("help", "like", "output_path", "seeds"):
-                # as text, so that argparse checks it like what is typed; a switch has no text
-                generate.set_defaults(**{action.dest: value is True if action.nargs == 0 else str(value)})
-        generate.set_defaults(seeds=[whole_number(settings.get("seed", 0))])
+            value, half = then.get(action.dest), action.dest.partition("_")[0]
+            if value is None or action.dest in ("help", "like", "output_path", "seeds") or (action.dest.endswith("_weights") and half in typed_halves):
+                continue
+            # as text, so that argparse checks it like what is typed; a switch has no text
+            generate.set_defaults(**{action.dest: several(generate, action, value) if action.nargs == "+" else value is True if action.nargs == 0 else str(value)})
+        batch = then.get("batch_seeds") or [then.get("seed", 0)]
+        generate.set_defaults(seeds=[whole_number(seed) for seed in batch], batch_size=len(batch))
         args = parser.parse_args()
+        args.then = then
+        for half in HALVES:
+            if f"{half}_fingerprint" in then and not getattr(args, f"{half}_B_LoRA"):
+                generate.error(f"the {half} half of {args.like} was in no file when the picture was made; name it with --{half}_B_LoRA (fingerprint {shown(then[f'{half}_fingerprint'], 12)})")
     if args.command == "generate" and args.prompt is None:
         generate.error("name a --prompt, or a picture with --like")
     return args
+
+
+def several(command, action, value):
+    """A list out of a picture's settings, or the one thing it is, each part checked like what is typed."""
+    return [command._get_value(action, str(part)) for part in (value if isinstance(value, list) else [value])]
 
 
 def whole_number(value):
@@ -163,14 +198,12 @@ def run_train(args):
 
 
 def run_generate(args):
-    from . import adapters
-    from .adapters import BLoRA
-    from .cards import differences, picture_facts
-    from .generation import encode, pictures
-    from .images import free_path, safe_name, save_image, writable_folder
-    from .models import defaults_for, merge_few_step_lora, use_scheduler
+    from .generation import generate_each
+    from .images import save_picture, writable_folder
+    from .models import merge_few_step_lora, use_scheduler
+    from .records import differences
 
-    content, style = (BLoRA.load(path) if path else None for path in (args.content_B_LoRA, args.style_B_LoRA))
+    content, style = halves_of(args)
     writable_folder(args.output_path)
     pipe = load(args)
     if args.few_step_lora:
@@ -179,19 +212,15 @@ def run_generate(args):
         use_scheduler(pipe, args.scheduler or "lcm")
     if args.vae_tiling:
         pipe.vae.enable_tiling()
-    args.num_inference_steps = args.num_inference_steps or defaults_for(pipe).num_inference_steps
-    args.guidance_scale = defaults_for(pipe).guidance_scale if args.guidance_scale is None else args.guidance_scale
-    made_with = {**picture_facts(pipe, content, style), "device": pipe.device.type}
-    for line in differences(args.like, made_with):
-        print(f"note: {line}", file=sys.stderr)
-    adapters.apply(pipe, content, style, args.content_alpha, args.style_alpha)
     seeds = args.seeds if args.seeds is not None else range(args.num_images_per_prompt)
-    names = ("num_inference_steps", "guidance_scale", "height", "width", "batch_size", "asymmetric_guidance", "content_until", "style_from", "content_alpha", "style_alpha")
-    made = pictures(pipe, encode(pipe, args.prompt, args.negative_prompt), seeds, **{name: getattr(args, name) for name in names})
-    settings = {name: value for name, value in vars(args).items() if name not in ("command", "like", "output_path", "seeds", "num_images_per_prompt")}
-    for seed, picture in zip(seeds, made):
-        path = free_path(args.output_path, f"{safe_name(args.prompt)}_seed{seed}", ".png")
-        print("written:", save_image(picture, path, {**settings, **made_with, "seed": seed}))
+    names = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width", "batch_size", "asymmetric_guidance", "content_until", "style_from", "content_alpha", "style_alpha")
+    only = args.then.get("seed") if args.seeds == args.then.get("batch_seeds") else None  # the others of its batch are drawn with it
+    for number, picture in enumerate(generate_each(pipe, args.prompt, content, style, seeds=seeds, **{name: getattr(args, name) for name in names})):
+        made_with = picture.info["blora_nb"]
+        for line in differences(args.like, made_with) if args.like and number == 0 else ():
+            print(f"note: {line}", file=sys.stderr)
+        if only is None or made_with["seed"] == only:
+            print("written:", save_picture(picture, args.output_path))
 
 
 def run_inspect(args):
@@ -202,10 +231,12 @@ def run_inspect(args):
 
 
 def run_export(args):
+    import torch
+
     from .adapters import combine
 
-    blora = combine(args.content_B_LoRA, args.style_B_LoRA, args.content_alpha, args.style_alpha)
-    print("written:", blora.save(args.output_path, args.format))
+    blora = combine(*halves_of(args), args.content_alpha, args.style_alpha)
+    print("written:", blora.save(args.output_path, args.format, getattr(torch, args.dtype)))
 
 
 def main():

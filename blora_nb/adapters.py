@@ -12,7 +12,7 @@ import torch
 from .blocks import BLOCK_OF_HALF, half_of
 from .validation import base_of, check_complete, check_finite, check_sizes, remarks
 from .files import FILE_NAME, PEFT_CONFIG, PEFT_FILE, complete_file, find_weights, open_weights
-from .formats import FORMATS, BLoRAError, format_of, named_weights, peft_config, read_weights, shown
+from .formats import FORMATS, BLoRAError, converted, format_of, named_weights, peft_config, read_weights, shown
 
 # header entries that would be wrong in a file written anew
 STALE = {"format", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
@@ -33,6 +33,7 @@ class BLoRA:
         losses: the loss of each step, where it has just been trained; not written.
         notes: what was left out or assumed when the file was read.
         format: of the file it was read from, in words.
+        source: the file, folder or hub id it was read from or last written to, as it was named; else empty.
     """
 
     state_dict: dict
@@ -40,6 +41,7 @@ class BLoRA:
     losses: list = field(default_factory=list)
     notes: list = field(default_factory=list)
     format: str = ""
+    source: str = ""
 
     def __post_init__(self):
         check_complete(self.state_dict)
@@ -75,7 +77,7 @@ class BLoRA:
     def _half(self, half):
         if half not in self.halves:
             raise BLoRAError(f"It has no {half} half, only {' and '.join(self.halves)}.")
-        return BLoRA({key: t for key, t in self.state_dict.items() if half_of(key) == half}, self.metadata)
+        return BLoRA({key: t for key, t in self.state_dict.items() if half_of(key) == half}, self.metadata, source=self.source)
 
     @property
     def fingerprint(self):
@@ -106,7 +108,7 @@ class BLoRA:
                 metadata = opened.metadata() or {}
                 state_dict, notes = read_weights(opened, config)
                 format = format_of(opened.keys())
-            blora = cls(state_dict, {k: v for k, v in metadata.items() if k not in STALE}, notes=notes, format=format)
+            blora = cls(state_dict, {k: v for k, v in metadata.items() if k not in STALE}, notes=notes, format=format, source=str(source))
             notes += remarks(blora.layers)
         except BLoRAError as error:
             raise error if str(error).startswith(str(file)) else BLoRAError(f"{file}: {error}") from None
@@ -114,19 +116,20 @@ class BLoRA:
             warnings.warn(f"{file}: {note}", BLoRAWarning, stacklevel=2)
         return blora
 
-    def save(self, path, format="diffusers"):
+    def save(self, path, format="diffusers", dtype=torch.float32):
         """Write it, complete or not at all, so that `load` gives the same weights again.
 
         Args:
             path: a name ending in .safetensors, or a folder (made if needed), which gets `pytorch_lora_weights.safetensors`.
             format: "diffusers" (also what this package reads first), "kohya" (A1111, Forge, and diffusers), "sgm" (SDXL's
                 own block names: ComfyUI, A1111), or "peft" (always a folder: `PeftModel.from_pretrained(unet, folder)`).
+            dtype: of the numbers in the file. float32 keeps every bit; float16 and bfloat16 make it half as large.
 
         Returns:
             The path of the weights.
 
         Raises:
-            FileExistsError: there is such a file already. ValueError: no such format.
+            FileExistsError: there is such a file already. ValueError: no such format. BLoRAError: numbers too large for float16.
         """
         path = Path(path)
         if format not in FORMATS:
@@ -136,12 +139,14 @@ class BLoRA:
         file = path if path.suffix == ".safetensors" else path / (PEFT_FILE if format == "peft" else FILE_NAME)
         if file.exists():
             raise FileExistsError(f"{file} exists already. Choose another name, or remove it first.")
+        tensors = converted(named_weights(self.layers, format), dtype)
         file.parent.mkdir(parents=True, exist_ok=True)
         if format == "peft":
             with complete_file(file.with_name(PEFT_CONFIG)) as part:
                 part.write_text(json.dumps(peft_config(self.layers), indent=1))
         with complete_file(file) as part:
-            safetensors.torch.save_file(named_weights(self.layers, format), part, {"format": "pt", **self.metadata, **_kohya_metadata(self, format)})
+            safetensors.torch.save_file(tensors, part, {"format": "pt", **self.metadata, **_kohya_metadata(self, format)})
+        self.source = str(path)
         return file
 
     def __repr__(self):
@@ -217,6 +222,10 @@ def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
         BLoRAError: a half is missing or does not fit the base model; what was on the pipeline is still on it.
     """
     halves = {half: mix(half, given) for half, given in (("content", content), ("style", style)) if given is not None}
+    fingerprints = {half: blora.fingerprint for half, blora in halves.items()}
+    if on_the_pipeline(pipe) == fingerprints:
+        set_alphas(pipe, content_alpha, style_alpha)
+        return
     for blora in halves.values():
         _check_fits(pipe.unet, blora)
     remove(pipe)
@@ -226,6 +235,7 @@ def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
             # said for every layer, because diffusers guesses wrong in some versions where ranks differ
             alphas = {f"unet.{layer}.alpha": float(a.shape[0]) for layer, (a, _) in blora.layers.items()}
             pipe.load_lora_into_unet({key: t.clone() for key, t in blora.state_dict.items()}, alphas, pipe.unet, adapter_name=half, _pipeline=pipe)
+            pipe.unet.peft_config[half].fingerprint = fingerprints[half]
     set_alphas(pipe, content_alpha, style_alpha)
 
 
@@ -247,6 +257,11 @@ def set_alphas(pipe, content_alpha=1.0, style_alpha=1.0):
     on = [half for half in alphas if half in applied(pipe)]
     if on:
         pipe.unet.set_adapters(on, [alphas[half] for half in on])
+
+
+def on_the_pipeline(pipe):
+    """The fingerprints of the halves that `apply` has put on a pipeline; None for an adapter that came from elsewhere."""
+    return {name: getattr(config, "fingerprint", None) for name, config in getattr(pipe.unet, "peft_config", {}).items()}
 
 
 def applied(pipe):

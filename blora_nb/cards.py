@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import asdict
+from functools import lru_cache
 import hashlib
 import html as escaping
 import importlib.metadata
@@ -17,7 +18,7 @@ from .blocks import half_of
 from .validation import base_of
 from .files import FILE_NAME
 from .formats import shown
-from .images import read_image, read_settings
+from .images import read_image
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]{40,400000}={0,2}")
@@ -40,10 +41,14 @@ def model_hash(pipe):
     if not files:
         return name, None
     stored = files[0].resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", stored.name):
-        return name, stored.name
-    with open(stored, "rb") as file:
-        return name, hashlib.file_digest(file, "sha256").hexdigest()
+    return name, stored.name if re.fullmatch(r"[0-9a-f]{64}", stored.name) else file_hash(stored, stored.stat().st_mtime_ns)
+
+
+@lru_cache
+def file_hash(path, changed):
+    """The sha256 of a file; computed again when the time of its last change is another."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def training_metadata(pipe, settings, picture=None, license=None):
@@ -71,19 +76,6 @@ def picture_metadata(picture):
     data = io.BytesIO()
     picture.save(data, format="JPEG", quality=80)
     return {"picture_sha256": sha256, "modelspec.thumbnail": "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()}
-
-
-def picture_facts(pipe, content, style):
-    """What decides a picture besides the settings typed: hashes of the halves and of the base model, number format, versions."""
-    halves = {f"{half}_fingerprint": getattr(blora, half).fingerprint for half, blora in (("content", content), ("style", style)) if blora}
-    name, sha256 = model_hash(pipe)
-    return {**halves, "base_model": name, "base_model_sha256": sha256, "unet_dtype": str(pipe.unet.dtype).removeprefix("torch."), "versions": versions()}
-
-
-def differences(picture, facts):
-    """Lines that say where the `picture_facts` differ from those in a picture; none where it can be made again bit by bit."""
-    then = read_settings(picture) if picture else facts
-    return [f"{what} was {shown(then.get(what))} and is {shown(now)}; the picture may not be the same." for what, now in facts.items() if then.get(what) != now]
 
 
 def norms(blora):

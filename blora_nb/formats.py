@@ -290,6 +290,18 @@ def named_weights(layers, format):
     return tensors
 
 
+def converted(tensors, dtype):
+    """The tensors of a file in another number format.
+
+    Raises:
+        BLoRAError: a number is too large for it.
+    """
+    found = {name: t.to(dtype) for name, t in tensors.items()}
+    if broken := [name for name, t in found.items() if not torch.isfinite(t).all()]:
+        raise BLoRAError(f"{several(broken)}: numbers too large for {str(dtype).removeprefix('torch.')}. Write it as bfloat16 or float32.")
+    return found
+
+
 def peft_config(layers):
     """What PEFT wants in `adapter_config.json`, for {layer: (lora_A, lora_B)}."""
     ranks = {layer: a.shape[0] for layer, (a, _) in layers.items()}

@@ -6,6 +6,7 @@ import torch
 
 from . import adapters
 from .models import defaults_for
+from .records import record
 from .sharing import pipeline_lock
 
 
@@ -25,12 +26,22 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
         options: `batch_size`, `preview`, `asymmetric_guidance`, `content_until`, `style_from`; see `pictures`.
 
     Returns:
-        A list of PIL images, in the order of the seeds.
+        A list of PIL images, in the order of the seeds. Each knows what it was made with, in `info["blora_nb"]`, and
+        `images.save_picture` writes that into its file.
     """
-    options |= {"content_alpha": content_alpha, "style_alpha": style_alpha} if {"content_until", "style_from"} & set(options) else {}
     with pipeline_lock(pipe):
-        adapters.apply(pipe, content, style, content_alpha, style_alpha)
-        return sample(pipe, prompt, seeds, num_inference_steps, guidance_scale, negative_prompt, height, width, progress, **options)
+        return list(generate_each(pipe, prompt, content, style, content_alpha, style_alpha, seeds, num_inference_steps, guidance_scale, negative_prompt, height, width, progress, **options))
+
+
+@torch.no_grad()
+def generate_each(pipe, prompt, content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
+    """Like `generate`, one picture after another, each as soon as it is ready."""
+    adapters.apply(pipe, content, style, content_alpha, style_alpha)
+    common = record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha)
+    embeds, alphas = encode(pipe, prompt, negative_prompt), {"content_alpha": content_alpha, "style_alpha": style_alpha}
+    for image in pictures(pipe, embeds, seeds, num_inference_steps, guidance_scale, height, width, progress, **alphas, **options):
+        image.info["blora_nb"] = common | image.info["blora_nb"]
+        yield image
 
 
 @torch.no_grad()
@@ -66,6 +77,7 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
     steps = num_inference_steps or suited.num_inference_steps
     guidance = suited.guidance_scale if guidance_scale is None else guidance_scale
     timed = content_until < 1 or style_from > 0
+    made_with = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width, "asymmetric_guidance": asymmetric_guidance, "content_until": content_until, "style_from": style_from}
     done, total = 0, steps * len(seeds)
 
     def set_time(step):
@@ -95,10 +107,13 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
             if timed:
                 set_time(0)
             generators = [torch.Generator().manual_seed(seed) for seed in batch]
-            yield from pipe(
+            images = pipe(
                 **embeds, num_inference_steps=steps, guidance_scale=guidance, height=height, width=width, num_images_per_prompt=len(batch),
                 generator=generators, callback_on_step_end=after_step,
             ).images  # fmt: skip
+            for seed, image in zip(batch, images):
+                image.info["blora_nb"] = made_with | {"seed": seed} | ({"batch_seeds": batch} if len(batch) > 1 else {})
+                yield image
 
 
 @contextmanager

@@ -160,16 +160,33 @@ def free_path(folder, stem, suffix):
 def save_image(image, path, settings=None):
     """Write a PNG with its settings inside (text field "blora_nb", JSON); complete or not at all.
 
+    Args:
+        settings: by default what `generate` has noted on the picture.
+
     Raises:
         FileExistsError: there is such a file already.
     """
     path = Path(path)
     info = PngImagePlugin.PngInfo()
-    if settings:
+    if settings := settings or image.info.get("blora_nb"):
         info.add_text("blora_nb", json.dumps(settings))
     with complete_file(path) as part:
         image.save(part, format="PNG", pnginfo=info)
     return path
+
+
+def save_picture(image, folder):
+    """Write a picture of `generate` into a folder (made if needed), with its settings inside, as PROMPT_seedN.png; returns the path.
+
+    Nothing is overwritten: a second one of the name gets -2. `python -m blora_nb generate --like` makes it again.
+
+    Raises:
+        ImageError: the picture does not know what it was made with. OSError: the folder cannot be written to.
+    """
+    settings = image.info.get("blora_nb", {})
+    if "prompt" not in settings:
+        raise ImageError("This picture does not know what it was made with; only pictures of generate do. Save it with its own method: picture.save(…).")
+    return save_image(image, free_path(writable_folder(folder), f"{safe_name(settings['prompt'])}_seed{settings['seed']}", ".png"))
 
 
 def read_settings(path):
@@ -186,7 +203,7 @@ def read_settings(path):
     finally:
         image.close()
     if text is None:
-        raise ImageError(f"{shown(path, 300)} has no settings inside; only pictures of `python -m blora_nb generate`, as they were written, have them.")
+        raise ImageError(f"{shown(path, 300)} has no settings inside; only pictures written by `python -m blora_nb generate` or `save_picture` have them.")
     try:
         return parse_json(text, f"The text field of {path}")
     except BLoRAError as error:

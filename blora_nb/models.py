@@ -84,7 +84,14 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     pipe.set_progress_bar_config(disable=True)
     for model in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         model.requires_grad_(False)
+    asked = {"pretrained_model_name_or_path": str(base), "pretrained_vae_model_name_or_path": vae, "revision": revision, "variant": variant, "quantization": quantization}
+    pipe.blora_nb_options = {name: value for name, value in asked.items() if value}
     return pipe.to(device)
+
+
+def options_of(pipe):
+    """What `load_pipeline`, `use_scheduler` and `merge_few_step_lora` were asked for, by the names of the command line."""
+    return getattr(pipe, "blora_nb_options", {"pretrained_model_name_or_path": str(pipe.config.get("_name_or_path") or "")})
 
 
 def _quantized_unet(source, quantization, dtype, options):
@@ -107,6 +114,7 @@ def use_scheduler(pipe, name):
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, not {name}.")
     pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+    pipe.blora_nb_options = options_of(pipe) | {"scheduler": name}
 
 
 def merge_few_step_lora(pipe, source):
@@ -117,9 +125,12 @@ def merge_few_step_lora(pipe, source):
     """
     path = Path(source)
     where = {"pretrained_model_name_or_path_or_dict": str(path.parent), "weight_name": path.name} if path.is_file() else {"pretrained_model_name_or_path_or_dict": str(source)}
-    pipe.load_lora_weights(**where, adapter_name="few_steps")
+    pipe.load_lora_weights(**where, adapter_name="few_steps", use_safetensors=True)
     if not pipe.get_list_adapters():
         raise ValueError(f"{source} holds no LoRA weight that diffusers knows.")
+    weights = {name: p for name, p in pipe.unet.named_parameters() if ".few_steps." in name}
+    sha256 = hashlib.sha256(b"".join(name.encode() + p.detach().cpu().float().numpy().tobytes() for name, p in sorted(weights.items())))
+    pipe.blora_nb_options = options_of(pipe) | {"few_step_lora": str(source), "few_step_sha256": sha256.hexdigest()}
     pipe.fuse_lora(adapter_names=["few_steps"])
     pipe.unload_lora_weights()
 

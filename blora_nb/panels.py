@@ -2,13 +2,13 @@
 
 import html
 from base64 import b64encode
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import ipywidgets as widgets
 
 from .figures import picture_grid, seed_ranking
 from .generation import generate
-from .images import centre_square, free_path, safe_name, save_image, writable_folder
+from .images import centre_square, save_picture
 from .metrics import ranked, scorer_for
 from .models import defaults_for
 from .sources import INDENT, Gallery, HalfChooser, Source, picture_html
@@ -155,9 +155,7 @@ class Panel(widgets.VBox):
 
     def _save(self):
         try:
-            stem = f"{safe_name(self.drawn.prompt)}_seed{self.drawn.seed}"
-            settings = {name: value for name, value in asdict(self.drawn).items() if value is not None}
-            path = save_image(self.picture, free_path(writable_folder(self.folder), stem, ".png"), settings | {"guidance_scale": defaults_for(self.pipe).guidance_scale})
+            path = save_picture(self.picture, self.folder)
         except Exception as error:
             self.worker.show(error)
         else:

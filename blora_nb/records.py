@@ -1,0 +1,46 @@
+"""What a picture was made with: kept on the picture, written into its file, read again to make the same one.
+
+The names are those of `python -m blora_nb generate`, so that `--like` can take a picture's record for what was typed.
+"""
+
+from .adapters import BLoRA, mix
+from .cards import model_hash, versions
+from .formats import shown
+from .images import read_settings
+from .models import options_of
+
+HALVES = ("content", "style")
+
+
+def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha):
+    """What the pictures of one call have in common.
+
+    Args:
+        content, style: as in `generate`. Their files are named where they have some; their fingerprints always.
+    """
+    name, sha256 = model_hash(pipe)
+    found = {"prompt": prompt, "negative_prompt": negative_prompt, "content_alpha": content_alpha, "style_alpha": style_alpha, **options_of(pipe)}
+    for half, given in zip(HALVES, (content, style)):
+        if given is not None:
+            found |= half_record(half, given)
+    found |= {"device": pipe.device.type, "dtype": str(pipe.unet.dtype).removeprefix("torch."), "vae_tiling": bool(getattr(pipe.vae, "use_tiling", False))}
+    return found | {"base_model": name, "base_model_sha256": sha256, "versions": versions()}
+
+
+def half_record(half, given):
+    """The sources, weights and fingerprint of one half."""
+    parts = [item if isinstance(item, tuple) else (item, 1.0) for item in (given if isinstance(given, list) else [given])]
+    sources = [part.source if isinstance(part, BLoRA) else str(part) for part, _ in parts]
+    found = {f"{half}_fingerprint": mix(half, given).fingerprint}
+    if all(sources):
+        found |= {f"{half}_B_LoRA": sources} | ({f"{half}_weights": [float(weight) for _, weight in parts]} if any(weight != 1 for _, weight in parts) else {})
+    return found
+
+
+DECISIVE = ("content_fingerprint", "style_fingerprint", "base_model", "base_model_sha256", "few_step_sha256", "dtype", "device", "quantization", "versions")
+
+
+def differences(picture, now):
+    """Lines that say where a new record differs from a picture's in what decides its pixels; none where it can be made again bit by bit."""
+    then = read_settings(picture)
+    return [f"{what} was {shown(then.get(what))} and is {shown(now.get(what))}; the picture may not be the same." for what in DECISIVE if then.get(what) != now.get(what)]
