@@ -18,9 +18,14 @@ from .blocks import half_of
 from .validation import base_of
 from .files import FILE_NAME
 from .formats import shown
-from .images import read_image
+from .images import read_image, safe_name
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+# what the hub knows by name, of its list at huggingface.co/docs/hub/repositories-licenses; others it shows as "other", with their name
+LICENSES = (
+    "mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "openrail", "openrail++",
+    "creativeml-openrail-m", "bigscience-openrail-m", "unlicense", "unknown", "other",
+)  # fmt: skip
 THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]{40,400000}={0,2}")
 
 
@@ -51,20 +56,19 @@ def file_hash(path, changed):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def training_metadata(pipe, settings, picture=None, license=None):
+def training_metadata(pipe, settings, picture=None):
     """What `train` puts into a B-LoRA's file: text to text.
 
     The names that begin with `modelspec.` are those of the ModelSpec standard, which A1111, ComfyUI and their kin show.
 
     Args:
         settings: a `TrainingSettings`. picture: a path or PIL image; None leaves thumbnail and hash out.
-        license: of the B-LoRA, for instance "cc-by-4.0".
     """
     name, sha256 = model_hash(pipe)
     found = {"training": json.dumps(asdict(settings)), "versions": versions(), "base_model": name, "modelspec.sai_model_spec": "1.0.0"}
     found |= {"modelspec.trigger_phrase": settings.instance_prompt, "modelspec.prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon")}
     found |= {"base_model_sha256": sha256} if sha256 else {}
-    found |= {"modelspec.license": license} if license else {}
+    found |= {"modelspec.license": settings.license} if settings.license else {}
     return found | (picture_metadata(picture) if picture is not None else {})
 
 
@@ -145,10 +149,11 @@ def model_card(blora, repo_id):
     from huggingface_hub import ModelCardData
 
     prompt, license = prompt_of(blora), blora.metadata.get("modelspec.license")
-    named = blora.metadata.get("base_model", "")
-    base = named if "/" in named else ("stabilityai/stable-diffusion-xl-base-1.0" if base_of(blora.state_dict) == "SDXL" else None)
+    base = blora.metadata.get("base_model", "")
+    base = base if "/" in base else ("stabilityai/stable-diffusion-xl-base-1.0" if base_of(blora.state_dict) == "SDXL" else None)
     tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora.state_dict) == "SDXL" else [])]
-    data = ModelCardData(license=license, base_model=base, tags=tags, instance_prompt=prompt)
+    named = {"license": license} if license in (None, *LICENSES) else {"license": "other", "license_name": safe_name(license).lower()}
+    data = ModelCardData(**named, base_model=base, tags=tags, instance_prompt=prompt)
     table = "\n".join(f"| {what} | {text.replace('|', '/')} |" for what, text in facts(blora))
     return f"""---
 {data.to_yaml()}

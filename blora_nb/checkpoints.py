@@ -19,7 +19,7 @@ from .adapters import FILE_NAME, BLoRA, BLoRAError
 
 STATE_NAME = "training_state.safetensors"
 # settings that change how a training runs, not what comes out of it
-WITHOUT_EFFECT = {"gradient_checkpointing", "compile", "checkpointing_steps", "checkpoints_total_limit", "class_data_dir", "num_class_images", "sample_batch_size"}
+WITHOUT_EFFECT = {"gradient_checkpointing", "compile", "checkpointing_steps", "checkpoints_total_limit", "class_data_dir", "num_class_images", "sample_batch_size", "license"}
 
 
 class CheckpointError(RuntimeError):

@@ -20,7 +20,7 @@ def option(default, help, group, **extra):
     return field(default=default, metadata={"help": help, "group": group, **extra})
 
 
-LEARNED, OPTIMIZER, RECIPES, MEMORY, CHECKPOINTS = "what is learned", "optimizer", "recipes, all off by default", "memory and speed", "checkpoints"
+LEARNED, OPTIMIZER, RECIPES, MEMORY, CHECKPOINTS, FILE = "what is learned", "optimizer", "recipes, all off by default", "memory and speed", "checkpoints", "written into the file"
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,6 +64,8 @@ class TrainingSettings:
 
     checkpointing_steps: int | None = option(None, "steps between checkpoints; by default a quarter of the training", CHECKPOINTS)
     checkpoints_total_limit: int | None = option(None, "keep only so many, the newest", CHECKPOINTS)
+
+    license: str | None = option(None, "of the B-LoRA, for example cc-by-4.0: what others may do with it, if the picture is yours to decide", FILE)
 
     def __post_init__(self):
         for f in fields(self):

@@ -8,7 +8,7 @@ import tempfile
 
 import safetensors
 
-from .formats import BLoRAError, parse_json, several, shown
+from .formats import LARGEST, BLoRAError, parse_json, several, shown
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers and the original call it in a folder
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -107,6 +107,7 @@ def _from_hub(source):
                 if isinstance(error, errors.RepositoryNotFoundError):
                     raise
                 name = FILE_NAME  # perhaps it is in the cache
+        _check_size(api, repo_id, name)
         path = Path(api.hf_hub_download(repo_id, name))
         config = read_json(api.hf_hub_download(repo_id, PEFT_CONFIG)) if path.name == PEFT_FILE else {}
         return path, config
@@ -120,6 +121,18 @@ def _from_hub(source):
         raise BLoRAError(f"The repository {repo_id} on the Hugging Face hub has no file {name}.") from None
     except Exception as error:  # the network fails in many ways, of several libraries
         raise BLoRAError(f"There is no file or folder {source} here, and the Hugging Face hub did not give it ({type(error).__name__}: {shown(error, 200)}).") from None
+
+
+def _check_size(api, repo_id, name):
+    """Raise a BLoRAError, before anything is downloaded, if the file is larger than a LoRA can be."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        size = get_hf_file_metadata(hf_hub_url(repo_id, name, endpoint=api.endpoint), token=api.token).size
+    except Exception:  # no network, no such file: the download itself says so, or finds it in the cache
+        return
+    if (size or 0) > LARGEST:
+        raise BLoRAError(f"{name} has {size / 2**30:.1f} GiB; no LoRA of SDXL is larger than {LARGEST / 2**30:.0f} GiB. Nothing was downloaded; name the file of a LoRA.")
 
 
 def read_json(path):

@@ -22,7 +22,7 @@ from test_formats import made, mixed_rank
 @pytest.fixture
 def described(pipe, picture):
     """A B-LoRA with all that a training can say about itself."""
-    return BLoRA(made().state_dict, training_metadata(pipe, TrainingSettings(instance_prompt="A [v] | fish", rank=4), picture, "cc-by-4.0"))
+    return BLoRA(made().state_dict, training_metadata(pipe, TrainingSettings(instance_prompt="A [v] | fish", rank=4, license="cc-by-4.0"), picture))
 
 
 def test_metadata_of_a_training_is_in_the_file_and_comes_back(pipe, picture, described, tmp_path):
@@ -78,7 +78,10 @@ def test_a_model_card_has_the_header_the_hub_reads(described):
     assert card.data.license == "cc-by-4.0" and "lora" in card.data.tags and card.data.get("instance_prompt") == "A [v] | fish"
     sdxl = made(width=1280, context=2048, depth=1, rank=lambda layer: 1)
     assert ModelCard(model_card(sdxl, "user/x")).data.base_model == "stabilityai/stable-diffusion-xl-base-1.0"
-    assert ("licence", "cc-by-4.0") in facts(described)
+    assert ("licence", "cc-by-4.0") in facts(described) and ModelCard(model_card(described, "user/x")).data.license == "cc-by-4.0"
+    own = BLoRA(described.state_dict, described.metadata | {"modelspec.license": "My School Only"})
+    data = ModelCard(model_card(own, "user/x")).data
+    assert (data.license, data.license_name) == ("other", "my_school_only")  # an unknown name in the first place the hub refuses
 
 
 # --- a hub of our own: enough of the Hugging Face hub's interface for one repository ---
@@ -101,7 +104,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if path.startswith("/user/name/resolve/main/"):
             if (data := self.files.get(path.removeprefix("/user/name/resolve/main/"))) is None:
                 return self.answer(404, X_Error_Code="EntryNotFound")
-            return self.answer(200, data, ETag='"1"', X_Repo_Commit="c" * 40)
+            return self.answer(200, data, ETag='"1"', X_Repo_Commit="c" * 40, **({"X-Linked-Size": 5 * 2**30, "X-Linked-ETag": '"2"'} if data == b"huge" else {}))
         if path == "/api/models/user/name" or path == "/api/models/user/name/revision/main":
             return self.answer(200, json.dumps({"id": "user/name", "sha": "c" * 40, "siblings": [{"rfilename": name} for name in self.files]}).encode())
         if path.startswith("/api/models/user/name/tree/"):
@@ -155,6 +158,10 @@ def test_upload_then_load_by_id(described, hub, tmp_path):
     assert found.returncode == 0 and described.fingerprint in found.stdout, found.stderr
     again = load_elsewhere("user/name", tmp_path, HF_HUB_OFFLINE="1")  # out of the cache
     assert again.returncode == 0 and described.fingerprint in again.stdout, again.stderr
+    Hub.files["huge.safetensors"], before = b"huge", len(Hub.requests)
+    huge = load_elsewhere("user/name/huge.safetensors", tmp_path, HF_ENDPOINT=hub)
+    assert huge.returncode == 1 and "5.0 GiB" in huge.stderr and "Nothing was downloaded" in huge.stderr, huge.stderr
+    assert not [path for kind, path in Hub.requests[before:] if kind == "GET" and "huge" in path]
     named = load_elsewhere("user/name/other.safetensors", tmp_path, HF_ENDPOINT=hub)
     assert named.returncode == 1 and "has no file other.safetensors" in named.stderr, named.stderr
 
