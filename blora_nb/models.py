@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 import hashlib
+from logging import ERROR, getLogger
 from pathlib import Path
 
 import torch
@@ -51,6 +52,7 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     """
     from transformers.utils import logging as transformers_logging
 
+    getLogger("bitsandbytes").setLevel(ERROR)  # on a CPU it would miss a package that nothing here needs
     transformers_logging.set_verbosity_error()  # it would advise to install torchvision, which nothing here needs
     import diffusers
     from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline
