@@ -71,7 +71,7 @@ class Panel(widgets.VBox):
         self.worker.progress.style.description_width = f"{INDENT}px"
         self.prompt = widgets.Text(PROMPTS[tuple(self.choosers)] if prompt is None else prompt, description="Prompt", continuous_update=False, layout=wide, style=label)
         self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="Seed", layout=widgets.Layout(width=f"{INDENT + 110}px"), style=label)
-        self.steps = widgets.BoundedIntText(num_inference_steps or defaults_for(pipe).num_inference_steps, min=1, max=200, description="Steps", layout=widgets.Layout(width="130px"), style={"description_width": "50px"})
+        self.steps = widgets.BoundedIntText(num_inference_steps or defaults_for(pipe).num_inference_steps, min=1, max=1000, description="Steps", layout=widgets.Layout(width="130px"), style={"description_width": "50px"})
         self.generate = widgets.Button(description="Generate", icon="paint-brush", button_style="primary", layout=widgets.Layout(width="auto"))
         self.save = widgets.Button(description="Save", icon="download", disabled=True, layout=widgets.Layout(width="auto"))
         self.large, self.caption, self.saved = widgets.HTML(), widgets.HTML(), widgets.HTML()

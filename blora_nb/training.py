@@ -208,7 +208,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
 
     with ExitStack() as stack:
         models_back = stack.enter_context(out_of_the_way(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
-        text_back = stack.enter_context(constant_text(pipe.unet, batches.prompt_embeds.expand(size, -1, -1), batches.one_prompt))
+        text_back = stack.enter_context(constant_text(pipe.unet, batches.prompt_embeds[:1].expand(size, -1, -1), batches.one_prompt))
         stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings)))
         stack.enter_context(compiled(pipe.unet, settings.compile))
         stack.enter_context(warnings.catch_warnings())

@@ -238,7 +238,7 @@ def test_save_writes_the_settings_and_overwrites_nothing(panel, tmp_path):
     panel.save.click()
     one, two = sorted((tmp_path / "out").glob("*.png"))
     settings = json.loads(Image.open(one).text["blora_nb"])
-    assert settings["content_B_LoRA"] == "star sunset" and settings["seed"] == 0 and settings["num_inference_steps"] == 3 and settings["prompt"] == panel.prompt.value
+    assert Path(settings["content_B_LoRA"][0]).name == "star_sunset.safetensors" and settings["seed"] == 0 and settings["num_inference_steps"] == 3 and settings["prompt"] == panel.prompt.value
     assert Image.open(two).tobytes() == panel.picture.tobytes() and "download=" in panel.saved.value and panel.errors == []
     panel.folder = one / "not a folder"
     panel.save.click()
