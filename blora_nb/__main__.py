@@ -85,7 +85,14 @@ def parse():
     generate.add_argument("--negative_prompt")
     generate.add_argument("--height", type=count, help=f"in pixels; {suited}")
     generate.add_argument("--width", type=count, help=f"in pixels; {suited}")
-    generate.add_argument("--batch_size", type=count, default=1, help="pictures made at once; more is faster on a GPU and takes more memory")
+    generate.add_argument("--image", metavar="PICTURE", help="start from this picture instead of pure noise (img2img), to keep its layout")
+    generate.add_argument("--strength", type=float, default=0.6, help="with --image: share of the steps that are made; the lower, the more of the picture stays")
+    generate.add_argument("--controlnet", metavar="SOURCE", help='follow a drawn layout: "tiny" for the teaching model, or the id or folder of a ControlNet for SDXL')
+    layout = generate.add_mutually_exclusive_group()
+    layout.add_argument("--outline_of", metavar="PICTURE", help="the layout: the outlines of this picture, as the teaching model's ControlNet wants them")
+    layout.add_argument("--control_image", metavar="PICTURE", help="the layout as this ControlNet wants it (edges, depth, …; its card says which)")
+    generate.add_argument("--controlnet_conditioning_scale", type=float, default=1.0, help="how closely the layout is followed")
+    generate.add_argument("--batch_size", type=count, help="pictures made at once; by default one on a CPU, as many as fit on a GPU")
     generate.add_argument("--vae_tiling", action="store_true", help="decode large pictures piece by piece, to save memory")
     generate.add_argument("--few_step_lora", help="id or file of an LCM or Lightning LoRA of the base, merged into it; then 4 to 8 steps and a guidance scale of 1 to 2 are enough")
     generate.add_argument("--scheduler", choices=SCHEDULERS, help="another sampler than the base model's own")
@@ -134,6 +141,9 @@ def with_settings_of_a_picture(parser, generate):
         generate.set_defaults(seeds=[whole_number(seed) for seed in batch], batch_size=len(batch))
         args = parser.parse_args()
         args.then = then
+        for what, flags in (("image", ("image",)), ("control_image", ("control_image", "outline_of")), ("controlnet", ("controlnet",))):
+            if (f"{what}_sha256" in then or what in then) and not any(getattr(args, flag) for flag in flags):
+                generate.error(f"the {what} of {args.like} was in no file when the picture was made; name it with --{flags[-1]}")
         for half in HALVES:
             if f"{half}_fingerprint" in then and not getattr(args, f"{half}_B_LoRA"):
                 generate.error(f"the {half} half of {args.like} was in no file when the picture was made; name it with --{half}_B_LoRA (fingerprint {shown(then[f'{half}_fingerprint'], 12)})")
@@ -200,8 +210,9 @@ def run_train(args):
 def run_generate(args):
     from .generation import generate_each
     from .images import save_picture, writable_folder
-    from .models import merge_few_step_lora, use_scheduler
+    from .models import merge_few_step_lora, native_resolution, use_scheduler
     from .records import differences
+    from .structure import outline
 
     content, style = halves_of(args)
     writable_folder(args.output_path)
@@ -213,9 +224,10 @@ def run_generate(args):
     if args.vae_tiling:
         pipe.vae.enable_tiling()
     seeds = args.seeds if args.seeds is not None else range(args.num_images_per_prompt)
-    names = ("num_inference_steps", "guidance_scale", "negative_prompt", "height", "width", "batch_size", "asymmetric_guidance", "content_until", "style_from", "content_alpha", "style_alpha")
+    control_image = outline(args.outline_of, min(args.height or native_resolution(pipe), args.width or native_resolution(pipe))) if args.outline_of else args.control_image
+    names = ("image", "strength", "controlnet", "controlnet_conditioning_scale", "num_inference_steps", "guidance_scale", "negative_prompt", "height", "width", "batch_size", "asymmetric_guidance", "content_until", "style_from", "content_alpha", "style_alpha")
     only = args.then.get("seed") if args.seeds == args.then.get("batch_seeds") else None  # the others of its batch are drawn with it
-    for number, picture in enumerate(generate_each(pipe, args.prompt, content, style, seeds=seeds, **{name: getattr(args, name) for name in names})):
+    for number, picture in enumerate(generate_each(pipe, args.prompt, content, style, seeds=seeds, control_image=control_image, **{name: getattr(args, name) for name in names})):
         made_with = picture.info["blora_nb"]
         for line in differences(args.like, made_with) if args.like and number == 0 else ():
             print(f"note: {line}", file=sys.stderr)
@@ -248,7 +260,7 @@ def main():
 
             return 0 if print_check() else 1
         {"train": run_train, "generate": run_generate, "inspect": run_inspect, "export": run_export}[args.command](args)
-    except (ValueError, OSError, RuntimeError) as error:  # our own errors are among these, each with its remedy
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:  # our own errors are among these, each with its remedy
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

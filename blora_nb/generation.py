@@ -5,9 +5,11 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from . import adapters
+from .memory import explain_out_of_memory_generating, pictures_at_once
 from .models import defaults_for
 from .records import record
 from .sharing import pipeline_lock
+from .structure import structure_of
 
 
 @torch.no_grad()
@@ -23,7 +25,8 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
         seeds: a whole number or several; a picture depends on its own seed only.
         num_inference_steps, guidance_scale, height, width: by default what suits the pipeline.
         progress: True for a progress bar over all steps, or a function called with (steps done, steps in all).
-        options: `batch_size`, `preview`, `asymmetric_guidance`, `content_until`, `style_from`; see `pictures`.
+        options: `image` and `strength`, `controlnet` and `control_image`, `batch_size`, `preview`, `asymmetric_guidance`,
+            `content_until`, `style_from`; see `pictures`.
 
     Returns:
         A list of PIL images, in the order of the seeds. Each knows what it was made with, in `info["blora_nb"]`, and
@@ -59,12 +62,17 @@ def encode(pipe, prompt, negative_prompt=None):
 
 
 @torch.no_grad()
-def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None, height=None, width=None, progress=True, batch_size=1, preview=None, asymmetric_guidance=False, content_until=1.0, style_from=0.0, content_alpha=1.0, style_alpha=1.0):  # fmt: skip
+def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None, height=None, width=None, progress=True, batch_size=None, preview=None, asymmetric_guidance=False, content_until=1.0, style_from=0.0, content_alpha=1.0, style_alpha=1.0, image=None, strength=0.6, controlnet=None, control_image=None, controlnet_conditioning_scale=1.0):  # fmt: skip
     """Yield one PIL image after another, each as soon as it is ready, of a prompt from `encode`.
 
     Args:
-        batch_size: pictures made at once: faster on a GPU, with memory in proportion. A picture still depends on its own seed
-            only, but sums are added up in another order in a batch, which can change a pixel by a step or two.
+        image, strength: start from this picture (path or PIL image) instead of pure noise and make only this share of the steps
+            (img2img): the lower, the more of the picture is kept, its colours too.
+        controlnet, control_image, controlnet_conditioning_scale: follow a drawn layout: a ControlNet ("tiny" for the teaching
+            model, id, folder, or one from `structure.load_controlnet`), the layout as it wants it (see `structure.outline`), and how closely.
+        batch_size: pictures made at once; by default one on a CPU and as many as fit on a GPU, where it is faster. A picture still
+            depends on its own seed only, but sums are added up in another order in a batch, which can change a pixel by a step or two.
+            Halved where the memory turns out to be too small.
         preview: a function called with (index of the batch's first picture, step, latents) after each step.
         asymmetric_guidance: no LoRA in the unconditional pass, so that guidance pushes towards what the LoRA adds (CRAFT-LoRA, arXiv 2602.18936).
         content_until, style_from: timed halves: the content half only up to this share of the steps, the style half only from
@@ -77,11 +85,13 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
     steps = num_inference_steps or suited.num_inference_steps
     guidance = suited.guidance_scale if guidance_scale is None else guidance_scale
     timed = content_until < 1 or style_from > 0
-    made_with = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width, "asymmetric_guidance": asymmetric_guidance, "content_until": content_until, "style_from": style_from}
-    done, total = 0, steps * len(seeds)
+    structure = structure_of(pipe, image, strength, controlnet, control_image, controlnet_conditioning_scale, height, width)
+    made = structure.steps(steps)
+    made_with = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width, "asymmetric_guidance": asymmetric_guidance, "content_until": content_until, "style_from": style_from} | structure.made_with
+    done, total, first, size = 0, made * len(seeds), 0, batch_size or pictures_at_once(pipe, height, width)
 
     def set_time(step):
-        adapters.set_alphas(pipe, content_alpha * (step < content_until * steps), style_alpha * (step >= style_from * steps))
+        adapters.set_alphas(pipe, content_alpha * (step < content_until * made), style_alpha * (step >= style_from * made))
 
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, desc="generating", disable=progress is not True))
@@ -89,13 +99,13 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
             stack.enter_context(lora_in_the_conditional_pass_only(pipe.unet))
         if timed:
             stack.callback(adapters.set_alphas, pipe, content_alpha, style_alpha)
-        for first in range(0, len(seeds), batch_size):
-            batch = seeds[first : first + batch_size]
+        while first < len(seeds):
+            batch = seeds[first : first + size]
 
             def after_step(pipe_, step, timestep, tensors):
                 nonlocal done
-                done += len(batch)
-                bar.update(len(batch))
+                done = made * first + (step + 1) * len(batch)
+                bar.update(done - bar.n)
                 if timed:
                     set_time(step + 1)
                 if preview:
@@ -107,13 +117,23 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
             if timed:
                 set_time(0)
             generators = [torch.Generator().manual_seed(seed) for seed in batch]
-            images = pipe(
-                **embeds, num_inference_steps=steps, guidance_scale=guidance, height=height, width=width, num_images_per_prompt=len(batch),
-                generator=generators, callback_on_step_end=after_step,
-            ).images  # fmt: skip
-            for seed, image in zip(batch, images):
-                image.info["blora_nb"] = made_with | {"seed": seed} | ({"batch_seeds": batch} if len(batch) > 1 else {})
-                yield image
+            try:
+                images = structure.pipe(
+                    **embeds, **structure.arguments, num_inference_steps=steps, guidance_scale=guidance, num_images_per_prompt=len(batch),
+                    generator=generators, callback_on_step_end=after_step,
+                ).images  # fmt: skip
+            except torch.OutOfMemoryError as error:
+                if len(batch) == 1:
+                    raise MemoryError(explain_out_of_memory_generating(pipe, error)) from error
+                size = len(batch) // 2
+                images = []
+            if not images:  # outside `except`, whose error would keep the memory of all that was under way
+                torch.cuda.empty_cache()
+                continue
+            first += len(batch)
+            for seed, picture in zip(batch, images):
+                picture.info["blora_nb"] = made_with | {"seed": seed} | ({"batch_seeds": batch} if len(batch) > 1 else {})
+                yield picture
 
 
 @contextmanager

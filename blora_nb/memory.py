@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from .blocks import CONTENT_BLOCK, STYLE_BLOCK, target_modules
+from .models import native_resolution
 
 GIB = 2**30
+PICTURE = 3 * GIB  # of 1024 × 1024 pixels, U-Net and VAE at work in 16 bits; an allowance, not measured: a batch that does not fit is halved
+MOST_AT_ONCE = 8  # larger batches gain no speed
 WORKING = int(0.7 * GIB)  # CUDA's own memory and the largest temporary tensors; an allowance, not counted
 
 
@@ -153,6 +156,28 @@ def explain_out_of_memory(pipe, settings, error, output_dir):
     first = str(error).split("\n")[0].split(". GPU")[0]
     kept = f" Its checkpoints are in {output_dir}; go on from them with --resume_from_checkpoint latest." if output_dir else ""
     return f"The memory of {pipe.device} is too small ({first}).{kept} {advice(pipe, settings)}"
+
+
+def pictures_at_once(pipe, height=None, width=None, free=None):
+    """How many pictures of this size (pixels) to make in one batch: one on a CPU, on a GPU as many as fit."""
+    free = free_memory(pipe.device) if free is None else free
+    if free is None:
+        return 1
+    side = native_resolution(pipe)
+    pixels = (height or side) * (width or side)
+    return max(1, min(MOST_AT_ONCE, int(free / (PICTURE * pixels / 1024**2 * pipe.unet.dtype.itemsize / 2))))
+
+
+def explain_out_of_memory_generating(pipe, error):
+    """The message for a picture that needs more memory than there is, and what to change, the cheapest first."""
+    first = str(error).split("\n")[0].split(". GPU")[0]
+    steps = [
+        (not getattr(pipe.vae, "use_tiling", False), "--vae_tiling (in Python: pipe.vae.enable_tiling())"),
+        (pipe.unet.dtype == torch.float32, "--dtype float16"),
+        (not getattr(pipe.unet, "is_quantized", False), "--quantization nf4 (the U-Net in a third of the memory)"),
+        (True, "a smaller --height and --width"),
+    ]
+    return f"The memory of {pipe.device} is too small for one picture ({first}). Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def half_record(half, given):
     return found
 
 
-DECISIVE = ("content_fingerprint", "style_fingerprint", "base_model", "base_model_sha256", "few_step_sha256", "dtype", "device", "quantization", "versions")
+DECISIVE = ("content_fingerprint", "style_fingerprint", "base_model", "base_model_sha256", "few_step_sha256", "image_sha256", "control_image_sha256", "controlnet", "dtype", "device", "quantization", "versions")
 
 
 def differences(picture, now):
