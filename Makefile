@@ -3,6 +3,7 @@
 # make lab           open JupyterLab on the notebooks
 # make app           open the page for people who never open a notebook
 # make test-colab    run the notebooks and panels with the versions that Colab ships, in an environment of their own
+# make test-old-diffusers   have diffusers 0.25, which the original was made with, read what is written here; in an environment of its own
 # make notebooks     execute the notebooks again and store their outputs
 # make bench         measure the teaching model, the separation, the recipes and what training costs (hours on two cores)
 # make teaching-model   train the teaching model and the judge again (hours on two cores, resumable)
@@ -14,7 +15,7 @@ export OMP_WAIT_POLICY := passive
 # one thread is faster for a model as small as the teaching model, and adds up in the same order everywhere
 export OMP_NUM_THREADS := 1
 
-.PHONY: walkthrough test test-colab lab app notebooks bench teaching-model
+.PHONY: walkthrough test test-colab test-old-diffusers lab app notebooks bench teaching-model
 
 walkthrough: $(READY)
 	$(BIN)/python notebooks/execute.py --to outputs
@@ -24,6 +25,9 @@ test: $(READY)
 
 test-colab: .venv-colab/ready
 	.venv-colab/bin/python -m pytest tests/test_panels.py tests/test_picker.py notebooks
+
+test-old-diffusers: $(READY) .venv-old-diffusers/ready
+	OLD_DIFFUSERS_PYTHON=$(CURDIR)/.venv-old-diffusers/bin/python $(BIN)/python -m pytest tests/test_old_diffusers.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks --ServerApp.tornado_settings="{'websocket_max_message_size': 104857600}"  # uploads of more than 10 MB
@@ -39,6 +43,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/teaching_model.py
 	$(BIN)/python benchmarks/separation.py
 	$(BIN)/python benchmarks/recipes.py
+	$(BIN)/python benchmarks/structure.py
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/arithmetic.py
 	$(BIN)/python benchmarks/growth.py
@@ -57,3 +62,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-colab
 	.venv-colab/bin/python -m pip install --disable-pip-version-check -c constraints-colab.txt "torch==$(shell sed -n 's/^torch==//p' constraints.txt)" -e ".[lab,test]"
 	@touch .venv-colab/ready
+
+.venv-old-diffusers/ready: tests/old_diffusers.txt
+	$(PYTHON) -m venv .venv-old-diffusers
+	.venv-old-diffusers/bin/python -m pip install --disable-pip-version-check "torch==$(shell sed -n 's/^torch==//p' constraints.txt)" -r tests/old_diffusers.txt
+	@touch .venv-old-diffusers/ready

@@ -106,7 +106,12 @@ def _quantized_unet(source, quantization, dtype, options):
     kinds = {"int8": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}}
     if quantization not in kinds:
         raise ValueError(f"quantization must be none, {' or '.join(kinds)}, not {quantization}.")
-    return UNet2DConditionModel.from_pretrained(source, subfolder="unet", quantization_config=BitsAndBytesConfig(**kinds[quantization]), **options)
+    try:
+        return UNet2DConditionModel.from_pretrained(source, subfolder="unet", quantization_config=BitsAndBytesConfig(**kinds[quantization]), **options)
+    except RuntimeError as error:
+        if "No GPU" not in str(error):
+            raise
+        raise ValueError(f"The quantization {quantization} needs an NVIDIA GPU, and there is none here. Leave it out, or say quantization none.") from None
 
 
 def use_scheduler(pipe, name):

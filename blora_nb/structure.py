@@ -6,6 +6,7 @@ ControlNet, arXiv 2302.05543.
 
 from dataclasses import dataclass, field
 import hashlib
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from .images import centre_square, read_image
 from .models import DATA, native_resolution
 
 TINY_CONTROLNET = DATA / "tiny_controlnet"
+# diffusers warns whenever a VAE changes its number format, of an empty list of parts that should not
+logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda record: "should be kept in float32: []" not in record.getMessage())
 
 
 @dataclass(frozen=True)

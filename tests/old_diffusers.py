@@ -3,7 +3,7 @@
     python tests/old_diffusers.py write FOLDER            two B-LoRAs, one for each of its ways to train
     python tests/old_diffusers.py read FILE REFERENCE     how far the U-Net's answer with FILE is from the one in REFERENCE
 
-Set up such an environment with: pip install torch diffusers==0.25.0 transformers==4.37.2 huggingface_hub==0.20.3 peft==0.7.1 accelerate==0.26.1 "numpy<2"
+`make test-old-diffusers` sets up such an environment, from tests/old_diffusers.txt.
 """
 
 import sys

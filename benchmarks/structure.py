@@ -1,0 +1,91 @@
+"""Do img2img and ControlNet keep a layout that the halves alone do not? The same pictures and seeds with and without each.
+
+    python benchmarks/structure.py    # about 8 minutes on one core; writes structure.md, .json and .png
+
+A B-LoRA is trained from a drawing of an object in a pose half as free as those that the ControlNet learnt, which the judge still
+understands, and in a combination that the teaching model never saw. Its content half and another picture's style half are put together; the judge names object and style of what comes out, and
+the layout is compared with the same object drawn in the same pose in the style that is wanted: the share of the pixels that
+belong to either silhouette which belong to both (intersection over union).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "data")]
+
+from drawings import draw, free_pose  # noqa: E402
+from separation import PROMPT, held_out_pictures, pairs  # noqa: E402
+
+from blora_nb import generate, load_pipeline, train  # noqa: E402
+from blora_nb.figures import picture_grid  # noqa: E402
+from blora_nb.metrics import Judge  # noqa: E402
+from blora_nb.models import fingerprint, native_resolution  # noqa: E402
+from blora_nb.structure import load_controlnet, outline  # noqa: E402
+
+OUTSIDE = 60  # a pixel whose colour differs by more than this from the background's belongs to the object
+
+
+def layout(seed):
+    """A pose half-way between the ordinary one and a free one."""
+    return tuple((free + ordinary) / 2 for free, ordinary in zip(free_pose(seed), (0.75, 0, 0, 0)))
+
+
+def silhouette(picture, background):
+    """Where a picture is not its background: a Boolean [height, width]."""
+    return np.abs(np.asarray(picture, dtype=int) - background).max(axis=2) > OUTSIDE
+
+
+def ways(controlnet, picture, edges):
+    """What is compared: name → options of `generate`."""
+    found = {"halves only": {}}
+    found |= {f"img2img, strength {strength}": {"image": picture, "strength": strength} for strength in (0.8, 0.6, 0.4)}
+    found |= {f"ControlNet, scale {scale}": {"controlnet": controlnet, "control_image": edges, "controlnet_conditioning_scale": scale} for scale in (0.5, 1.0)}
+    return found | {"ControlNet and img2img, strength 0.8": found["img2img, strength 0.8"] | found["ControlNet, scale 1.0"]}
+
+
+def measure(count, seeds):
+    pipe, judge, table, shown = load_pipeline(device="cpu"), Judge.load(), {}, []
+    side, controlnet, pictures = native_resolution(pipe), load_controlnet(pipe, "tiny"), held_out_pictures()
+    for number, other in pairs(pictures)[:: len(pictures) // count]:
+        object_name, its_style, _ = pictures[number]
+        picture = draw(object_name, its_style, number, side, layout(number))
+        content, style = (train(pipe, one, progress=False) for one in (picture, pictures[other][2]))
+        style_name, wanted = pictures[other][1], draw(object_name, pictures[other][1], number, side, layout(number))
+        background = np.median(np.asarray(wanted, dtype=int).reshape(-1, 3), axis=0)
+        target, row = silhouette(wanted, background), {}
+        for name, options in ways(controlnet, picture, outline(picture, side)).items():
+            images = generate(pipe, PROMPT, content, style, seeds=range(seeds), progress=False, **options)
+            verdicts = judge.name(images)
+            for image, (found_object, found_style) in zip(images, verdicts):
+                one = silhouette(image, background)
+                table.setdefault(name, []).append((found_object == object_name, found_style == style_name, (one & target).sum() / max(1, (one | target).sum())))
+            row[name] = images[0]
+        shown.append({"content picture": picture, "style picture": pictures[other][2], **row})
+        print(object_name, its_style, "in", style_name, {name: np.round(np.mean(t, axis=0), 2).tolist() for name, t in table.items()}, flush=True)
+    rows = {name: {"pictures": len(t), "object": np.mean([x[0] for x in t]), "style": np.mean([x[1] for x in t]), "both": np.mean([x[0] and x[1] for x in t]), "layout": np.mean([x[2] for x in t])} for name, t in table.items()}
+    return {name: {key: float(value) if key != "pictures" else value for key, value in row.items()} for name, row in rows.items()}, shown
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pictures", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    rows, shown = measure(args.pictures, args.seeds)
+    text = f"# Layouts kept, on the teaching model\n\nMade by `python benchmarks/structure.py`; model {fingerprint()}, {next(iter(rows.values()))['pictures']} pictures a row ({args.pictures} pairs, {args.seeds} seeds).\n"
+    text += "Share of pictures in which the judge finds the content picture's object, the style picture's style, both; and the mean\noverlap with the object drawn in the content picture's pose (intersection over union of the silhouettes).\n\n"
+    text += "| | object right | style right | both right | layout |\n|---|---|---|---|---|\n" + "".join(f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} | {r['layout']:.2f} |\n" for name, r in rows.items())
+    (HERE / "structure.md").write_text(text)
+    (HERE / "structure.json").write_text(json.dumps({"model": fingerprint(), "rows": rows}, indent=1) + "\n")
+    figure = picture_grid([list(row.values()) for row in shown[:4]], None, [name.replace(", ", ",\n").replace(" and ", "\nand ") for name in shown[0]], "First seed of the first four pairs", side=1.35)
+    (HERE / "structure.png").write_bytes(figure.png())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
