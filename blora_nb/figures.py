@@ -1,5 +1,6 @@
 """Grids of pictures, sweeps over alphas and seeds, and curves of losses, as matplotlib figures."""
 
+from base64 import b64encode
 import io
 import textwrap
 
@@ -13,6 +14,11 @@ from .generation import generate, sample
 from .images import read_image, read_settings
 from .metrics import ranked
 from .sharing import pipeline_lock
+
+
+def widget_data(widget, text):
+    """The display data of a widget, with a text for places that show none."""
+    return {"text/plain": text, "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}}
 
 
 class NotebookFigure(Figure):
@@ -31,6 +37,10 @@ class NotebookFigure(Figure):
     def _repr_png_(self):
         return self.png(), {"alt": self.caption}
 
+    def instead_of(self, widget):
+        """The display data and metadata of a widget, with this figure for places where no kernel runs."""
+        return widget_data(widget, self.caption) | {"image/png": b64encode(self.png()).decode()}, {"image/png": {"alt": self.caption}}
+
     def __repr__(self):
         return self.caption
 
@@ -47,7 +57,8 @@ def picture_grid(rows, row_labels=None, column_labels=None, caption="", side=1.2
     """
     columns = max(len(row) for row in rows)
     margin = 0.085 * max((len(t) + 1 for t in row_labels or []), default=0)
-    above = 0.28 if column_labels or titles else 0.02
+    heads = [t for line in titles for t in line] if titles else column_labels or []
+    above = 0.28 + 0.16 * max(t.count("\n") for t in heads) if heads else 0.02
     size = margin + side * columns, side * len(rows) + above * (len(rows) if titles else 1) + (0.3 if caption else 0)
     figure = NotebookFigure(figsize=size, dpi=96)
     axes = figure.subplots(len(rows), columns, squeeze=False)

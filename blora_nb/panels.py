@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import ipywidgets as widgets
 
-from .figures import picture_grid, seed_ranking
+from .figures import picture_grid, seed_ranking, widget_data
 from .generation import generate
 from .images import centre_square, save_picture
 from .metrics import ranked, scorer_for
@@ -173,8 +173,7 @@ class Panel(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs):
         still = self.still()
-        bundle = {"text/plain": still.caption if still else "Controls for B-LoRA", "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
-        return bundle | ({"image/png": b64encode(still.png()).decode()} if still else {})
+        return still.instead_of(self) if still else widget_data(self, "Controls for B-LoRA")
 
 
 class AlphaPanel(Panel):

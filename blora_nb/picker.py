@@ -1,6 +1,5 @@
 """Which checkpoint to take: the pictures of each, always with the same seeds, behind a slider."""
 
-from base64 import b64encode
 import html
 
 import ipywidgets as widgets
@@ -59,5 +58,4 @@ class CheckpointPicker(widgets.VBox):
         self.words.value = f'<div style="font-size:12px;opacity:.75;overflow-wrap:anywhere">Use it: <code>BLoRA.load("{html.escape(str(self.checkpoint))}")</code></div>'
 
     def _repr_mimebundle_(self, **kwargs):
-        still = checkpoint_grid(self.folder)
-        return {"text/plain": still.caption, "image/png": b64encode(still.png()).decode(), "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
+        return checkpoint_grid(self.folder).instead_of(self)

@@ -247,7 +247,7 @@ def test_save_writes_the_settings_and_overwrites_nothing(panel, tmp_path):
 
 def test_what_is_not_learnt_is_shown_without_a_result(pipe, picture):
     panel = AlphaPanel(pipe, picture)
-    assert Image.open(BytesIO(base64.b64decode(panel._repr_mimebundle_()["image/png"]))).width > 150
+    assert Image.open(BytesIO(base64.b64decode(panel._repr_mimebundle_()[0]["image/png"]))).width > 150
     assert panel.picture is None and panel.errors == []
 
 

@@ -29,8 +29,8 @@ def test_the_slider_shows_the_pictures_of_a_checkpoint_and_gives_its_weights(pip
     assert picker.blora.fingerprint == BLoRA.load(folder / "checkpoint-10").fingerprint != BLoRA.load(folder / "checkpoint-30").fingerprint
     made = generate(pipe, "A [v]", picker.blora, picker.blora, seeds=[0, 1], progress=False)
     assert [p.tobytes() for p in shown] == [p.tobytes() for p in made]
-    bundle = picker._repr_mimebundle_()
-    assert set(bundle) == {"text/plain", "image/png", "application/vnd.jupyter.widget-view+json"} and "3 checkpoints" in bundle["text/plain"]
+    bundle, about = picker._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "image/png", "application/vnd.jupyter.widget-view+json"} and "3 checkpoints" in bundle["text/plain"] == about["image/png"]["alt"]
 
 
 def test_the_sheet_has_a_row_for_each_checkpoint(folder):
