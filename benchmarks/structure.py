@@ -3,9 +3,11 @@
     python benchmarks/structure.py    # about 8 minutes on one core; writes structure.md, .json and .png
 
 A B-LoRA is trained from a drawing of an object in a pose half as free as those that the ControlNet learnt, which the judge still
-understands, and in a combination that the teaching model never saw. Its content half and another picture's style half are put together; the judge names object and style of what comes out, and
-the layout is compared with the same object drawn in the same pose in the style that is wanted: the share of the pixels that
-belong to either silhouette which belong to both (intersection over union).
+understands, and in a combination that the teaching model never saw. Its content half and another picture's style half are put
+together; the judge names object and style of what comes out, and the layout is compared with the same object drawn in the same
+pose: of the pixels that belong to either silhouette, the share that belongs to both (intersection over union). A silhouette is
+what differs from the picture's own background, the median colour of its rim. As one style draws lines and another fills, the
+object is drawn in the style that is wanted and in the content picture's own, and the larger overlap counts.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from blora_nb.models import fingerprint, native_resolution  # noqa: E402
 from blora_nb.structure import load_controlnet, outline  # noqa: E402
 
 OUTSIDE = 60  # a pixel whose colour differs by more than this from the background's belongs to the object
+RIM = 8  # pixels from the edge that are taken for background
 
 
 def layout(seed):
@@ -35,9 +38,11 @@ def layout(seed):
     return tuple((free + ordinary) / 2 for free, ordinary in zip(free_pose(seed), (0.75, 0, 0, 0)))
 
 
-def silhouette(picture, background):
-    """Where a picture is not its background: a Boolean [height, width]."""
-    return np.abs(np.asarray(picture, dtype=int) - background).max(axis=2) > OUTSIDE
+def silhouette(picture):
+    """Where a picture is not its own background: a Boolean [height, width]."""
+    pixels = np.asarray(picture, dtype=int)
+    rim = np.concatenate([pixels[:RIM].reshape(-1, 3), pixels[-RIM:].reshape(-1, 3), pixels[:, :RIM].reshape(-1, 3), pixels[:, -RIM:].reshape(-1, 3)])
+    return np.abs(pixels - np.median(rim, axis=0)).max(axis=2) > OUTSIDE
 
 
 def ways(controlnet, picture, edges):
@@ -56,14 +61,13 @@ def measure(count, seeds):
         picture = draw(object_name, its_style, number, side, layout(number))
         content, style = (train(pipe, one, progress=False) for one in (picture, pictures[other][2]))
         style_name, wanted = pictures[other][1], draw(object_name, pictures[other][1], number, side, layout(number))
-        background = np.median(np.asarray(wanted, dtype=int).reshape(-1, 3), axis=0)
-        target, row = silhouette(wanted, background), {}
+        targets, row = (silhouette(wanted), silhouette(picture)), {}
         for name, options in ways(controlnet, picture, outline(picture, side)).items():
             images = generate(pipe, PROMPT, content, style, seeds=range(seeds), progress=False, **options)
             verdicts = judge.name(images)
             for image, (found_object, found_style) in zip(images, verdicts):
-                one = silhouette(image, background)
-                table.setdefault(name, []).append((found_object == object_name, found_style == style_name, (one & target).sum() / max(1, (one | target).sum())))
+                one = silhouette(image)
+                table.setdefault(name, []).append((found_object == object_name, found_style == style_name, max((one & target).sum() / max(1, (one | target).sum()) for target in targets)))
             row[name] = images[0]
         shown.append({"content picture": picture, "style picture": pictures[other][2], **row})
         print(object_name, its_style, "in", style_name, {name: np.round(np.mean(t, axis=0), 2).tolist() for name, t in table.items()}, flush=True)
@@ -78,7 +82,7 @@ def main():
     args = parser.parse_args()
     rows, shown = measure(args.pictures, args.seeds)
     text = f"# Layouts kept, on the teaching model\n\nMade by `python benchmarks/structure.py`; model {fingerprint()}, {next(iter(rows.values()))['pictures']} pictures a row ({args.pictures} pairs, {args.seeds} seeds).\n"
-    text += "Share of pictures in which the judge finds the content picture's object, the style picture's style, both; and the mean\noverlap with the object drawn in the content picture's pose (intersection over union of the silhouettes).\n\n"
+    text += "Share of pictures in which the judge finds the content picture's object, the style picture's style, both; and the mean\noverlap with the object drawn in the content picture's pose, in its own style or the one wanted (intersection over union of the\nsilhouettes).\n\n"
     text += "| | object right | style right | both right | layout |\n|---|---|---|---|---|\n" + "".join(f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} | {r['layout']:.2f} |\n" for name, r in rows.items())
     (HERE / "structure.md").write_text(text)
     (HERE / "structure.json").write_text(json.dumps({"model": fingerprint(), "rows": rows}, indent=1) + "\n")
