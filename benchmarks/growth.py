@@ -41,7 +41,7 @@ def step_seconds(pipe, resolution, rank):
 
 def command_seconds(folder, out, processes=1):
     """Seconds on the clock of one command that trains every picture of a folder."""
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     start = time.perf_counter()
     subprocess.run([sys.executable, *(launch if processes > 1 else []), "-m", "blora_nb", "train", "--instance_data_dir", str(folder), "--output_dir", str(out), "--device", "cpu"], check=True, capture_output=True)
     return time.perf_counter() - start

@@ -12,6 +12,7 @@ examples:
   python -m blora_nb train --instance_data_dir cat.png --output_dir outputs/cat
   python -m blora_nb train --instance_data_dir class/ --output_dir outputs/class --resume_from_checkpoint latest
   accelerate launch -m blora_nb train --instance_data_dir class/ --output_dir outputs/class     (spread over GPUs)
+  accelerate launch --multi_gpu --num_processes 2 -m blora_nb train --device cpu …              (over two processor cores)
   python -m blora_nb train --instance_data_dir dog/ --output_dir outputs/dog --together --instance_prompt "A [v] dog"
 
 Ctrl-C ends the training at the end of a step and leaves a checkpoint."""
@@ -196,14 +197,14 @@ def run_train(args):
     validate = args.validation_prompt and validation_pictures(pipe, args.validation_prompt, args.num_validation_images)
     failed = []
     try:
-        failed += gather(train_all(pipe, mine, settings, args.resume_from_checkpoint, validate))
+        failed += gather(train_all(pipe, mine, settings, args.resume_from_checkpoint, validate, progress=main))
         for job in mine if validate else ():
             if job.finished:
                 print("written:", write_validation_sheet(job.folder), "(a row for each checkpoint; use one by its folder)")
     finally:
         if main and len(jobs) > 1:
             print("written:", write_manifest(jobs, args.output_dir, failed))
-    if failed:
+    if failed and main:
         raise RuntimeError(f"{len(failed)} of {len(jobs)} B-LoRAs could not be trained: {'; '.join(f'{job.folder}: {why}' for job, why in failed)}")
 
 

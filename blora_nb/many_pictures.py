@@ -1,8 +1,10 @@
 """A folder of pictures: one B-LoRA from each with the base model loaded once, or one from all; over several processes where there are some."""
 
+import atexit
 import json
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 import tempfile
 
@@ -15,6 +17,7 @@ from .images import find_images, free_path, read_image, safe_name, save_image, w
 from .training import TrainingError, train
 
 MANIFEST = "manifest.json"
+PATIENCE = timedelta(days=30)  # a process waits for the others as long as they train; the default, 10 minutes on GPUs, would end them all
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def write_manifest(jobs, output_dir, failed=()):
 
 
 def share(items):
-    """This process's part of a list, in processes started by `accelerate launch`; all of it in one started by hand.
+    """This process's part of a list, in processes started by `accelerate launch` or `torchrun`; all of it in one started by hand.
 
     The main process decides what there is to share, because the others might see a file that has just been finished.
     """
@@ -152,7 +155,9 @@ def share(items):
         return items
     box = [items]
     broadcast_object_list(box)
-    return box[0][state.process_index :: state.num_processes]
+    mine = box[0][state.process_index :: state.num_processes]
+    print(f"process {state.process_index + 1} of {state.num_processes} trains {len(mine)} of {len(box[0])}", flush=True)
+    return mine
 
 
 def launched(device=None):
@@ -162,8 +167,9 @@ def launched(device=None):
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState(cpu=device == "cpu" or None)
-    return str(state.device) if device is None else device, state.is_main_process, gather_object
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    atexit.register(state.destroy_process_group)  # a process that leaves without it is aborted now and then
+    return device if device == "cpu" else str(state.device), state.is_main_process, gather_object
 
 
 def validation_pictures(pipe, prompt, count):

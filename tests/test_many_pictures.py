@@ -1,12 +1,11 @@
 """A class's pictures in one command: one load, several processes, a kill in between, one manifest; and one B-LoRA from several pictures."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -34,8 +33,8 @@ def folder(tmp_path):
 
 def command(folder, out, *more):
     options = [text for name, value in CHANGES.items() for text in (f"--{name}", str(value))]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    return [*launch, "-m", "blora_nb", "train", "--instance_data_dir", str(folder), "--output_dir", str(out), *options, *more]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    return [*launch, "-m", "blora_nb", "train", "--instance_data_dir", str(folder), "--output_dir", str(out), *options, "--device", "cpu", *more]
 
 
 def same(one, two):
@@ -49,13 +48,18 @@ def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_pa
     while not list(out.glob(f"*/{FILE_NAME}")):
         assert first.poll() is None and time.time() < end, first.communicate()[0]
         time.sleep(0.01)
-    os.killpg(first.pid, signal.SIGKILL)  # launcher and both workers
-    first.communicate()
+    launcher = psutil.Process(first.pid)
+    workers = [process for process in launcher.children(recursive=True) if "blora_nb" in process.cmdline()]
+    for process in (launcher, *workers):
+        process.kill()
+    psutil.wait_procs(workers)
+    assert len(workers) == 2
     finished = {p: p.stat().st_mtime_ns for p in out.glob(f"*/{FILE_NAME}")}
     assert finished and len(finished) < len(NAMES)
 
     again = subprocess.run(command(folder, out, "--resume_from_checkpoint", "latest"), capture_output=True, text=True, timeout=400)
     assert again.returncode == 0, again.stdout + again.stderr
+    assert all(f"process {number} of 2 trains" in again.stdout for number in (1, 2))
     assert all(p.stat().st_mtime_ns == kept for p, kept in finished.items())
     manifest = json.loads((out / "manifest.json").read_text())
     assert sorted(row["folder"] for row in manifest) == sorted(NAMES) and {row["state"] for row in manifest} == {"finished"}
