@@ -87,9 +87,9 @@ def norms(blora):
     return {layer: float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()) for layer, (a, b) in blora.layers.items()}
 
 
-def facts(blora):
-    """What can be said about a B-LoRA in a line each: a list of (what, text)."""
-    changes, lines = norms(blora), [("what", describe(blora)), *([("format", blora.format)] if blora.format else [])]
+def facts(blora, changes):
+    """What can be said about a B-LoRA, given its `norms`, in a line each: a list of (what, text)."""
+    lines = [("what", describe(blora)), *([("format", blora.format)] if blora.format else [])]
     for half in blora.halves:
         layers = [layer for layer in changes if half_of(layer + ".") == half]
         ranks = sorted({blora.layers[layer][0].shape[0] for layer in layers})
@@ -116,24 +116,27 @@ def usage(blora, source):
 
 def inspect(blora, source):
     """A description of several lines: what it is, what each layer changes, how to use it."""
-    width = max(len(what) for what, _ in facts(blora))
-    lines = [f"{what:<{width}}  {text}" for what, text in facts(blora)] + ["", "norm of the change, layer by layer:"]
-    lines += [f"  {norm:9.4f}  rank {blora.layers[layer][0].shape[0]:<4} {layer}" for layer, norm in sorted(norms(blora).items())]
+    changes = norms(blora)
+    known = facts(blora, changes)
+    width = max(len(what) for what, _ in known)
+    lines = [f"{what:<{width}}  {text}" for what, text in known] + ["", "norm of the change, layer by layer:"]
+    lines += [f"  {norm:9.4f}  rank {blora.layers[layer][0].shape[0]:<4} {layer}" for layer, norm in sorted(changes.items())]
     return "\n".join([*lines, "", "use it:", f"  {usage(blora, source)}"])
 
 
 def html(blora):
     """The description for a notebook: thumbnail, facts, and a bar for the change in each transformer layer of each half."""
-    rows = "".join(f'<tr><th style="text-align:left">{escaping.escape(what)}</th><td style="text-align:left">{escaping.escape(text)}</td></tr>' for what, text in facts(blora))
+    changes = norms(blora)
+    rows = "".join(f'<tr><th style="text-align:left">{escaping.escape(what)}</th><td style="text-align:left">{escaping.escape(text)}</td></tr>' for what, text in facts(blora, changes))
     thumbnail = blora.metadata.get("modelspec.thumbnail", "")
     picture = f'<img src="{thumbnail}" alt="the picture it was trained on" style="float:right">' if THUMBNAIL.fullmatch(thumbnail) else ""
-    return f"<div>{picture}<table>{rows}</table>{_bars(blora)}</div>"
+    return f"<div>{picture}<table>{rows}</table>{_bars(changes)}</div>"
 
 
-def _bars(blora):
+def _bars(changes):
     """An SVG with the norm of the change of each kind of layer, averaged over the transformer layers, half by half."""
     groups = {}
-    for layer, norm in norms(blora).items():
+    for layer, norm in changes.items():
         kind = re.sub(r"transformer_blocks\.\d+\.", "", layer.split(".attentions.")[1][2:])
         groups.setdefault((half_of(layer + "."), kind), []).append(norm)
     means = {group: sum(values) / len(values) for group, values in sorted(groups.items())}
@@ -154,7 +157,7 @@ def model_card(blora, repo_id):
     tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora.state_dict) == "SDXL" else [])]
     named = {"license": license} if license in (None, *LICENSES) else {"license": "other", "license_name": safe_name(license).lower()}
     data = ModelCardData(**named, base_model=base, tags=tags, instance_prompt=prompt)
-    table = "\n".join(f"| {what} | {text.replace('|', '/')} |" for what, text in facts(blora))
+    table = "\n".join(f"| {what} | {text.replace('|', '/')} |" for what, text in facts(blora, norms(blora)))
     return f"""---
 {data.to_yaml()}
 ---

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from .blocks import BLOCK_OF_HALF, SGM_BLOCK_OF_HALF
+from .lycoris import PARTS, as_lora
 
 FORMATS = ("diffusers", "peft", "kohya", "sgm")
 NUMBER_FORMATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
@@ -27,11 +28,12 @@ ENDINGS = {
     "lora_A": re.compile(r"(?:\.lora_A(?:\.\w{1,80})?|[._]lora(?:_layer)?\.down|\.lora_down|\.lora_linear_layer\.down)\.weight$"),
     "lora_B": re.compile(r"(?:\.lora_B(?:\.\w{1,80})?|[._]lora(?:_layer)?\.up|\.lora_up|\.lora_linear_layer\.up)\.weight$"),
     "alpha": re.compile(r"\.alpha$"),
+    **{part: re.compile(rf"\.{part}(?:\.weight)?$") for part in PARTS},
 }
 LAYER = re.compile(r"(proj_in|proj_out)|transformer_blocks_(0|[1-9][0-9]{0,2})_(?:attn([12])_to_(q|k|v|out)(?:(?<=out)_0)?|ff_net_(0_proj|2))")
 
 OTHER_METHODS = {
-    "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon with a middle matrix",
+    "hada_t": "LoHa of convolutions", "lokr_t": "LoKr of convolutions", "oft_": "OFT", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon with a middle matrix",
     ".diff": "full weight differences", ".b1.weight": "GLoRA", "w_norm": "trained norms", "b_norm": "trained norms",
 }  # fmt: skip
 OTHER_MODELS = {
@@ -50,7 +52,7 @@ class Name(NamedTuple):
 
     half: str | None
     layer: str  # diffusers' name in the U-Net, e.g. up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0
-    part: str  # "lora_A", "lora_B", "alpha"
+    part: str  # "lora_A", "lora_B", "alpha", or one of LyCORIS's `PARTS`
 
 
 def shown(text, longest=120):
@@ -116,7 +118,7 @@ def read_name(key):
 def _layer(flat, key, part):
     """diffusers' dotted name of a linear layer inside a transformer block, from the one with underscores."""
     if part is None:
-        raise BLoRAError(f"{shown(key)} belongs to {_method(key) or 'no LoRA method that is known here'}; only plain LoRA (with lora_A and lora_B, or down and up) can be read.")
+        raise BLoRAError(f"{shown(key)} belongs to {_method(key) or 'no LoRA method that is known here'}; only LoRA (with lora_A and lora_B, or down and up), LoHa and LoKr can be read.")
     match = LAYER.fullmatch(flat)
     if not match:
         raise BLoRAError(f"{shown(key)} names a layer that SDXL's transformer blocks do not have.")
@@ -186,10 +188,13 @@ def read_weights(opened, config):
     alphas = {layer: t.item() for (layer, part), t in tensors.items() if part == "alpha"}
     matrices = {name: t[:, :, 0, 0] if t.ndim == 4 and t.shape[2:] == (1, 1) else t for name, t in tensors.items() if name[1] != "alpha"}
     ranks = {layer: t.shape[0] for (layer, part), t in matrices.items() if part == "lora_A" and t.ndim}
+    ranks |= _multiply_out(matrices, alphas, notes)
     if lonely := sorted(set(alphas) - set(ranks)):
         raise BLoRAError(f"{several(lonely)}: an alpha without matrices; the file is incomplete.")
     if alphas and (without := sorted(set(ranks) - set(alphas))):
         notes.append(f"{several(without)}: no alpha, taken to be the rank.")
+    if (method := config.get("peft_type", "LORA")) != "LORA":
+        raise BLoRAError(f"Its settings say that it is PEFT's {shown(method, 40)}; of PEFT's methods only LORA can be read.")
     config = config or _diffusers_config(opened.metadata() or {})
     for layer, rank in ranks.items():
         scale = _alpha(layer, rank, alphas, config) / rank if rank else 1.0
@@ -199,6 +204,30 @@ def read_weights(opened, config):
             matrices[layer, "lora_B"] *= scale
     _trim(matrices)
     return {f"unet.{layer}.{part}.weight": t for (layer, part), t in matrices.items()}, notes
+
+
+def _multiply_out(matrices, alphas, notes):
+    """Put plain LoRAs in the place of LyCORIS's matrices; returns {layer: the rank that divides its alpha}."""
+    layers, ranks, methods, left = {}, {}, {}, LARGEST
+    for layer, part in list(matrices):
+        if part in PARTS:
+            layers.setdefault(layer, {})[part] = matrices.pop((layer, part))
+    for layer, parts in layers.items():
+        try:
+            if (layer, "lora_A") in matrices or (layer, "lora_B") in matrices:
+                raise ValueError(f"matrices of a LoRA beside {', '.join(parts)}.")
+            method, a, b, rank = as_lora(parts, left)
+        except ValueError as error:
+            raise BLoRAError(f"{layer}: {error}") from None
+        left -= 4 * (a.numel() + b.numel())
+        matrices[layer, "lora_A"], matrices[layer, "lora_B"] = a, b
+        methods.setdefault(method, set()).add(a.shape[0])
+        if rank is None:
+            alphas.pop(layer, None)
+        else:
+            ranks[layer] = rank
+    notes += [f"{method}, read as the LoRA that gives the same change, of rank {' to '.join(map(str, sorted({min(found), max(found)})))}." for method, found in methods.items()]
+    return ranks
 
 
 def _names(keys):

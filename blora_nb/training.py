@@ -24,7 +24,6 @@ from .cards import training_metadata, versions
 from .configuration import TrainingSettings
 from .images import centre_square, find_images, free_path, read_image, to_tensor
 from .memory import choose_checkpointing, compiled, explain_out_of_memory, gradient_checkpointing, out_of_the_way
-from .models import encode_prompt
 from .recipes import sample_weights
 from .sharing import pipeline_lock
 from .text_cache import constant_text

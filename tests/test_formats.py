@@ -247,7 +247,7 @@ FAULTS = {
     "an unknown layer": (lambda s: s.update({FIRST.replace("to_q", "to_x"): torch.ones(1)}), "to_x.*layer that SDXL's transformer blocks do not have"),
     "the same weight twice": (lambda s: s.update({"unet." + FIRST: torch.ones(4, 104)}), "two names for the same weight"),
     "DoRA": (lambda s: s.update({FIRST.replace("lora_A.weight", "dora_scale"): torch.ones(104)}), "dora_scale belongs to DoRA"),
-    "LoHa": (lambda s: s.update({"lora_unet_output_blocks_0_1_proj_in.hada_w1_a": torch.ones(1)}), "LoHa; only plain LoRA"),
+    "OFT": (lambda s: s.update({"lora_unet_output_blocks_0_1_proj_in.oft_blocks": torch.ones(1)}), "OFT; only LoRA"),
 }
 
 

@@ -34,8 +34,13 @@ def folder(tmp_path_factory):
 
 
 def small():
-    """The bytes of a valid B-LoRA of four layers, kohya's names with alphas among them, as (header, data)."""
+    """The bytes of a valid B-LoRA with LoRA, LoHa and LoKr layers, kohya's names with alphas among them, as (header, data)."""
     tensors = {}
+    loha = {f"hada_w{i}_{side}": torch.ones(shape) for i in (1, 2) for side, shape in (("a", (8, 2)), ("b", (2, 8)))}
+    lokr = {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(4, 1), "lokr_w2_b": torch.ones(1, 4)}
+    for layer, matrices in (("0_attn1_to_v", loha), ("0_attn2_to_q", lokr)):
+        for block in ("output_blocks_0_1", "output_blocks_1_1"):
+            tensors |= {f"lora_unet_{block}_transformer_blocks_{layer}.{part}": t.clone() for part, t in matrices.items()}
     for layer in ("0_attn1_to_q", "0_attn2_to_k"):
         for block in ("output_blocks_0_1", "output_blocks_1_1"):
             stem = f"lora_unet_{block}_transformer_blocks_{layer}"
