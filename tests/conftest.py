@@ -12,6 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "data"))  # the drawing script
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """Random numbers that a test draws without a seed of its own are the same in every run."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def pipe():
     from blora_nb import load_pipeline

@@ -115,7 +115,7 @@ def test_samplers_and_a_few_step_lora(picture, tmp_path):
     save_file({f"{layer}.lora_A.weight": torch.randn(4, width), f"{layer}.lora_B.weight": torch.randn(width, 4)}, tmp_path / "few.safetensors")
     merge_few_step_lora(pipe, tmp_path / "few.safetensors")
     merged = generate(pipe, "A star", num_inference_steps=3, progress=False)[0]
-    assert applied(pipe) == [] and difference(plain, merged) > 0.1
+    assert applied(pipe) == [] and difference(plain, merged) > 0.02
     trained = train(pipe, picture, progress=False, max_train_steps=2)
     assert generate(pipe, "A star", trained, trained, num_inference_steps=3, progress=False)[0].tobytes() != merged.tobytes()
     assert generate(pipe, "A star", num_inference_steps=3, progress=False)[0].tobytes() == merged.tobytes()
