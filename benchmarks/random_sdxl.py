@@ -19,11 +19,11 @@ SIZES = {  # U-Net widths, heads, transformer layers; text encoder widths; VAE w
 
 
 def tokenizer(folder):
+    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
-    from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
     folder.mkdir(parents=True)
-    letters = list(bytes_to_unicode().values())
+    letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")

@@ -121,7 +121,7 @@ class EncoderScorer:
     def _like(self, images, picture):
         pixels = self.dino_processor([image.convert("RGB") for image in [picture, *images]], return_tensors="pt").to(self.device)
         embeddings = F.normalize(self.dino(**pixels).last_hidden_state[:, 0], dim=-1)  # [1 + images, dim]: the CLS token
-        return (embeddings[1:] @ embeddings[0]).tolist()
+        return (embeddings[1:] @ embeddings[0]).clamp(-1, 1).tolist()  # rounding could leave a little more than 1
 
     @torch.no_grad()
     def _cosines(self, images, texts):

@@ -27,7 +27,8 @@ class Watch:
     """Collects each step's loss and gradient norm on the device and looks at them every few steps.
 
     Reading a number from a GPU makes the computer wait until the GPU has caught up; on a CPU there is nothing to wait for.
-    The weights are copied at each look, twice over: those of the last look have not yet shown a finite loss.
+    The weights are copied at each look, twice over: those of the last look have not yet shown a finite loss. A loss that rises is
+    noticed late, so copies of at least `WINDOW` steps ago are kept too. All of them are in the computer's memory, none on the GPU.
     """
 
     def __init__(self, parameters, losses, learning_rate, scaled):
@@ -37,10 +38,13 @@ class Watch:
         self.lowest = None  # median of the best window so far
         self.since = len(losses)  # a spike is judged against losses of one kind only
         self.tried, self.good = self._copy(), self._copy()
-        self.tried_step = self.good_step = len(losses)
+        self.before, self.next_before = self.good, self.good
 
     def _copy(self):
-        return [p.detach().clone() for p in self.parameters]
+        """(step, the weights after it), in memory that a GPU can write to while it goes on."""
+        weights = [torch.empty_like(p, device="cpu", pin_memory=p.is_cuda, requires_grad=False) for p in self.parameters]
+        torch._foreach_copy_(weights, [p.detach() for p in self.parameters], non_blocking=True)
+        return len(self.losses), weights
 
     def saw(self, loss, norm):
         """Note a step; returns the (step, loss) pairs that a look has just made known."""
@@ -66,11 +70,12 @@ class Watch:
                 level = median(recent)
                 self.lowest = level if self.lowest is None else min(self.lowest, level)
                 if level > max(1, 10 * self.lowest):  # above 1 it is worse than predicting nothing at all
-                    self._stop(f"The loss has risen to {level:.3g}, ten times what it was before, at step {step}.")
+                    self.good = self.before
+                    self._stop(f"The loss has risen to {level:.3g}, ten times what it was before, by step {step}.")
         self.pending.clear()
-        torch._foreach_copy_(self.good, self.tried)
-        torch._foreach_copy_(self.tried, [p.detach() for p in self.parameters])
-        self.good_step, self.tried_step = self.tried_step, len(self.losses)
+        self.good, self.tried = self.tried, self._copy()
+        if self.good[0] >= self.next_before[0] + WINDOW:
+            self.before, self.next_before = self.next_before, self.good
         return known
 
     def new_loss(self):
@@ -78,11 +83,12 @@ class Watch:
         self.since, self.lowest = len(self.losses), None
 
     def _stop(self, what):
+        step, weights = self.good
         with torch.no_grad():
-            torch._foreach_copy_([p.detach() for p in self.parameters], self.good)
+            torch._foreach_copy_([p.detach() for p in self.parameters], weights)
         overflow = " In float16 the base model itself may overflow: try --dtype bfloat16 or float32." if self.scaled else ""
-        error = TrainingError(f"{what} Try a smaller learning rate than {self.learning_rate}.{overflow} The weights of step {self.good_step} were still good.")
-        error.step = self.good_step
+        error = TrainingError(f"{what} Try a smaller learning rate than {self.learning_rate}.{overflow} The weights of step {step} were still good.")
+        error.step = step
         raise error
 
 
