@@ -88,7 +88,7 @@ def count_activations(config, dtype, settings, mode, tokens=77):
     """(bytes that one loss keeps for its backward pass, number of LoRA weights) of a U-Net given by its configuration."""
     unet, forward = without_numbers(config, dtype, settings, tokens)
     kept = []
-    with _counted_attention(), gradient_checkpointing(unet, mode), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with _counted_attention(), lora_computed_like_the_base(unet), gradient_checkpointing(unet, mode), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         forward()
     frozen = {t.untyped_storage()._cdata for t in (*unet.parameters(), *unet.buffers())}
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
@@ -195,6 +195,33 @@ def gradient_checkpointing(unet, mode):
         yield
     finally:
         unet.disable_gradient_checkpointing()
+
+
+class _Rounded(torch.nn.Linear):
+    """A float32 layer that multiplies in the number format of what it is given."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+@contextmanager
+def lora_computed_like_the_base(unet):
+    """Inside, LoRA's products are computed in the base's number format, as autocast does it in the original; its weights and gradients stay float32.
+
+    In 16 bits that spares the float32 copies of every layer's input that LoRA would keep, and its products run where a GPU is fastest.
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    layers = [module for module in unet.modules() if hasattr(module, "lora_A")] if unet.dtype != torch.float32 else []
+    parts = [part for layer in layers for matrices in (layer.lora_A, layer.lora_B) for part in matrices.values()]
+    with disable_input_dtype_casting(unet, active=bool(parts)):
+        for part in parts:
+            part.__class__ = _Rounded
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.__class__ = torch.nn.Linear
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from .blocks import STYLE_BLOCK, target_modules
 from .cards import training_metadata, versions
 from .configuration import TrainingSettings
 from .images import centre_square, find_images, free_path, read_image, to_tensor
-from .memory import choose_checkpointing, compiled, explain_out_of_memory, gradient_checkpointing, out_of_the_way
+from .memory import choose_checkpointing, compiled, explain_out_of_memory, gradient_checkpointing, lora_computed_like_the_base, out_of_the_way
 from .recipes import sample_weights
 from .sharing import pipeline_lock
 from .text_cache import constant_text
@@ -209,6 +209,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         models_back = stack.enter_context(out_of_the_way(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
         text_back = stack.enter_context(constant_text(pipe.unet, batches.prompt_embeds[:1].expand(size, -1, -1), batches.one_prompt))
         stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings)))
+        stack.enter_context(lora_computed_like_the_base(pipe.unet))
         stack.enter_context(compiled(pipe.unet, settings.compile))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # in float16 the first steps may be left out while the scale adapts
