@@ -101,7 +101,7 @@ def parse():
     generate.add_argument("--content_until", type=float, default=1.0, help="use the content half only up to this share of the steps")
     generate.add_argument("--style_from", type=float, default=0.0, help="use the style half only from this share of the steps on")
     for command in (train, generate):
-        command.add_argument("--pretrained_model_name_or_path", default="tiny", help='"tiny" (the teaching model), "sdxl", or an SDXL-shaped id or folder')
+        command.add_argument("--pretrained_model_name_or_path", help='"tiny" (the teaching model), "sdxl", or an SDXL-shaped id or folder; by default what the environment variable BLORA_BASE names, else tiny')
         command.add_argument("--revision", help="branch, tag or commit of a base model on the Hugging Face hub")
         command.add_argument("--variant", help='which files of the base: "fp16" for those that end in .fp16.safetensors; by default that for sdxl')
         command.add_argument("--cache_dir", help="folder for downloads from the hub")
@@ -211,7 +211,7 @@ def run_train(args):
 def run_generate(args):
     from .generation import generate_each
     from .images import save_picture, writable_folder
-    from .models import merge_few_step_lora, native_resolution, use_scheduler
+    from .models import merge_few_step_lora, native_resolution, tile_vae, use_scheduler
     from .records import differences
     from .structure import outline
 
@@ -223,7 +223,7 @@ def run_generate(args):
     if args.scheduler or args.few_step_lora:
         use_scheduler(pipe, args.scheduler or "lcm")
     if args.vae_tiling:
-        pipe.vae.enable_tiling()
+        tile_vae(pipe)
     seeds = args.seeds if args.seeds is not None else range(args.num_images_per_prompt)
     control_image = outline(args.outline_of, min(args.height or native_resolution(pipe), args.width or native_resolution(pipe))) if args.outline_of else args.control_image
     names = ("image", "strength", "controlnet", "controlnet_conditioning_scale", "num_inference_steps", "guidance_scale", "negative_prompt", "height", "width", "batch_size", "asymmetric_guidance", "content_until", "style_from", "content_alpha", "style_alpha")

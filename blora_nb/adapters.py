@@ -1,5 +1,6 @@
 """A B-LoRA on disk and in a pipeline: read, write, take one half, mix halves, apply them with alphas, take them off again."""
 
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 import hashlib
 import json
@@ -103,18 +104,27 @@ class BLoRA:
             BLoRAError: missing, not safetensors, incomplete, or no B-LoRA; the message names the file and the weights.
         """
         file, config = find_weights(source)
-        try:
-            with open_weights(file) as opened:
-                metadata = opened.metadata() or {}
-                state_dict, notes = read_weights(opened, config)
-                format = format_of(opened.keys())
-            blora = cls(state_dict, {k: v for k, v in metadata.items() if k not in STALE}, notes=notes, format=format, source=str(source))
-            notes += remarks(blora.layers)
-        except BLoRAError as error:
-            raise error if str(error).startswith(str(file)) else BLoRAError(f"{file}: {error}") from None
-        for note in notes:
+        with named_in_errors(file):
+            blora = cls._read(file, config, str(source))
+            blora.notes += remarks(blora.layers)
+        for note in blora.notes:
             warnings.warn(f"{file}: {note}", BLoRAWarning, stacklevel=2)
         return blora
+
+    @classmethod
+    def load_unfinished(cls, folder):
+        """Read the B-LoRA of a checkpoint, which may be from before it changes anything; else like `load`."""
+        file, config = find_weights(folder)
+        with named_in_errors(file):
+            return cls._read(file, config, str(folder))
+
+    @classmethod
+    def _read(cls, file, config, source):
+        with open_weights(file) as opened:
+            metadata = opened.metadata() or {}
+            state_dict, notes = read_weights(opened, config)
+            format = format_of(opened.keys())
+        return cls(state_dict, {k: v for k, v in metadata.items() if k not in STALE}, notes=notes, format=format, source=source)
 
     def save(self, path, format="diffusers", dtype=torch.float32):
         """Write it, complete or not at all, so that `load` gives the same weights again.
@@ -141,10 +151,10 @@ class BLoRA:
             raise FileExistsError(f"{file} exists already. Choose another name, or remove it first.")
         tensors = converted(named_weights(self.layers, format), dtype)
         file.parent.mkdir(parents=True, exist_ok=True)
-        if format == "peft":
-            with complete_file(file.with_name(PEFT_CONFIG)) as part:
-                part.write_text(json.dumps(peft_config(self.layers), indent=1))
-        with complete_file(file) as part:
+        with ExitStack() as both:  # PEFT's two files are there together or not at all
+            if format == "peft":
+                both.enter_context(complete_file(file.with_name(PEFT_CONFIG))).write_text(json.dumps(peft_config(self.layers), indent=1))
+            part = both.enter_context(complete_file(file))
             safetensors.torch.save_file(tensors, part, {"format": "pt", **self.metadata, **_kohya_metadata(self, format)})
         self.source = str(path)
         return file
@@ -158,6 +168,15 @@ class BLoRA:
         return html(self)
 
 
+@contextmanager
+def named_in_errors(file):
+    """Inside, errors begin with the file they are about."""
+    try:
+        yield
+    except BLoRAError as error:
+        raise error if str(error).startswith(str(file)) else BLoRAError(f"{file}: {error}") from None
+
+
 def _kohya_metadata(blora, format):
     """What A1111 and its kin read in the header to list a LoRA under the right base model."""
     if format not in ("kohya", "sgm"):
@@ -169,6 +188,15 @@ def _kohya_metadata(blora, format):
 def from_original_alpha(alpha):
     """The alpha here that acts as a published one: the original multiplies both matrices, so its alpha acts squared and without sign."""
     return alpha**2
+
+
+def loaded(given):
+    """What `mix` takes for a half, with every path and hub id read once: `BLoRA`s, or (`BLoRA`, weight), in a list or not; None stays None."""
+    if isinstance(given, list):
+        return [loaded(item) for item in given]
+    if isinstance(given, tuple):
+        return loaded(given[0]), given[1]
+    return given if given is None or isinstance(given, BLoRA) else BLoRA.load(given)
 
 
 def mix(half, given):

@@ -34,7 +34,7 @@ class TrainingState:
         parameters: names as in a `BLoRA` to the LoRA's tensors on the U-Net.
         optimizer, lr_scheduler, scaler, generator: as PyTorch makes them.
         losses: the loss of each step so far.
-        picture: a number that tells one picture's latents from another's.
+        learned: what the training is of, such as {"pictures": a hash, "base model": a hash}, or None.
         content: the fingerprint of the content half that is kept while a style half is trained, or None.
     """
 
@@ -44,7 +44,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     generator: torch.Generator
     losses: list
-    picture: float
+    learned: dict | None
     content: str | None = None
 
     @property
@@ -61,7 +61,7 @@ class TrainingState:
             else:
                 numbers[f"optimizer/{path}"] = value
         schedule = {"last_epoch": self.lr_scheduler.last_epoch}
-        return tensors, {"step": self.step, "picture": self.picture, "content": self.content, "groups": optimizer["param_groups"], "numbers": numbers, "schedule": schedule, "scaler": self.scaler.state_dict()}
+        return tensors, {"step": self.step, "learned": self.learned, "content": self.content, "groups": optimizer["param_groups"], "numbers": numbers, "schedule": schedule, "scaler": self.scaler.state_dict()}
 
     def unpack(self, tensors, rest, weights):
         """The other way round, in place."""
@@ -167,7 +167,7 @@ def read_checkpoint(path):
     """
     path = Path(path)
     try:
-        blora = BLoRA.load(path)
+        blora = BLoRA.load_unfinished(path)
         with safetensors.safe_open(path / STATE_NAME, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}
             metadata = opened.metadata()
@@ -210,8 +210,9 @@ def resume(path, state, settings):
     different = [f"{name} was {stored.get(name)} and is {now[name]}" for name in now if name not in free and stored.get(name) != now[name]]
     if different:
         raise CheckpointError(f"{path} was written with other settings: {'; '.join(different)}. Give the same ones, or start in another folder.")
-    if rest["picture"] != state.picture:
-        raise CheckpointError(f"{path} belongs to another picture, or to another base model. Name the same ones, or start in another folder.")
+    for what, now in (state.learned or {}).items():
+        if (rest.get("learned") or {}).get(what) != now:
+            raise CheckpointError(f"{path} belongs to another {what.removesuffix('s')}. Name the same one, or start in another folder.")
     if rest.get("content") != state.content:
         raise CheckpointError(f"{path} was written beside another content half ({rest.get('content')}, now {state.content}). Name the same one, or start in another folder.")
     if {k: t.shape for k, t in blora.state_dict.items()} != {k: p.shape for k, p in state.parameters.items()}:

@@ -51,9 +51,9 @@ class TrainingSettings:
     x0_loss_from: int | None = option(None, "from this step on compare pictures instead of noise (error divided by SNR): more weight on layout and palette (ConsisLoRA, arXiv 2503.10614)", RECIPES)
     with_prior_preservation: bool = option(False, "train on pictures of the class besides, so that the class word keeps its meaning (DreamBooth)", RECIPES)
     class_prompt: str | None = option(None, 'what the class pictures show, for example "A dog"', RECIPES)
-    class_data_dir: str | None = option(None, "folder of class pictures; missing ones are generated from --class_prompt", RECIPES)
-    num_class_images: int = option(100, "class pictures wanted", RECIPES)
-    sample_batch_size: int = option(1, "class pictures generated at once", RECIPES)
+    class_data_dir: str | None = option(None, "folder of class pictures; the command line generates missing ones from --class_prompt", RECIPES)
+    num_class_images: int = option(100, "class pictures wanted (command line)", RECIPES)
+    sample_batch_size: int = option(1, "class pictures generated at once (command line)", RECIPES)
     prior_loss_weight: float = option(1.0, "weight of the class pictures in the loss", RECIPES)
 
     gradient_checkpointing: str | None = option(
@@ -74,6 +74,8 @@ class TrainingSettings:
                 raise ValueError(f"{f.name} must be one of {', '.join(f.metadata['choices'])}, not {value}.")
             if value is not None and f.name in POSITIVE and not value > 0:
                 raise ValueError(f"{f.name} must be greater than 0, not {value}.")
+        if self.resolution % 8:
+            raise ValueError(f"resolution must be a multiple of 8 (a latent position is 8 pixels wide), not {self.resolution}: take {max(8, round(self.resolution / 8) * 8)}.")
         if self.with_prior_preservation and not (self.class_prompt and self.class_data_dir):
             raise ValueError("with_prior_preservation needs class_prompt and class_data_dir.")
 

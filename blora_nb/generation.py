@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from . import adapters
-from .memory import explain_out_of_memory_generating, pictures_at_once
+from .memory import explain_out_of_memory_generating, forget, pictures_at_once
 from .models import defaults_for
 from .records import record
 from .sharing import pipeline_lock
@@ -39,6 +39,7 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
 @torch.no_grad()
 def generate_each(pipe, prompt, content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
     """Like `generate`, one picture after another, each as soon as it is ready."""
+    content, style = adapters.loaded(content), adapters.loaded(style)
     adapters.apply(pipe, content, style, content_alpha, style_alpha)
     common = record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha)
     embeds, alphas = encode(pipe, prompt, negative_prompt), {"content_alpha": content_alpha, "style_alpha": style_alpha}
@@ -93,6 +94,7 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
     def set_time(step):
         adapters.set_alphas(pipe, content_alpha * (step < content_until * made), style_alpha * (step >= style_from * made))
 
+    pipe._guidance_scale = guidance  # for `inspection`, which asks this pipeline also where another one, made of its parts, draws
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, desc="generating", disable=progress is not True))
         if asymmetric_guidance and guidance > 1:
@@ -123,12 +125,10 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
                     generator=generators, callback_on_step_end=after_step,
                 ).images  # fmt: skip
             except torch.OutOfMemoryError as error:
+                forget(error)
                 if len(batch) == 1:
-                    raise MemoryError(explain_out_of_memory_generating(pipe, error)) from error
+                    raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
                 size = len(batch) // 2
-                images = []
-            if not images:  # outside `except`, whose error would keep the memory of all that was under way
-                torch.cuda.empty_cache()
                 continue
             first += len(batch)
             for seed, picture in zip(batch, images):

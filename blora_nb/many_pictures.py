@@ -118,8 +118,6 @@ def save_somewhere(blora, file):
     except FileExistsError:
         raise
     except (OSError, safetensors.SafetensorError) as error:
-        part = file.with_name(file.name + ".part")
-        part.unlink(missing_ok=True)
         saved = blora.save(Path(tempfile.mkdtemp(prefix="blora_nb_")) / FILE_NAME)
         raise OSError(f"{file} cannot be written ({error}). The trained B-LoRA is not lost: it is in {saved}; copy it before you restart the computer.") from None
 
@@ -182,8 +180,10 @@ def validation_pictures(pipe, prompt, count):
     embeds = encode(pipe, prompt, None)
 
     def validate(pipe, folder):
-        for seed, image in enumerate(pictures(pipe, embeds, range(count), progress=False)):
-            save_image(image, folder / f"{safe_name(prompt)}_seed{seed}.png", {"prompt": prompt, "seed": seed})
+        files = {seed: folder / f"{safe_name(prompt)}_seed{seed}.png" for seed in range(count)}
+        missing = [seed for seed, file in files.items() if not file.exists()]  # some may be there from a training that was stopped
+        for seed, image in zip(missing, pictures(pipe, embeds, missing, progress=False)):
+            save_image(image, files[seed], {"prompt": prompt, "seed": seed})
 
     return validate
 

@@ -6,11 +6,16 @@ are counted by running one loss without numbers, on PyTorch's "meta" device.
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+import json
+import traceback
 
 import torch
 
 from .blocks import CONTENT_BLOCK, STYLE_BLOCK, target_modules
+from .configuration import TrainingSettings
 from .models import native_resolution
+from .text_cache import text_projections
 
 GIB = 2**30
 PICTURE = 3 * GIB  # of 1024 × 1024 pixels, U-Net and VAE at work in 16 bits; an allowance, not measured: a batch that does not fit is halved
@@ -53,7 +58,9 @@ class _Attention(torch.autograd.Function):
 @contextmanager
 def _counted_attention():
     kept = torch.nn.functional.scaled_dot_product_attention
-    torch.nn.functional.scaled_dot_product_attention = lambda query, key, value, **options: _Attention.apply(query, key, value)
+    count = lambda query, key, value, **options: _Attention.apply(query, key, value)
+    # others may be drawing meanwhile, in a thread of their own
+    torch.nn.functional.scaled_dot_product_attention = lambda query, *rest, **options: (count if query.is_meta else kept)(query, *rest, **options)
     try:
         yield
     finally:
@@ -99,11 +106,28 @@ def _native(config):
     return config["sample_size"] * 8  # SDXL's VAE halves the side three times
 
 
+@lru_cache(maxsize=64)
+def _counted(config, dtype, rank, resolution, batch, mode, tokens):
+    return count_activations(json.loads(config), dtype, TrainingSettings(rank=rank, resolution=resolution, train_batch_size=batch), mode, tokens)
+
+
 def need(pipe, settings, mode):
-    """The `Need` of a training with the given gradient checkpointing."""
-    activations, lora = count_activations(dict(pipe.unet.config), pipe.unet.dtype, settings, mode, pipe.tokenizer.model_max_length)
-    weights = sum(p.numel() * p.element_size() for p in pipe.unet.parameters() if not p.requires_grad)
+    """The `Need` of a training with the given gradient checkpointing, counted once for all trainings of its size."""
+    batch = settings.train_batch_size * (2 if settings.with_prior_preservation else 1)
+    config = json.dumps({name: value for name, value in pipe.unet.config.items() if not name.startswith("_") and name != "quantization_config"})
+    activations, lora = _counted(config, pipe.unet.dtype, settings.rank, settings.resolution, batch, mode, pipe.tokenizer.model_max_length)
+    weights = size_of(pipe.unet) - sum(size_of(layer) for layer in text_layers(pipe.unet))
     return Need(weights, lora * (4 + 4 + (2 if settings.use_8bit_adam else 8)), activations, mode)
+
+
+def size_of(model):
+    """Bytes of the frozen weights."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+
+
+def text_layers(unet):
+    """The layers that only see the prompt and wait in the computer's memory during a training."""
+    return [layer for *_, layer in text_projections(unet) if type(layer) is torch.nn.Linear]
 
 
 def free_memory(device):
@@ -114,9 +138,17 @@ def free_memory(device):
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
+def free_for_training(pipe):
+    """`free_memory` of the U-Net's device and what a training moves away from there, as far as it is there still."""
+    device = pipe.unet.device
+    free = free_memory(device)
+    leaving = [model for model in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2, *text_layers(pipe.unet)) if next(model.parameters()).device == device]
+    return None if free is None else free + sum(map(size_of, leaving))
+
+
 def choose_checkpointing(pipe, settings, free=None):
     """`settings.gradient_checkpointing`, or where it is None the first of none, partial and full that fits into the free memory."""
-    free = free_memory(pipe.device) if free is None else free
+    free = free_for_training(pipe) if free is None else free
     if settings.gradient_checkpointing or free is None:
         return settings.gradient_checkpointing or "none"
     for mode in ("none", "partial", "full"):
@@ -127,7 +159,7 @@ def choose_checkpointing(pipe, settings, free=None):
 
 def report(pipe, settings, free=None):
     """A sentence for people: what the training will take, and whether it fits."""
-    free = free_memory(pipe.device) if free is None else free
+    free = free_for_training(pipe) if free is None else free
     needed = need(pipe, settings, choose_checkpointing(pipe, settings, free))
     if free is None:
         return f"memory: {needed}"
@@ -151,16 +183,23 @@ def advice(pipe, settings):
     return "Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."
 
 
+def forget(error):
+    """Let go of the tensors that an error's traceback keeps alive, so that there is room again for what comes next."""
+    traceback.clear_frames(error.__traceback__)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def explain_out_of_memory(pipe, settings, error, output_dir):
     """The message for a training that ran out of memory: how much it wanted, what to change, what is kept."""
     first = str(error).split("\n")[0].split(". GPU")[0]
     kept = f" Its checkpoints are in {output_dir}; go on from them with --resume_from_checkpoint latest." if output_dir else ""
-    return f"The memory of {pipe.device} is too small ({first}).{kept} {advice(pipe, settings)}"
+    return f"The memory of {pipe.unet.device} is too small ({first}).{kept} {advice(pipe, settings)}"
 
 
 def pictures_at_once(pipe, height=None, width=None, free=None):
     """How many pictures of this size (pixels) to make in one batch: one on a CPU, on a GPU as many as fit."""
-    free = free_memory(pipe.device) if free is None else free
+    free = free_memory(pipe.unet.device) if free is None else free
     if free is None:
         return 1
     side = native_resolution(pipe)
@@ -172,12 +211,12 @@ def explain_out_of_memory_generating(pipe, error):
     """The message for a picture that needs more memory than there is, and what to change, the cheapest first."""
     first = str(error).split("\n")[0].split(". GPU")[0]
     steps = [
-        (not getattr(pipe.vae, "use_tiling", False), "--vae_tiling (in Python: pipe.vae.enable_tiling())"),
+        (not getattr(pipe.vae, "use_tiling", False), "--vae_tiling (in Python: models.tile_vae(pipe))"),
         (pipe.unet.dtype == torch.float32, "--dtype float16"),
         (not getattr(pipe.unet, "is_quantized", False), "--quantization nf4 (the U-Net in a third of the memory)"),
         (True, "a smaller --height and --width"),
     ]
-    return f"The memory of {pipe.device} is too small for one picture ({first}). Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."
+    return f"The memory of {pipe.unet.device} is too small for one picture ({first}). Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."
 
 
 @contextmanager

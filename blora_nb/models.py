@@ -77,10 +77,10 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     if quantization != "none":
         parts["unet"] = _quantized_unet(source, quantization, dtype, options)
     if vae or (source == SDXL and dtype == torch.float16):
-        parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, **{dtype_name: dtype, "cache_dir": cache_dir})
+        parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, use_safetensors=True, **{dtype_name: dtype, "cache_dir": cache_dir})
     pipe = DiffusionPipeline.from_pretrained(source, **options, **parts)
     if profile.vae_tiling:
-        pipe.vae.enable_tiling()
+        tile_vae(pipe)
     if not isinstance(pipe, StableDiffusionXLPipeline):
         raise ValueError(f"{base} is a {type(pipe).__name__}; a B-LoRA needs an SDXL model.")
     pipe.set_progress_bar_config(disable=True)
@@ -112,6 +112,13 @@ def _quantized_unet(source, quantization, dtype, options):
         if "No GPU" not in str(error):
             raise
         raise ValueError(f"The quantization {quantization} needs an NVIDIA GPU, and there is none here. Leave it out, or say quantization none.") from None
+
+
+def tile_vae(pipe):
+    """Encode and decode pictures larger than 512 pixels piece by piece, to save memory; by themselves diffusers' VAEs do so only above 1024."""
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_sample_min_size = min(pipe.vae.tile_sample_min_size, 512)
+    pipe.vae.tile_latent_min_size = pipe.vae.tile_sample_min_size // pipe.vae_scale_factor
 
 
 def use_scheduler(pipe, name):

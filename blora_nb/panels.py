@@ -11,7 +11,7 @@ from .generation import generate
 from .images import centre_square, save_picture
 from .metrics import ranked, scorer_for
 from .models import defaults_for
-from .sources import INDENT, Gallery, HalfChooser, Source, picture_html
+from .sources import INDENT, Gallery, HalfChooser, Source, picture_html, reduced
 from .working import Worker
 
 SIDE, CONTROLS = 480, 476  # pixels: of the picture on the page, five for each of the teaching model's, and of the controls
@@ -275,7 +275,7 @@ class SeedPanel(Panel):
     def _card(self, place, seed):
         """One ranked picture with its numbers and the button that picks it."""
         lines = "".join(f"<div>{name.replace('_', ' ')} {value:.2f}</div>" for name, value in self.scores[seed].items())
-        shown = widgets.HTML(picture_html(self.images[seed], CARD, f"place {place}: seed {seed}") + f'<div style="font-size:12px;line-height:1.35;margin-top:3px">{lines}</div>')
+        shown = widgets.HTML(picture_html(reduced(self.images[seed], CARD), CARD, f"place {place}: seed {seed}") + f'<div style="font-size:12px;line-height:1.35;margin-top:3px">{lines}</div>')
         button = widgets.Button(description=f"{place}. Pick seed {seed}", layout=widgets.Layout(width=f"{CARD}px", margin="0"))
         button.on_click(lambda _: self.pick(seed))
         return widgets.VBox([shown, button], layout=widgets.Layout(width=f"{CARD}px", margin="0 14px 14px 0"))

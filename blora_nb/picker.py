@@ -8,7 +8,7 @@ from .adapters import BLoRA
 from .checkpoints import validated
 from .figures import checkpoint_grid
 from .images import read_image
-from .sources import picture_html
+from .sources import picture_html, reduced
 
 SIDE = 180  # pixels of a picture
 
@@ -53,7 +53,7 @@ class CheckpointPicker(widgets.VBox):
         return BLoRA.load(self.checkpoint)
 
     def _show(self):
-        cards = "".join(f'<div style="flex:0 1 {SIDE}px">{picture_html(read_image(file), SIDE, f"{self.checkpoint.name}, picture {number}")}</div>' for number, file in enumerate(self.pictures[self.checkpoint]))
+        cards = "".join(f'<div style="flex:0 1 {SIDE}px">{picture_html(reduced(read_image(file), SIDE), SIDE, f"{self.checkpoint.name}, picture {number}")}</div>' for number, file in enumerate(self.pictures[self.checkpoint]))
         self.shown.value = f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin:6px 0">{cards}</div>'
         self.words.value = f'<div style="font-size:12px;opacity:.75;overflow-wrap:anywhere">Use it: <code>BLoRA.load("{html.escape(str(self.checkpoint))}")</code></div>'
 

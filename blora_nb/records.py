@@ -3,7 +3,7 @@
 The names are those of `python -m blora_nb generate`, so that `--like` can take a picture's record for what was typed.
 """
 
-from .adapters import BLoRA, mix
+from .adapters import on_the_pipeline
 from .cards import model_hash, versions
 from .formats import shown
 from .images import read_settings
@@ -13,25 +13,25 @@ HALVES = ("content", "style")
 
 
 def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha):
-    """What the pictures of one call have in common.
+    """What the pictures of one call have in common, once the halves are on the pipeline.
 
     Args:
-        content, style: as in `generate`. Their files are named where they have some; their fingerprints always.
+        content, style: from `adapters.loaded`. Their files are named where they have some; their fingerprints always.
     """
     name, sha256 = model_hash(pipe)
     found = {"prompt": prompt, "negative_prompt": negative_prompt, "content_alpha": content_alpha, "style_alpha": style_alpha, **options_of(pipe)}
     for half, given in zip(HALVES, (content, style)):
         if given is not None:
-            found |= half_record(half, given)
+            found |= half_record(half, given, on_the_pipeline(pipe)[half])
     found |= {"device": pipe.device.type, "dtype": str(pipe.unet.dtype).removeprefix("torch."), "vae_tiling": bool(getattr(pipe.vae, "use_tiling", False))}
     return found | {"base_model": name, "base_model_sha256": sha256, "versions": versions()}
 
 
-def half_record(half, given):
-    """The sources, weights and fingerprint of one half."""
+def half_record(half, given, fingerprint):
+    """The sources and weights of one half, and the fingerprint of what they make together."""
     parts = [item if isinstance(item, tuple) else (item, 1.0) for item in (given if isinstance(given, list) else [given])]
-    sources = [part.source if isinstance(part, BLoRA) else str(part) for part, _ in parts]
-    found = {f"{half}_fingerprint": mix(half, given).fingerprint}
+    sources = [part.source for part, _ in parts]
+    found = {f"{half}_fingerprint": fingerprint}
     if all(sources):
         found |= {f"{half}_B_LoRA": sources} | ({f"{half}_weights": [float(weight) for _, weight in parts]} if any(weight != 1 for _, weight in parts) else {})
     return found

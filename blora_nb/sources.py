@@ -53,7 +53,10 @@ class Source:
 def thumbnail_of(blora):
     """The small copy of its picture that a B-LoRA's file may hold, or None."""
     data = blora.metadata.get("modelspec.thumbnail", "")
-    return read_bytes("thumbnail", base64.b64decode(data.split(",")[1])) if THUMBNAIL.fullmatch(data) else None
+    try:
+        return read_bytes("thumbnail", base64.b64decode(data.split(",")[1])) if THUMBNAIL.fullmatch(data) else None
+    except ValueError:  # damaged; the weights are none the worse for it
+        return None
 
 
 class Gallery(traitlets.HasTraits):
@@ -87,6 +90,13 @@ def picture_html(picture, side, alt):
     data = base64.b64encode(png_bytes(picture)).decode()
     rendering = "pixelated" if picture.width <= side else "auto"
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="width:100%;max-width:{side}px;image-rendering:{rendering};border-radius:4px;display:block;margin:0">'
+
+
+def reduced(picture, side):
+    """A copy of a picture for a place of `side` pixels, sharp on screens with two points a pixel; a page gets dozens of them."""
+    small = picture.copy()
+    small.thumbnail((2 * side, 2 * side))
+    return small
 
 
 def png_bytes(picture):

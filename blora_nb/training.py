@@ -8,6 +8,7 @@ fit into a small GPU in `memory` and `text_cache`, what changes the loss in `rec
 
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+import hashlib
 import json
 from pathlib import Path
 import warnings
@@ -17,13 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from . import checkpoints
-from .adapters import FILE_NAME, BLoRA, apply, combine, mix, remove
+from .adapters import FILE_NAME, BLoRA, applied, apply, combine, mix, remove
 from .batches import Batches
 from .blocks import STYLE_BLOCK, target_modules
 from .cards import training_metadata, versions
 from .configuration import TrainingSettings
 from .images import centre_square, find_images, free_path, read_image, to_tensor
-from .memory import choose_checkpointing, compiled, explain_out_of_memory, gradient_checkpointing, lora_computed_like_the_base, out_of_the_way
+from .memory import choose_checkpointing, compiled, explain_out_of_memory, forget, free_memory, gradient_checkpointing, lora_computed_like_the_base, out_of_the_way
 from .recipes import sample_weights
 from .sharing import pipeline_lock
 from .text_cache import constant_text
@@ -80,11 +81,11 @@ def make_optimizer(parameters, settings):
 def encode_image(pipe, image, resolution):
     """Mean and standard deviation of a picture's latents, float32 [1, channels, resolution/8, resolution/8] each.
 
-    The VAE runs once, in float32 where its float16 overflows (SDXL's does). The training draws a new sample from mean and
+    The VAE runs once, in float32, as in the original. The training draws a new sample from mean and
     std at every step, as the original does by encoding the picture again each time.
     """
     dtype = pipe.vae.dtype
-    upcast = pipe.vae.config.force_upcast and dtype == torch.float16
+    upcast = dtype != torch.float32
     if upcast:
         torch.nn.Module.to(pipe.vae, torch.float32)  # diffusers' own warns
     pixels = to_tensor(centre_square(image, resolution)).to(pipe.vae.device, pipe.vae.dtype)
@@ -150,8 +151,8 @@ def named(unet):
     return {f"unet.{name.replace(f'.{ADAPTER}.', '.')}": p for name, p in unet.named_parameters() if p.requires_grad}
 
 
-def start_state(pipe, parameters, moments, settings, content=None):
-    """The `TrainingState` before the first step."""
+def start_state(pipe, parameters, settings, learned=None, content=None):
+    """The `TrainingState` before the first step; see `run_steps`."""
     from diffusers.optimization import get_scheduler
 
     optimizer = make_optimizer(parameters, settings)
@@ -160,9 +161,9 @@ def start_state(pipe, parameters, moments, settings, content=None):
         num_cycles=settings.lr_num_cycles, power=settings.lr_power,
     )  # fmt: skip
     # in float16 the gradients of the activations are too small for the format; scaled up they survive
-    scaler = torch.amp.GradScaler(pipe.device.type, enabled=pipe.unet.dtype == torch.float16)
+    scaler = torch.amp.GradScaler(pipe.unet.device.type, enabled=pipe.unet.dtype == torch.float16)
     generator = torch.Generator().manual_seed(settings.seed)
-    return checkpoints.TrainingState(named(pipe.unet), optimizer, lr_scheduler, scaler, generator, [], moments[0].double().sum().item(), content and content.fingerprint)
+    return checkpoints.TrainingState(named(pipe.unet), optimizer, lr_scheduler, scaler, generator, [], learned, content and content.fingerprint)
 
 
 def take_step(pipe, scheduler, batches, time_ids, state, settings, step):
@@ -184,7 +185,7 @@ def take_step(pipe, scheduler, batches, time_ids, state, settings, step):
     return total, norm
 
 
-def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, prior=None, output_dir=None, resume_from_checkpoint=None, on_checkpoint=None, content=None):
+def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, prior=None, output_dir=None, resume_from_checkpoint=None, on_checkpoint=None, content=None, learned=None):
     """The training loop: `settings.max_train_steps` steps on the latents of one picture, or of several. Returns the loss of each step.
 
     Args:
@@ -193,6 +194,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         prompts: one for each picture; by default `settings.instance_prompt` for all.
         prior: moments of class pictures, for prior preservation.
         output_dir, resume_from_checkpoint, on_checkpoint, content: see `train`.
+        learned: from `what_is_learned`; a checkpoint of anything else is not gone on from.
     """
     from diffusers import DDPMScheduler
 
@@ -201,14 +203,14 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
     batches = Batches(pipe, moments, prompts or [settings.instance_prompt], size, settings.seed, class_batches)
     time_ids = micro_conditioning(settings.resolution, 2 * size if prior else size, pipe.device, batches.prompt_embeds.dtype)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    state = start_state(pipe, parameters, moments, settings, content)
+    state = start_state(pipe, parameters, settings, learned, content)
     if resume_from_checkpoint:
         checkpoints.resume(resume_from_checkpoint, state, settings)
 
     with ExitStack() as stack:
         models_back = stack.enter_context(out_of_the_way(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
         text_back = stack.enter_context(constant_text(pipe.unet, batches.prompt_embeds[:1].expand(size, -1, -1), batches.one_prompt))
-        stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings)))
+        stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings, free_memory(pipe.unet.device))))
         stack.enter_context(lora_computed_like_the_base(pipe.unet))
         stack.enter_context(compiled(pipe.unet, settings.compile))
         stack.enter_context(warnings.catch_warnings())
@@ -222,6 +224,8 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
             if path and on_checkpoint and not stop.asked:
                 with models_back(), text_back():
                     on_checkpoint(pipe, path)
+                if ADAPTER not in applied(pipe):
+                    raise TrainingError(f"The function called at checkpoints took the B-LoRA in training off the pipeline. Let it draw with generation.sample instead of generate. {path} is complete.")
 
         try:
             for step in range(state.step + 1, steps + 1):
@@ -234,8 +238,12 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
                 if stop.asked:
                     raise KeyboardInterrupt(f"Stopped after step {step}." + (f" Go on with: --resume_from_checkpoint latest (in {output_dir})" if output_dir else ""))
             report.look()
+        except torch.OutOfMemoryError as error:
+            forget(error)  # before the models that wait come back
+            raise
         except TrainingError as error:
-            keep_last_good(error, pipe.unet, settings, output_dir)
+            if error.step is not None:
+                keep_last_good(error, pipe.unet, settings, output_dir)
             raise
     return state.losses
 
@@ -285,7 +293,8 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
         progress: True for a progress bar with the loss, or a function called with (step, steps, loss).
         output_dir: folder for checkpoints; without it there are none. The B-LoRA itself is yours to save.
         resume_from_checkpoint: "latest" or a checkpoint's name: go on from there, bit for bit.
-        on_checkpoint: called with (pipe, folder) after each checkpoint, the unfinished B-LoRA being on the pipeline.
+        on_checkpoint: called with (pipe, folder) after each checkpoint, the unfinished B-LoRA being on the pipeline; it draws
+            with `generation.sample` (`generate` would take that off).
         content: a B-LoRA of the same picture, or its file, whose content half is kept as it is: only a fresh style half is
             trained beside it (the two-step style training of ConsisLoRA, arXiv 2503.10614).
 
@@ -304,23 +313,37 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
     content = content and mix("content", content)
     with pipeline_lock(pipe):
         try:
-            moments = encode_images(pipe, pictures, settings.resolution)
-            prior = encode_images(pipe, find_images(settings.class_data_dir), settings.resolution) if settings.with_prior_preservation else None
+            squares, class_squares = squares_of(pictures, settings), squares_of(find_images(settings.class_data_dir), settings) if settings.with_prior_preservation else []
+            metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
+            moments = encode_images(pipe, squares)
+            prior = encode_images(pipe, class_squares) if class_squares else None
             remove(pipe)
             parameters = attach_style_beside(pipe, content, settings) if content else attach_lora(pipe.unet, settings.rank, settings.seed)
-            losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint, content)
+            losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint, content, what_is_learned(metadata, squares, prompts, class_squares))
             blora = collect(pipe.unet, settings)
         except torch.OutOfMemoryError as error:
             raise TrainingError(explain_out_of_memory(pipe, settings, error, output_dir)) from None
         finally:
             remove(pipe)
-    metadata = blora.metadata | training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
+    metadata = blora.metadata | metadata
     if content:
         blora, metadata["content_kept"] = combine(content, blora), content.fingerprint
     blora.metadata, blora.losses = metadata, losses
     return blora
 
 
-def encode_images(pipe, pictures, resolution):
-    """`encode_image` of several pictures: mean and standard deviation, [pictures, channels, h, w] each."""
-    return tuple(torch.cat(part) for part in zip(*(encode_image(pipe, read_image(picture), resolution) for picture in pictures)))
+def squares_of(pictures, settings):
+    """What is learned of the pictures: their middle squares, PIL images of `settings.resolution` pixels."""
+    return [centre_square(read_image(picture), settings.resolution) for picture in pictures]
+
+
+def encode_images(pipe, squares):
+    """`encode_image` of several square pictures of one size: mean and standard deviation, [pictures, channels, h, w] each."""
+    return tuple(torch.cat(part) for part in zip(*(encode_image(pipe, square, square.width) for square in squares)))
+
+
+def what_is_learned(metadata, squares, prompts=None, class_squares=()):
+    """{"pictures": a hash of pixels and prompts, "base model": the hash of its weights or its name}: what a checkpoint belongs to."""
+    parts = [square.tobytes() for square in (*squares, *class_squares)] + [json.dumps(prompts).encode()]
+    pictures = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    return {"pictures": pictures, "base model": metadata.get("base_model_sha256") or metadata["base_model"]}

@@ -5,6 +5,7 @@ from math import isfinite
 import signal
 from statistics import median
 import threading
+from time import monotonic
 
 import torch
 
@@ -26,14 +27,15 @@ class TrainingError(RuntimeError):
 class Watch:
     """Collects each step's loss and gradient norm on the device and looks at them every few steps.
 
-    Reading a number from a GPU makes the computer wait until the GPU has caught up; on a CPU there is nothing to wait for.
+    Reading a number from a GPU makes the computer wait until the GPU has caught up, so it is done about twice a second and not at
+    every step of a fast GPU; on a CPU there is nothing to wait for.
     The weights are copied at each look, twice over: those of the last look have not yet shown a finite loss. A loss that rises is
     noticed late, so copies of at least `WINDOW` steps ago are kept too. All of them are in the computer's memory, none on the GPU.
     """
 
     def __init__(self, parameters, losses, learning_rate, scaled):
         self.parameters, self.losses, self.learning_rate, self.scaled = parameters, losses, learning_rate, scaled
-        self.every = 1 if parameters[0].device.type == "cpu" else 10
+        self.every, self.looked = 1, monotonic()
         self.pending, self.overflows = [], 0
         self.lowest = None  # median of the best window so far
         self.since = len(losses)  # a spike is judged against losses of one kind only
@@ -42,7 +44,9 @@ class Watch:
 
     def _copy(self):
         """(step, the weights after it), in memory that a GPU can write to while it goes on."""
-        weights = [torch.empty_like(p, device="cpu", pin_memory=p.is_cuda, requires_grad=False) for p in self.parameters]
+        sizes, here = [p.numel() for p in self.parameters], self.parameters[0]
+        whole = torch.empty(sum(sizes), dtype=here.dtype, pin_memory=here.is_cuda)  # pinned memory comes in large pieces
+        weights = [part.view_as(p) for part, p in zip(whole.split(sizes), self.parameters)]
         torch._foreach_copy_(weights, [p.detach() for p in self.parameters], non_blocking=True)
         return len(self.losses), weights
 
@@ -55,7 +59,7 @@ class Watch:
         """Read what is pending. Raises a TrainingError at the first step that went wrong, the last good weights put back."""
         if not self.pending:
             return []
-        known = []
+        known, steps = [], len(self.pending)
         for loss, norm in torch.stack(self.pending).tolist():
             step = len(self.losses) + 1
             self.overflows = 0 if isfinite(norm) else self.overflows + 1  # with a gradient scaler single ones are usual
@@ -73,6 +77,9 @@ class Watch:
                     self.good = self.before
                     self._stop(f"The loss has risen to {level:.3g}, ten times what it was before, by step {step}.")
         self.pending.clear()
+        if self.parameters[0].device.type != "cpu":
+            seconds, self.looked = monotonic() - self.looked, monotonic()
+            self.every = max(1, min(10, int(0.5 * steps / max(seconds, 1e-6))))
         self.good, self.tried = self.tried, self._copy()
         if self.good[0] >= self.next_before[0] + WINDOW:
             self.before, self.next_before = self.next_before, self.good

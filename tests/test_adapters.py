@@ -32,6 +32,28 @@ def test_file_round_trip_is_exact_and_plain_diffusers_reads_it(pipe, blora, tmp_
     remove(pipe)
 
 
+def test_pefts_two_files_are_written_together_or_not_at_all(blora, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            blora.save(tmp_path / "x", "peft")
+    assert list((tmp_path / "x").iterdir()) == []
+    blora.save(tmp_path / "x", "peft")
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_a_file_is_read_once_for_a_picture(pipe, blora, tmp_path, monkeypatch):
+    file, load, read = blora.save(tmp_path), BLoRA.load, []
+    monkeypatch.setattr(BLoRA, "load", lambda source: read.append(source) or load(source))
+    image = generate(pipe, "A [v]", content=[(file, 0.5)], style=tmp_path, num_inference_steps=1, progress=False)[0]
+    made_with = image.info["blora_nb"]
+    assert read == [file, tmp_path] and made_with["content_B_LoRA"] == [str(file)] and made_with["content_weights"] == [0.5]
+    assert made_with["style_fingerprint"] == blora.style.fingerprint and made_with["content_fingerprint"] == mix("content", [(blora, 0.5)]).fingerprint
+
+
 def test_halves_are_disjoint_and_complete(blora):
     content, style = blora.content, blora.style
     assert content.halves == ("content",) and style.halves == ("style",)

@@ -130,7 +130,7 @@ def test_every_setting_is_an_option_with_a_sentence():
     for field in dataclasses.fields(TrainingSettings):
         assert f"--{field.name}" in text and len(TrainingSettings.explain(field.name)) > 10
     assert repr(TrainingSettings()).count("=") == 9 and repr(TrainingSettings(snr_gamma=5.0)).endswith("snr_gamma=5.0)")
-    for wrong in ({"lr_scheduler": "sudden"}, {"rank": 0}, {"snr_gamma": -1.0}, {"gradient_checkpointing": "some"}):
+    for wrong in ({"lr_scheduler": "sudden"}, {"rank": 0}, {"snr_gamma": -1.0}, {"gradient_checkpointing": "some"}, {"resolution": 100}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             TrainingSettings(**wrong)
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from blora_nb import generate, prompt_per_block, record_attention
+from blora_nb import generate, load_pipeline, prompt_per_block, record_attention
 from blora_nb.adapters import remove
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
+from drawings import draw
 
 PROMPT = "A cat in neon style"
 
@@ -91,6 +92,22 @@ def test_a_prompt_for_all_blocks_is_that_prompt_but_for_the_pooled_embedding(pip
         num_inference_steps=4, guidance_scale=3.0, generator=torch.Generator().manual_seed(1),
     ).images[0]  # fmt: skip
     assert np.abs(swapped.astype(int) - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_pictures_that_keep_a_layout_are_looked_into_as_well(guidance):
+    """They are drawn by another pipeline, made of the parts; the first thing on a fresh one, and after a call with other guidance."""
+    pipe, start = load_pipeline(device="cpu"), draw("star", "neon", 1, 96)
+    options = {"image": start, "strength": 1.0, "guidance_scale": guidance}
+
+    def house():
+        with prompt_per_block(pipe, {CONTENT_BLOCK: "A house in wood style"}), record_attention(pipe, PROMPT, [STYLE_BLOCK], kinds=["cross"]) as attention:
+            drawn = picture(pipe, **options)
+        return drawn, attention.word(STYLE_BLOCK, "neon")
+
+    (first, looked), _ = house(), picture(pipe, guidance_scale=4.0 - guidance)
+    (again, looked_again), plain = house(), picture(pipe, **options)
+    assert np.array_equal(first, again) and torch.equal(looked, looked_again) and not np.array_equal(first, plain)
 
 
 def test_unknown_blocks_are_named(pipe):

@@ -1,6 +1,7 @@
 """Memory: what is counted beforehand, what is recomputed, what is said when it was too much. Nothing here ran on a GPU."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -85,19 +86,22 @@ def test_the_first_that_fits_is_chosen_and_reported(pipe):
 def test_out_of_memory_says_what_to_change_and_keeps_the_checkpoint(pipe, picture, tmp_path, monkeypatch):
     from blora_nb import training
 
-    steps = 0
+    steps, kept = 0, []
 
     def too_much(*arguments):
         nonlocal steps
         steps += 1
         if steps == 4:
+            large = torch.zeros(10)
+            kept.append(weakref.ref(large))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB. GPU 0 has …")
         return blora_loss(*arguments)
 
     monkeypatch.setattr(training, "blora_loss", too_much)
-    with pytest.raises(TrainingError, match="1.20 GiB.*resume_from_checkpoint latest.*train_batch_size 1.*gradient_checkpointing full"):
+    with pytest.raises(TrainingError, match="1.20 GiB.*resume_from_checkpoint latest.*train_batch_size 1.*gradient_checkpointing full") as caught:
         train(pipe, picture, progress=False, max_train_steps=8, checkpointing_steps=2, output_dir=tmp_path)
     assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2"] and applied(pipe) == []
+    assert caught.value.__context__ and kept[0]() is None  # a notebook keeps the error, which must not keep the step's memory
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

@@ -256,6 +256,8 @@ def test_the_picture_in_a_file_of_weights_is_shown(pipe, picture, examples, tmp_
     path = BLoRA(blora.state_dict, blora.metadata | picture_metadata(picture)).save(tmp_path / "star.safetensors")
     panel = AlphaPanel(pipe, path)
     assert panel.choosers["content"].source.picture.size == (128, 128) and "content picture: star" in panel.choosers["content"].thumbnail.value
+    damaged = BLoRA(blora.state_dict, {"modelspec.thumbnail": "data:image/png;base64," + "A" * 64})
+    assert AlphaPanel(pipe, damaged).errors == []
 
 
 def test_one_half_alone(pipe, examples):

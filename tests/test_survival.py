@@ -13,9 +13,10 @@ import warnings
 import pytest
 import torch
 
-from blora_nb import BLoRA, TrainingSettings, train
-from blora_nb.adapters import FILE_NAME, applied
-from blora_nb.checkpoints import STATE_NAME, CheckpointError, checkpoints, find_checkpoint
+from blora_nb import BLoRA, TrainingSettings, generate, train
+from blora_nb.adapters import FILE_NAME, BLoRAError, applied
+from blora_nb.checkpoints import STATE_NAME, CheckpointError, checkpoints, find_checkpoint, validated
+from blora_nb.many_pictures import validation_pictures
 from blora_nb.training import TrainingError
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 30, "checkpointing_steps": 3, "lr_scheduler": "cosine", "lr_warmup_steps": 3}
@@ -60,7 +61,9 @@ def half_way(pipe, picture, tmp_path_factory):
 
 def test_killed_at_random_and_resumed_is_bit_equal(picture, uninterrupted, tmp_path):
     picture.save(tmp_path / "a.png")
-    out, chance = tmp_path / "out", random.Random(os.urandom(8))
+    number = random.SystemRandom().randrange(10**6)
+    print("chance number", number)  # shown where the test fails
+    out, chance = tmp_path / "out", random.Random(number)
     for least in (3, 15):
         step = chance.randrange(least, least + 10, 3)
         process = start(tmp_path / "a.png", out, "--resume_from_checkpoint", "latest")
@@ -168,6 +171,38 @@ def test_a_rising_loss_stops_and_the_weights_from_before_the_rise_are_kept(pipe,
     assert same(kept, error.blora)
     before = {name.replace(".new", ""): w for name, w in weights[error.step].items()}
     assert all(torch.equal(w, before[key.removeprefix("unet.")]) for key, w in kept.state_dict.items())
+
+
+def test_the_picture_may_go_away_while_it_is_learned(pipe, picture, uninterrupted, tmp_path):
+    picture.save(tmp_path / "a.png")
+    assert same(train(pipe, tmp_path / "a.png", progress=lambda *step: (tmp_path / "a.png").unlink(missing_ok=True), **CHANGES), uninterrupted)
+
+
+def test_a_function_at_checkpoints_that_takes_the_lora_off_is_told_what_to_do(pipe, picture, tmp_path):
+    before = generate(pipe, "A star", num_inference_steps=2, progress=False)[0]
+    with pytest.raises(TrainingError, match=r"generation.sample instead of generate.*checkpoint-3 is complete"):
+        train(pipe, picture, progress=False, output_dir=tmp_path / "a", on_checkpoint=lambda pipe, folder: generate(pipe, "A star", num_inference_steps=1, progress=False), **CHANGES)
+    assert BLoRA.load(tmp_path / "a" / "checkpoint-3").rank == 4
+    assert generate(pipe, "A star", num_inference_steps=2, progress=False)[0].tobytes() == before.tobytes()
+
+
+def test_going_on_from_an_earlier_checkpoint_keeps_the_pictures_of_the_later_ones(pipe, picture, half_way, tmp_path):
+    folder, validate = shutil.copytree(half_way, tmp_path / "out"), validation_pictures(pipe, "A star", 1)
+    options = {"progress": False, "output_dir": folder, "on_checkpoint": validate, **CHANGES}
+    for wanted in ("checkpoint-9", "checkpoint-24"):
+        again = train(pipe, picture, resume_from_checkpoint=wanted, **options)
+        assert len(again.losses) == 30
+    assert [p.name for p, pictures in validated(folder).items() if len(pictures) == 1] == [f"checkpoint-{step}" for step in range(12, 31, 3)]
+
+
+def test_a_checkpoint_from_before_anything_was_learned_is_whole(pipe, picture, tmp_path):
+    """At the first step of a warm-up the learning rate is 0."""
+    more = {**CHANGES, "checkpointing_steps": 1, "max_train_steps": 2, "lr_warmup_steps": 2}
+    plain = train(pipe, picture, progress=False, output_dir=tmp_path / "a", **more)
+    shutil.rmtree(tmp_path / "a" / "checkpoint-2")
+    assert same(train(pipe, picture, progress=False, output_dir=tmp_path / "a", resume_from_checkpoint="latest", **more), plain)
+    with pytest.raises(BLoRAError, match="saved before it was trained"):
+        BLoRA.load(tmp_path / "a" / "checkpoint-1")
 
 
 def small_disk(folder):

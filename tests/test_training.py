@@ -148,21 +148,25 @@ def test_recipes_weigh_the_error_as_their_papers_say(pipe):
 
 
 def test_accumulated_batches_and_schedules(pipe, picture):
-    """Two batches of one make a step of two draws; the learning rate follows the schedule (its last step is 0 for linear)."""
-    a = train(pipe, picture, progress=False, max_train_steps=2, train_batch_size=1, gradient_accumulation_steps=2)
-    assert len(a.losses) == 2
+    """Two batches of one make a step: its loss is their mean. The learning rate follows the schedule."""
+    still = {"progress": False, "train_batch_size": 1, "learning_rate": 1e-12}  # the weights stay what they are, so that losses can be compared
+    single = train(pipe, picture, max_train_steps=4, **still).losses
+    double = train(pipe, picture, max_train_steps=2, gradient_accumulation_steps=2, **still).losses
+    assert double == pytest.approx([(single[0] + single[1]) / 2, (single[2] + single[3]) / 2])
     weights = {}
     for name in ("constant", "linear"):
         weights[name] = train(pipe, picture, progress=False, max_train_steps=3, train_batch_size=1, lr_scheduler=name).state_dict
     assert any(not torch.equal(t, weights["linear"][k]) for k, t in weights["constant"].items())
 
 
-def test_a_fused_optimizer_steps_as_the_plain_one():
-    """What a GPU uses, on the CPU: equal to rounding."""
+def test_on_a_gpu_the_optimizer_is_fused(monkeypatch):
+    """What it asks PyTorch for there; on the CPU the fused kernel steps as the plain loop, to rounding."""
     parameters = [[torch.nn.Parameter(torch.full((8, 8), 0.5)) for _ in range(2)] for _ in range(2)]
     settings = TrainingSettings(learning_rate=1e-2)
     plain = make_optimizer(parameters[0], settings)
-    fused = torch.optim.AdamW(parameters[1], lr=1e-2, betas=(0.9, 0.999), weight_decay=1e-4, eps=1e-8, fused=True)
+    monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)
+    fused = make_optimizer(parameters[1], settings)
+    assert fused.defaults["fused"] is True and not plain.defaults["fused"]
     for step in range(20):
         for one, two in zip(*parameters):
             one.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(step))
