@@ -16,13 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from blora_nb import TrainingSettings
 from blora_nb.memory import GIB, WORKING, count_activations, gradient_checkpointing, lora_of, without_numbers
 from blora_nb.text_cache import constant_text, text_projections
+from random_sdxl import unet_config
 
 HERE = Path(__file__).resolve().parent
-SDXL = {
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20], "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": True,
-}  # fmt: skip
+SDXL = unet_config("full")
 VAE = {"block_out_channels": (128, 256, 512, 512), "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "layers_per_block": 2, "latent_channels": 4}
 MODES = ("none", "partial", "full")
 BYTES = {"float16": 2, "int8": 1, "nf4": 0.5 + 4 / 64}  # a weight of a linear layer; nf4 keeps a float32 scale for each 64

@@ -30,6 +30,18 @@ def tokenizer(folder):
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77), len(tokens)
 
 
+def unet_config(size):
+    """The arguments of `UNet2DConditionModel` for one of `SIZES`; of "full" they are SDXL's own."""
+    s = SIZES[size]
+    pooled, time = s["text"][1], s["text"][1] // 5
+    return {
+        "sample_size": s["side"] // 8, "in_channels": 4, "out_channels": 4, "block_out_channels": s["widths"], "attention_head_dim": s["heads"], "layers_per_block": 2,
+        "transformer_layers_per_block": s["layers"], "norm_num_groups": s["groups"], "cross_attention_dim": sum(s["text"]), "use_linear_projection": True,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "addition_embed_type": "text_time", "addition_time_embed_dim": time, "projection_class_embeddings_input_dim": pooled + 6 * time,
+    }  # fmt: skip
+
+
 def build(folder, size):
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -42,12 +54,7 @@ def build(folder, size):
         numbers = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1, "vocab_size": vocabulary}
         config = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_attention_heads=4, num_hidden_layers=4, projection_dim=s["text"][1], **numbers)
         encoders.append(kind(config))
-    unet = UNet2DConditionModel(
-        sample_size=s["side"] // 8, block_out_channels=s["widths"], attention_head_dim=s["heads"], transformer_layers_per_block=s["layers"], norm_num_groups=s["groups"],
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=sum(s["text"]), addition_embed_type="text_time", addition_time_embed_dim=s["text"][1] // 5, use_linear_projection=True,
-        projection_class_embeddings_input_dim=s["text"][1] + 6 * (s["text"][1] // 5),
-    )  # fmt: skip
+    unet = UNet2DConditionModel(**unet_config(size))
     vae = AutoencoderKL(
         block_out_channels=s["vae"], down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4, norm_num_groups=8,
         scaling_factor=0.13025, sample_size=s["side"],

@@ -4,8 +4,8 @@
         --original PATH/train_dreambooth_b-lora_sdxl.py --original_python ENV/bin/python \\
         --advanced PATH/train_dreambooth_lora_sdxl_advanced.py --advanced_python ENV/bin/python
 
-The peers are not part of this project: name a checkout, and a Python with the packages it needs. Without them only our
-own training is measured. Writes training_speed.md and .json; sizes measured before are kept.
+The peers are not part of this project: name a checkout, and a Python with the packages it needs. With both of
+them the size's table in training_speed.md and .json is written anew; without, our own training is measured and printed.
 """
 
 import argparse
@@ -26,9 +26,9 @@ OURS = """
 import json, resource, sys, time
 from blora_nb import load_pipeline, train
 from blora_nb.training import TrainingSettings
-base, picture, result, steps, rank, side, mode = sys.argv[1:]
+base, picture, result, steps, rank, side, mode, compiled = sys.argv[1:]
 times = []
-blora = train(load_pipeline(base, device="cpu"), picture, TrainingSettings(rank=int(rank), resolution=int(side), max_train_steps=int(steps), gradient_checkpointing=mode), progress=lambda *a: times.append(time.process_time()))
+blora = train(load_pipeline(base, device="cpu"), picture, TrainingSettings(rank=int(rank), resolution=int(side), max_train_steps=int(steps), gradient_checkpointing=mode, compile=compiled == "compiled"), progress=lambda *a: times.append(time.process_time()))
 json.dump({"times": times, "losses": blora.losses, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}, open(result, "w"))
 """
 VERSIONS = "import json, torch, diffusers, platform; print(json.dumps({'torch': torch.__version__, 'diffusers': diffusers.__version__, 'python': platform.python_version(), 'threads': torch.get_num_threads()}))"
@@ -45,9 +45,9 @@ def peer_flags(base, pictures, out, steps, size):
 def contestants(args, base, pictures, picture, folder):
     """Name to command; each command ends with the file for its result."""
     result = str(folder / "result.json")
-    ours = lambda mode: [sys.executable, "-c", OURS, base, picture, result, str(args.steps), str(RANK[args.size]), str(SIDE[args.size]), mode]
+    ours = lambda mode, compiled="": [sys.executable, "-c", OURS, base, picture, result, str(args.steps), str(RANK[args.size]), str(SIDE[args.size]), mode, compiled]
     peer = lambda python, script, *more: [python, str(HERE / "peer_step_times.py"), script, result, *peer_flags(base, pictures, str(folder / "peer"), args.steps, args.size), *more]
-    found = {"blora_nb": ours("none"), "blora_nb, all recomputed": ours("full")}
+    found = {"blora_nb": ours("none"), "blora_nb, blocks compiled": ours("none", "compiled"), "blora_nb, all recomputed": ours("full")}
     if args.original:
         found["original script"] = peer(args.original_python, args.original)
         found["original script as its README runs it (gradient checkpointing)"] = peer(args.original_python, args.original, "--gradient_checkpointing")
@@ -132,8 +132,11 @@ def main():
         parser.add_argument(f"--{peer}", help="path of the script in a checkout")
         parser.add_argument(f"--{peer}_python", help="a Python that has what it needs")
     args = parser.parse_args()
-    stored = HERE / "training_speed.json"
-    write((json.loads(stored.read_text()) if stored.exists() else {}) | {args.size: measure(args)})
+    found, stored = measure(args), HERE / "training_speed.json"
+    if not (args.original and args.advanced):
+        print("Seconds a step; nothing is written without both peers:", {name: round(row["seconds a step"], 4) for name, row in found["rows"].items()})
+        return
+    write((json.loads(stored.read_text()) if stored.exists() else {}) | {args.size: found})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import argparse
 import sys
 import warnings
 
+from .blocks import HALVES
 from .formats import FORMATS, shown
+from .models import QUANTIZATIONS, SCHEDULERS
 
 TRAIN = """Train one B-LoRA from each picture. The flags have the names of the authors' script.
 
@@ -18,9 +20,6 @@ examples:
 Ctrl-C ends the training at the end of a step and leaves a checkpoint."""
 DTYPES = ("float32", "float16", "bfloat16")
 MIXED_PRECISION = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
-HALVES = ("content", "style")
-QUANTIZATIONS = ("int8", "nf4")
-SCHEDULERS = ("euler", "dpm++", "unipc", "lcm")
 
 
 def add_halves(command, what):
@@ -96,7 +95,7 @@ def parse():
     generate.add_argument("--batch_size", type=count, help="pictures made at once; by default one on a CPU, as many as fit on a GPU")
     generate.add_argument("--vae_tiling", action="store_true", help="decode large pictures piece by piece, to save memory")
     generate.add_argument("--few_step_lora", help="id or file of an LCM or Lightning LoRA of the base, merged into it; then 4 to 8 steps and a guidance scale of 1 to 2 are enough")
-    generate.add_argument("--scheduler", choices=SCHEDULERS, help="another sampler than the base model's own")
+    generate.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="another sampler than the base model's own")
     generate.add_argument("--asymmetric_guidance", action="store_true", help="no LoRA in the unconditional pass, so that guidance pushes towards what the LoRA adds")
     generate.add_argument("--content_until", type=float, default=1.0, help="use the content half only up to this share of the steps")
     generate.add_argument("--style_from", type=float, default=0.0, help="use the style half only from this share of the steps on")

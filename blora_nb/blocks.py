@@ -20,6 +20,7 @@ TRANSFORMER_BLOCKS = (
 CONTENT_BLOCK = "up_blocks.0.attentions.0"
 STYLE_BLOCK = "up_blocks.0.attentions.1"
 BLOCK_OF_HALF = {"content": CONTENT_BLOCK, "style": STYLE_BLOCK}
+HALVES = tuple(BLOCK_OF_HALF)
 SGM_BLOCK_OF_HALF = {"content": "output_blocks.0.1", "style": "output_blocks.1.1"}  # as in SDXL's own code, hence ComfyUI and A1111
 PAPER_NAMES = {block: f"W{i + 1}" for i, block in enumerate(TRANSFORMER_BLOCKS[2:8])}
 

@@ -19,6 +19,7 @@ from .validation import base_of
 from .files import FILE_NAME
 from .formats import shown
 from .images import read_image, safe_name
+from .models import SDXL
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 # what the hub knows by name, of its list at huggingface.co/docs/hub/repositories-licenses; others it shows as "other", with their name
@@ -153,7 +154,7 @@ def model_card(blora, repo_id):
 
     prompt, license = prompt_of(blora), blora.metadata.get("modelspec.license")
     base = blora.metadata.get("base_model", "")
-    base = base if "/" in base else ("stabilityai/stable-diffusion-xl-base-1.0" if base_of(blora.state_dict) == "SDXL" else None)
+    base = base if "/" in base else (SDXL if base_of(blora.state_dict) == "SDXL" else None)
     tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora.state_dict) == "SDXL" else [])]
     named = {"license": license} if license in (None, *LICENSES) else {"license": "other", "license_name": safe_name(license).lower()}
     data = ModelCardData(**named, base_model=base, tags=tags, instance_prompt=prompt)

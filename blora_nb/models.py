@@ -13,6 +13,7 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 TINY_SDXL = DATA / "tiny_sdxl"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_VAE_FP16 = "madebyollin/sdxl-vae-fp16-fix"
+QUANTIZATIONS = ("int8", "nf4")
 SCHEDULERS = {"euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler"}
 
 
@@ -54,10 +55,8 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
 
     getLogger("bitsandbytes").setLevel(ERROR)  # on a CPU it would miss a package that nothing here needs
     transformers_logging.set_verbosity_error()  # it would advise to install torchvision, which nothing here needs
-    import diffusers
     from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.utils import logging
-    from packaging.version import Version
 
     base, device = base or default_base(), device or default_device()
     if str(device).startswith("cuda") and not torch.cuda.is_available():
@@ -68,16 +67,15 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
         raise FileNotFoundError(f"The teaching model is not in {TINY_SDXL}. Clone the whole repository and install it with: pip install -e .")
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    dtype_name = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
     named = {"revision": revision, "variant": variant or ("fp16" if source == SDXL else None), "cache_dir": cache_dir}
-    options = {"use_safetensors": True, dtype_name: dtype} | {name: value for name, value in named.items() if value}
+    options = {"use_safetensors": True, **dtype_argument(dtype)} | {name: value for name, value in named.items() if value}
     parts = {}
     profile = memory_profile(device)
     quantization = quantization or (profile.quantization if base != "tiny" else None) or "none"
     if quantization != "none":
         parts["unet"] = _quantized_unet(source, quantization, dtype, options)
     if vae or (source == SDXL and dtype == torch.float16):
-        parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, use_safetensors=True, **{dtype_name: dtype, "cache_dir": cache_dir})
+        parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, use_safetensors=True, cache_dir=cache_dir, **dtype_argument(dtype))
     pipe = DiffusionPipeline.from_pretrained(source, **options, **parts)
     if profile.vae_tiling:
         tile_vae(pipe)
@@ -89,6 +87,14 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     asked = {"pretrained_model_name_or_path": str(base), "pretrained_vae_model_name_or_path": vae, "revision": revision, "variant": variant, "quantization": quantization}
     pipe.blora_nb_options = {name: value for name, value in asked.items() if value}
     return pipe.to(device)
+
+
+def dtype_argument(dtype):
+    """The number format as `from_pretrained` wants it, which has had two names."""
+    import diffusers
+    from packaging.version import Version
+
+    return {"dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype": dtype}
 
 
 def options_of(pipe):
@@ -103,9 +109,9 @@ def _quantized_unet(source, quantization, dtype, options):
 
     if not is_bitsandbytes_available():
         raise ValueError(f"The quantization {quantization} needs the package bitsandbytes: pip install bitsandbytes (or say quantization none)")
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization must be none, {' or '.join(QUANTIZATIONS)}, not {quantization}.")
     kinds = {"int8": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}}
-    if quantization not in kinds:
-        raise ValueError(f"quantization must be none, {' or '.join(kinds)}, not {quantization}.")
     try:
         return UNet2DConditionModel.from_pretrained(source, subfolder="unet", quantization_config=BitsAndBytesConfig(**kinds[quantization]), **options)
     except RuntimeError as error:

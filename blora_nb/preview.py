@@ -4,6 +4,8 @@ import numpy as np
 from PIL import Image
 import torch
 
+from .models import native_resolution
+
 
 class LatentPreview:
     """A linear decoder [channels + 1, 3], fitted by least squares to what this pipeline's own VAE does with patches of colour.
@@ -17,7 +19,7 @@ class LatentPreview:
         from .training import encode_image
 
         self.scale = pipe.vae_scale_factor
-        side = side or min(256, pipe.unet.config.sample_size * self.scale)
+        side = side or min(256, native_resolution(pipe))
         random = np.random.default_rng(0)
         latents, colours = [], []
         for size in (2, 3, 4, 6):  # patches of colour, from coarse to fine

@@ -4,12 +4,11 @@ The names are those of `python -m blora_nb generate`, so that `--like` can take 
 """
 
 from .adapters import on_the_pipeline
+from .blocks import HALVES
 from .cards import model_hash, versions
 from .formats import shown
 from .images import read_settings
 from .models import options_of
-
-HALVES = ("content", "style")
 
 
 def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha):

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from .images import centre_square, read_image
-from .models import DATA, native_resolution
+from .models import DATA, dtype_argument, native_resolution
 
 TINY_CONTROLNET = DATA / "tiny_controlnet"
 # diffusers warns whenever a VAE changes its number format, of an empty list of parts that should not
@@ -82,13 +82,11 @@ def load_controlnet(pipe, source):
     Raises:
         ValueError: it belongs to another base model.
     """
-    import diffusers
-    from packaging.version import Version
+    from diffusers import ControlNetModel
 
     model = source
     if isinstance(source, (str, Path)):
-        dtype_name = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
-        model = diffusers.ControlNetModel.from_pretrained(TINY_CONTROLNET if str(source) == "tiny" else source, use_safetensors=True, **{dtype_name: pipe.unet.dtype})
+        model = ControlNetModel.from_pretrained(TINY_CONTROLNET if str(source) == "tiny" else source, use_safetensors=True, **dtype_argument(pipe.unet.dtype))
         model.requires_grad_(False)
         model.blora_nb_source = str(source)
     if not hasattr(model, "blora_nb_source"):

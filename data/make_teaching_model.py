@@ -41,4 +41,5 @@ if __name__ == "__main__":
     run("train_tiny_sdxl.py", "--name", "tiny_sdxl_natural", "--routed", "0", "--pictures", "100000")
     subprocess.run([sys.executable, str(HERE / "train_judge.py")], check=True)
     publish("tiny_sdxl", HERE / "tiny_sdxl")
-    print("Now measure it: make bench")
+    print("The B-LoRAs in data/bloras and the ControlNet in data/tiny_controlnet belong to the model before. Remove them and make them again:")
+    print("python data/train_examples.py; python data/train_tiny_controlnet.py. Then measure all of it: make bench; and make notebooks")

@@ -3,16 +3,11 @@
     python data/train_examples.py     # a few minutes on two cores; what is there already is left alone
 """
 
-from pathlib import Path
-
-from blora_nb import load_pipeline, train
-
-HERE = Path(__file__).resolve().parent
+from blora_nb import load_pipeline
+from blora_nb.examples import example_blora, example_names
 
 if __name__ == "__main__":
-    pipe = load_pipeline()
-    for picture in sorted((HERE / "examples").glob("*.png")):
-        file = HERE / "bloras" / f"{picture.stem}.safetensors"
-        if not file.exists():
-            print(picture.name)
-            train(pipe, picture).save(file)
+    pipe = load_pipeline("tiny")
+    for name in example_names():
+        print(name, flush=True)
+        example_blora(pipe, name)

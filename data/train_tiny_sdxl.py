@@ -29,6 +29,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
 from drawings import COLOURS, HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES
 from matrix_muon import MatrixMuon
 from patch_components import CHANNELS, NOISE, components, latents_of, to_pixels
@@ -36,7 +37,6 @@ from processes import average_gradients, gather, start_processes, wait_for_all
 from train_autoencoder import trained_autoencoder
 from training_pictures import SIZE, WORK, load_pictures, training_list
 
-CONTENT_BLOCK, STYLE_BLOCK = "up_blocks.0.attentions.0", "up_blocks.0.attentions.1"
 TOKENS = 16  # positions of the text encoders
 SIMPLE_STYLE = "ink"  # black on white
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -9,7 +9,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the backgro
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "data"))  # the drawing script
+sys.path[:0] = [str(ROOT / "data"), str(ROOT / "benchmarks")]  # the drawing script, the architecture of SDXL
 
 
 @pytest.fixture(autouse=True)

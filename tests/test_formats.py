@@ -13,6 +13,7 @@ from blora_nb import BLoRA
 from blora_nb.adapters import BLoRAError, BLoRAWarning, _check_fits, apply, combine, remove
 from blora_nb.blocks import BLOCK_OF_HALF
 from blora_nb.validation import base_of
+from random_sdxl import unet_config
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -292,11 +293,7 @@ def test_every_layer_of_sdxls_two_blocks_is_known():
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=128, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(320, 640, 1280), transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048, use_linear_projection=True,
-            addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-        )  # fmt: skip
+        unet = UNet2DConditionModel(**unet_config("full"))
     blora = made(width=1280, context=2048, depth=10, rank=lambda layer: 1, feed_forward=True)
     _check_fits(unet, blora)
     linears = {n for n, m in unet.named_modules() if type(m) is torch.nn.Linear and n.startswith(tuple(f"{b}." for b in BLOCK_OF_HALF.values()))}

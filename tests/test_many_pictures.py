@@ -42,8 +42,8 @@ def same(one, two):
 
 
 def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_path):
-    out = tmp_path / "out"
-    first = subprocess.Popen(command(folder, out, "--resume_from_checkpoint", "latest"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    out, longer = tmp_path / "out", ["--resume_from_checkpoint", "latest", "--max_train_steps", "40"]  # so that some are not finished when the first one is
+    first = subprocess.Popen(command(folder, out, *longer), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     end = time.time() + 240
     while not list(out.glob(f"*/{FILE_NAME}")):
         assert first.poll() is None and time.time() < end, first.communicate()[0]
@@ -57,7 +57,7 @@ def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_pa
     finished = {p: p.stat().st_mtime_ns for p in out.glob(f"*/{FILE_NAME}")}
     assert finished and len(finished) < len(NAMES)
 
-    again = subprocess.run(command(folder, out, "--resume_from_checkpoint", "latest"), capture_output=True, text=True, timeout=400)
+    again = subprocess.run(command(folder, out, *longer), capture_output=True, text=True, timeout=400)
     assert again.returncode == 0, again.stdout + again.stderr
     assert all(f"process {number} of 2 trains" in again.stdout for number in (1, 2))
     assert all(p.stat().st_mtime_ns == kept for p, kept in finished.items())
@@ -65,7 +65,7 @@ def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_pa
     assert sorted(row["folder"] for row in manifest) == sorted(NAMES) and {row["state"] for row in manifest} == {"finished"}
     assert all(row["training"]["rank"] == 4 and 0 < row["loss"] < 10 for row in manifest)
     for name in NAMES:  # the same as trained alone, whatever process and however often stopped
-        assert same(BLoRA.load(out / name), train(pipe, folder / f"{name}.png", progress=False, **CHANGES))
+        assert same(BLoRA.load(out / name), train(pipe, folder / f"{name}.png", progress=False, **CHANGES | {"max_train_steps": 40}))
 
 
 def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(pipe, folder, tmp_path, monkeypatch):

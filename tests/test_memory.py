@@ -13,12 +13,9 @@ from blora_nb.memory import GIB, choose_checkpointing, count_activations, gradie
 from blora_nb.models import encode_prompt
 from blora_nb.runtime import memory_profile
 from blora_nb.training import TrainingError, attach_lora, blora_loss, draw_step, encode_image, micro_conditioning
+from random_sdxl import unet_config
 
-SDXL_UNET = {  # the architecture, of which no weight is needed
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20], "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": True,
-}  # fmt: skip
+SDXL_UNET = unet_config("full")  # the architecture, of which no weight is needed
 
 
 def test_sdxl_is_counted_without_its_weights():

@@ -1,6 +1,7 @@
 """The teaching model is a plain SDXL pipeline, small, and good; and the halves of a B-LoRA do what the README says."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -50,12 +51,39 @@ def test_both_halves_rebuild_and_each_alone_keeps_its_part(pipe, judge, blora):
 
 
 def test_the_stored_measurements_belong_to_this_model_and_reach_the_goals():
-    """The tables of benchmarks/ are what the README quotes; they are made again by `make bench`."""
-    separation, model = (json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("separation", "teaching_model"))
-    assert separation["model"] == model["model"] == fingerprint()
+    """They are made again by `make bench`."""
+    separation, model, recipes, structure = (json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("separation", "teaching_model", "recipes", "structure"))
+    assert {stored["model"] for stored in (separation, model, recipes, structure)} == {fingerprint()}
     table = separation["table"]
     rivals = [table[name]["both"] for name in ("no LoRA", "ordinary LoRAs of both, all blocks", "B-LoRA, halves swapped")]
     assert table["B-LoRA: style transfer"]["both"] >= 0.6 and max(rivals) < 0.4
     blocks = model["block maps"]["teaching model"]
     assert blocks[CONTENT_BLOCK]["object follows"] >= 0.8 and blocks[CONTENT_BLOCK]["style stays"] >= 0.8
     assert blocks[STYLE_BLOCK]["style follows"] >= 0.8 and blocks[STYLE_BLOCK]["object stays"] >= 0.7
+
+
+def rows_of(text):
+    """The tables in a Markdown text: the first cell of each row to the numbers in the others."""
+    rows = {}
+    for line in text.splitlines():
+        first, *others = [cell.strip(" *`") for cell in line.strip("|").split("|")] if line.startswith("|") else [""]
+        numbers = [float(cell) for cell in others if re.fullmatch(r"\d+\.\d+", cell)]
+        if numbers:
+            rows[first] = numbers
+    return rows
+
+
+def test_the_readme_quotes_what_was_measured():
+    quoted = rows_of((ROOT / "README.md").read_text())
+    separation, recipes, structure = (json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("separation", "recipes", "structure"))
+    for name, row in separation["table"].items():
+        assert quoted[name] == [round(row[key], 2) for key in ("object", "style", "both")], name
+    options = {
+        "train --content_B_LoRA FIRST": "two-step style training", "generate --asymmetric_guidance": "asymmetric guidance", "train --x0_loss_from STEP": "x0 loss in the second half",
+        "train --snr_gamma 5": "min-SNR 5", "generate --content_until .7 --style_from .3": "timed halves (content until .7, style from .3)",
+    }  # fmt: skip
+    for option, name in options.items():
+        assert quoted[option] == [round(recipes["rows"][name]["both"], 2)], option
+    kept = {"neither": "halves only", "generate --controlnet tiny --outline_of PICTURE": "ControlNet, scale 1.0", "generate --image PICTURE --strength 0.6": "img2img, strength 0.6"}
+    for option, name in kept.items():
+        assert quoted[option] == [round(structure["rows"][name][key], 2) for key in ("both", "layout")], option
