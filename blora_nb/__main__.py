@@ -1,6 +1,7 @@
 """python -m blora_nb check | train | generate | inspect | export"""
 
 import argparse
+import re
 import sys
 import warnings
 
@@ -14,7 +15,7 @@ examples:
   python -m blora_nb train --instance_data_dir cat.png --output_dir outputs/cat
   python -m blora_nb train --instance_data_dir class/ --output_dir outputs/class --resume_from_checkpoint latest
   accelerate launch -m blora_nb train --instance_data_dir class/ --output_dir outputs/class     (spread over GPUs)
-  accelerate launch --multi_gpu --num_processes 2 -m blora_nb train --device cpu …              (over two processor cores)
+  accelerate launch --multi_gpu --num_processes 2 -m blora_nb train …                           (without GPUs: over two processor cores)
   python -m blora_nb train --instance_data_dir dog/ --output_dir outputs/dog --together --instance_prompt "A [v] dog"
 
 Ctrl-C ends the training at the end of a step and leaves a checkpoint."""
@@ -25,7 +26,7 @@ MIXED_PRECISION = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 def add_halves(command, what):
     """The options that name the B-LoRAs of each half, one or several to be mixed."""
     for half in HALVES:
-        command.add_argument(f"--{half}_B_LoRA", nargs="+", metavar="SOURCE", help=f"file, folder or hub id whose {half} half {what}; several are mixed")
+        command.add_argument(f"--{half}_B_LoRA", nargs="+", type=named, metavar="SOURCE", help=f"file, folder or hub id whose {half} half {what}; several are mixed")
         command.add_argument(f"--{half}_weights", nargs="+", type=float, metavar="X", help=f"of each {half} half where there are several, linear and signed; by default 1 each")
 
 
@@ -41,6 +42,27 @@ def halves_of(args):
         read = [BLoRA.load(source) for source in sources]
         given.append(list(zip(read, weights or [1.0] * len(read))) if weights or len(read) > 1 else (read[0] if read else None))
     return given
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the default of each option that has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def named(text):
+    """A path or an id, for argparse: anything but nothing, which a shell makes of a variable that is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a file or a folder")
+    return text
+
+
+def seed(text):
+    """A whole number that PyTorch takes for a seed, for argparse."""
+    if not -(2**63) <= (number := int(text)) < 2**64:
+        raise argparse.ArgumentTypeError(f"must be between -2^63 and 2^64, which {number} is not")
+    return number
 
 
 def count(text):
@@ -59,8 +81,8 @@ def parse():
 
     train = commands.add_parser("train", help="train one B-LoRA from each picture", usage="%(prog)s --instance_data_dir PATH --output_dir FOLDER [options]", description=TRAIN, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = train.add_argument_group("pictures in, weights out")
-    files.add_argument("--instance_data_dir", required=True, metavar="PATH", help="a picture, or a folder of pictures (one B-LoRA is trained from each)")
-    files.add_argument("--output_dir", required=True, metavar="FOLDER", help="for the weights and checkpoints, made if needed; nothing in it is overwritten")
+    files.add_argument("--instance_data_dir", required=True, type=named, metavar="PATH", help="a picture, or a folder of pictures (one B-LoRA is trained from each)")
+    files.add_argument("--output_dir", required=True, type=named, metavar="FOLDER", help="for the weights and checkpoints, made if needed; nothing in it is overwritten")
     files.add_argument("--together", action="store_true", help='one B-LoRA from all pictures of the folder, as the original does; for recontextualization with --instance_prompt "A [v] dog"')
     files.add_argument("--captions_file", metavar="FILE", help='a prompt for each picture of --together: lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"}')
     files.add_argument("--content_B_LoRA", metavar="PATH", help="keep this B-LoRA's content half and train a fresh style half beside it, the second step of ConsisLoRA's style training (arXiv 2503.10614); for a folder of pictures: the folder their first training left")
@@ -71,15 +93,15 @@ def parse():
     add_others_flags(train)
 
     suited = "by default what suits the base model"
-    generate = commands.add_parser("generate", help="make pictures with one or two B-LoRA halves", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    generate = commands.add_parser("generate", help="make pictures with one or two B-LoRA halves", formatter_class=Help)
     generate.add_argument("--prompt", help="needed unless --like is given")
     generate.add_argument("--like", metavar="PICTURE.png", help="make a picture of this command again: its settings are the defaults, what is typed goes before them")
-    generate.add_argument("--output_path", required=True, help="folder for the pictures, made if needed; nothing in it is overwritten")
+    generate.add_argument("--output_path", required=True, type=named, help="folder for the pictures, made if needed; nothing in it is overwritten")
     add_halves(generate, "is used")
     generate.add_argument("--content_alpha", type=float, default=1.0, help="strength of the content half, linear and signed")
     generate.add_argument("--style_alpha", type=float, default=1.0, help="strength of the style half, linear and signed")
     generate.add_argument("--num_images_per_prompt", type=count, default=4, help="how many pictures, with the seeds 0, 1, 2, …")
-    generate.add_argument("--seeds", type=int, nargs="+", help="these seeds instead")
+    generate.add_argument("--seeds", type=seed, nargs="+", help="these seeds instead")
     generate.add_argument("--num_inference_steps", type=count, help=suited)
     generate.add_argument("--guidance_scale", type=float, help=suited)
     generate.add_argument("--negative_prompt")
@@ -112,14 +134,22 @@ def parse():
 
     inspect = commands.add_parser("inspect", help="say what a B-LoRA file is and how to use it")
     inspect.add_argument("source", help="file, folder or id on the Hugging Face hub")
-    export = commands.add_parser("export", help="write a B-LoRA, one half, or a mixture for another program", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    export = commands.add_parser("export", help="write a B-LoRA, one half, or a mixture for another program", formatter_class=Help)
     add_halves(export, "is written")
     for half in HALVES:
         export.add_argument(f"--{half}_alpha", type=float, default=1.0, help="strength, linear and signed, multiplied into the weights")
     export.add_argument("--dtype", default="float32", choices=DTYPES, help="of the numbers in the file; float16 and bfloat16 make it half as large")
     export.add_argument("--format", default="sgm", choices=FORMATS, help="sgm: ComfyUI and A1111; kohya: A1111 and others; peft: a folder for PEFT; diffusers")
-    export.add_argument("--output_path", required=True, help="file (.safetensors) or folder; nothing is overwritten")
-    return with_settings_of_a_picture(parser, generate)
+    export.add_argument("--output_path", required=True, type=named, help="file (.safetensors) or folder; nothing is overwritten")
+    for command in (generate, export):
+        command._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # argparse takes -1e-3 for an option
+    args = with_settings_of_a_picture(parser, generate)
+    if args.command in ("train", "generate") and None not in (args.dtype, args.mixed_precision) and args.dtype != MIXED_PRECISION[args.mixed_precision]:
+        parser.error(f"--dtype {args.dtype} and --mixed_precision {args.mixed_precision} contradict each other; give one of them")
+    for half in HALVES if args.command in ("generate", "export") else ():
+        if getattr(args, f"{half}_alpha") != 1 and not getattr(args, f"{half}_B_LoRA"):
+            parser.error(f"--{half}_alpha is the strength of a half that is not there; name it with --{half}_B_LoRA")
+    return args
 
 
 def with_settings_of_a_picture(parser, generate):
@@ -133,11 +163,15 @@ def with_settings_of_a_picture(parser, generate):
         typed_halves = {half for half in HALVES if getattr(args, f"{half}_B_LoRA")}
         for action in generate._actions:
             value, half = then.get(action.dest), action.dest.partition("_")[0]
-            if value is None or action.dest in ("help", "like", "output_path", "seeds") or (action.dest.endswith("_weights") and half in typed_halves):
+            if value is None or action.dest in ("help", "like", "output_path", "seeds") or (action.dest.endswith("_weights") and half in typed_halves) or (action.dest == "dtype" and args.mixed_precision):
                 continue
+            if action.choices and value not in action.choices:
+                raise ValueError(f"The picture names {shown(value)} as its {action.dest}, which is none of {', '.join(action.choices)}. It was not written by this command.")
             # as text, so that argparse checks it like what is typed; a switch has no text
             generate.set_defaults(**{action.dest: several(generate, action, value) if action.nargs == "+" else value is True if action.nargs == 0 else str(value)})
         batch = then.get("batch_seeds") or [then.get("seed", 0)]
+        if not isinstance(batch, list):
+            raise ValueError(f"The picture names {shown(batch)} as the seeds of its batch, which is no list. It was not written by this command.")
         generate.set_defaults(seeds=[whole_number(seed) for seed in batch], batch_size=len(batch))
         args = parser.parse_args()
         args.then = then
@@ -154,7 +188,10 @@ def with_settings_of_a_picture(parser, generate):
 
 def several(command, action, value):
     """A list out of a picture's settings, or the one thing it is, each part checked like what is typed."""
-    return [command._get_value(action, str(part)) for part in (value if isinstance(value, list) else [value])]
+    try:
+        return [command._get_value(action, str(part)) for part in (value if isinstance(value, list) else [value])]
+    except argparse.ArgumentError as error:
+        raise ValueError(f"The settings of the picture: {error}. It was not written by this command.") from None
 
 
 def whole_number(value):
@@ -183,9 +220,7 @@ def run_train(args):
 
     jobs = plan(args.instance_data_dir, args.output_dir, args.together, args.captions_file, args.content_B_LoRA)
     device, main, gather = launched(args.device)
-    if main:
-        check_output(jobs, args.resume_from_checkpoint)
-    mine = share([job for job in jobs if not job.finished])
+    mine = share(lambda: check_output(jobs, args.resume_from_checkpoint))
     pipe = load(args, device)
     settings = TrainingSettings.for_pipeline(pipe, **given(args))
     if main:
@@ -204,7 +239,7 @@ def run_train(args):
         if main and len(jobs) > 1:
             print("written:", write_manifest(jobs, args.output_dir, failed))
     if failed and main:
-        raise RuntimeError(f"{len(failed)} of {len(jobs)} B-LoRAs could not be trained: {'; '.join(f'{job.folder}: {why}' for job, why in failed)}")
+        raise RuntimeError(f"{len(failed)} of {len(jobs)} B-LoRAs could not be trained; why stands above.")
 
 
 def run_generate(args):
@@ -233,6 +268,8 @@ def run_generate(args):
             print(f"note: {line}", file=sys.stderr)
         if only is None or made_with["seed"] == only:
             print("written:", save_picture(picture, args.output_path))
+            if only is not None:
+                break
 
 
 def run_inspect(args):

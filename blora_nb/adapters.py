@@ -4,6 +4,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 import hashlib
 import json
+import math
+import os
 from pathlib import Path
 import warnings
 
@@ -14,7 +16,9 @@ from .blocks import BLOCK_OF_HALF, half_of
 from .validation import base_of, check_complete, check_finite, check_sizes, remarks
 from .files import FILE_NAME, PEFT_CONFIG, PEFT_FILE, complete_file, find_weights, open_weights
 from .formats import FORMATS, BLoRAError, converted, format_of, named_weights, peft_config, read_weights, shown
+from .images import writable_folder
 
+NO_FOLDER = {".safetensors", ".safetensor", ".pt", ".pth", ".bin", ".ckpt"}  # endings that nobody gives a folder
 # header entries that would be wrong in a file written anew
 STALE = {"format", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
 
@@ -77,7 +81,7 @@ class BLoRA:
 
     def _half(self, half):
         if half not in self.halves:
-            raise BLoRAError(f"It has no {half} half, only {' and '.join(self.halves)}.")
+            raise BLoRAError(f"{self.source or 'The B-LoRA'} has no {half} half, only {' and '.join(self.halves)}.")
         return BLoRA({key: t for key, t in self.state_dict.items() if half_of(key) == half}, self.metadata, source=self.source)
 
     @property
@@ -123,6 +127,8 @@ class BLoRA:
         with open_weights(file) as opened:
             metadata = opened.metadata() or {}
             state_dict, notes = read_weights(opened, config)
+            if file.name == PEFT_FILE and not config and "lora_adapter_metadata" not in metadata:
+                notes.append(f"there is no {PEFT_CONFIG} beside it; the alpha is taken to be the rank.")
             format = format_of(opened.keys())
         return cls(state_dict, {k: v for k, v in metadata.items() if k not in STALE}, notes=notes, format=format, source=source)
 
@@ -146,11 +152,13 @@ class BLoRA:
             raise ValueError(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
         if format == "peft" and path.suffix == ".safetensors":
             raise ValueError(f"PEFT reads folders, with the ranks in a file of their own; name a folder instead of {path}.")
+        if path.suffix.lower() in NO_FOLDER and path.suffix != ".safetensors":
+            raise ValueError(f"{path} looks like a file, and files of weights are written with the ending .safetensors. Write it so, or name a folder without an ending.")
         file = path if path.suffix == ".safetensors" else path / (PEFT_FILE if format == "peft" else FILE_NAME)
-        if file.exists():
+        if os.path.lexists(file):
             raise FileExistsError(f"{file} exists already. Choose another name, or remove it first.")
         tensors = converted(named_weights(self.layers, format), dtype)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        writable_folder(file.parent)
         with ExitStack() as both:  # PEFT's two files are there together or not at all
             if format == "peft":
                 both.enter_context(complete_file(file.with_name(PEFT_CONFIG))).write_text(json.dumps(peft_config(self.layers), indent=1))
@@ -212,6 +220,7 @@ def mix(half, given):
     parts = []
     for item in given if isinstance(given, list) else [given]:
         source, weight = item if isinstance(item, tuple) else (item, 1.0)
+        check_strength(f"a weight of the {half} half", weight)
         parts.append(((source if isinstance(source, BLoRA) else BLoRA.load(source))._half(half), float(weight)))
     if not parts:
         raise BLoRAError(f"The list of {half} halves is empty; leave it out for none.")
@@ -228,12 +237,22 @@ def mix(half, given):
     return BLoRA(state_dict, parts[0][0].metadata if len(parts) == 1 else {})
 
 
+def check_strength(what, number):
+    """Raise a ValueError unless an alpha or a weight is an ordinary number."""
+    if not math.isfinite(number):
+        raise ValueError(f"{what} must be an ordinary number, not {number}.")
+
+
 def combine(content=None, style=None, content_alpha=1.0, style_alpha=1.0):
     """One `BLoRA` of the given halves (each as in `mix`) with the alphas multiplied in, to be saved as one file."""
     given = {"content": (content, content_alpha), "style": (style, style_alpha)}
     halves = {half: mix(half, source) for half, (source, _) in given.items() if source is not None}
     if not halves:
         raise BLoRAError("Name a content half, a style half, or both.")
+    for half in halves:
+        check_strength(f"{half}_alpha", given[half][1])
+    if not any(given[half][1] for half in halves):
+        raise BLoRAError("All alphas are 0: the B-LoRA would change nothing.")
     scaled = [mix(half, [(blora, given[half][1])]) for half, blora in halves.items()]
     return BLoRA({key: t for blora in scaled for key, t in blora.state_dict.items()}, scaled[0].metadata if all(b.metadata == scaled[0].metadata for b in scaled) else {})
 
@@ -248,7 +267,10 @@ def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
 
     Raises:
         BLoRAError: a half is missing or does not fit the base model; what was on the pipeline is still on it.
+        ValueError: an alpha is no ordinary number.
     """
+    for what, alpha in (("content_alpha", content_alpha), ("style_alpha", style_alpha)):
+        check_strength(what, alpha)
     halves = {half: mix(half, given) for half, given in (("content", content), ("style", style)) if given is not None}
     fingerprints = {half: blora.fingerprint for half, blora in halves.items()}
     if on_the_pipeline(pipe) == fingerprints:
@@ -284,6 +306,8 @@ def set_alphas(pipe, content_alpha=1.0, style_alpha=1.0):
     alphas = {"content": float(content_alpha), "style": float(style_alpha)}
     on = [half for half in alphas if half in applied(pipe)]
     if on:
+        if any(getattr(module, "disable_adapters", False) is True for module in pipe.unet.modules()):  # by pipe.disable_lora()
+            pipe.unet.enable_lora()
         pipe.unet.set_adapters(on, [alphas[half] for half in on])
 
 

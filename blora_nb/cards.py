@@ -25,7 +25,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 # what the hub knows by name, of its list at huggingface.co/docs/hub/repositories-licenses; others it shows as "other", with their name
 LICENSES = (
     "mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "openrail", "openrail++",
-    "creativeml-openrail-m", "bigscience-openrail-m", "unlicense", "unknown", "other",
+    "creativeml-openrail-m", "gpl-3.0", "bigscience-openrail-m", "unlicense", "unknown", "other",
 )  # fmt: skip
 THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]{40,400000}={0,2}")
 
@@ -107,11 +107,16 @@ def facts(blora, changes):
     return lines + [("note", note) for note in blora.notes]
 
 
+def example_prompt(blora):
+    """A prompt to try it with: its own for both halves, for one alone one that asks for the other in words."""
+    return {("content", "style"): prompt_of(blora) or "A [v]", ("content",): "A [c] in watercolour style", ("style",): "A cat in [s] style"}[blora.halves]
+
+
 def usage(blora, source):
     """The commands that use a B-LoRA's halves."""
-    base = "" if base_of(blora.state_dict) == "the teaching model" else " --pretrained_model_name_or_path sdxl"
+    base = {"the teaching model": "", "SDXL": " --pretrained_model_name_or_path sdxl"}.get(base_of(blora.state_dict), " --pretrained_model_name_or_path ITS_BASE")
     flags = " ".join(f"--{half}_B_LoRA {shlex.quote(str(source))}" for half in blora.halves)
-    prompt = {("content", "style"): prompt_of(blora) or "A [v]", ("content",): "A [c] in watercolour style", ("style",): "A cat in [s] style"}[blora.halves]
+    prompt = example_prompt(blora)
     return f"python -m blora_nb generate --prompt {shlex.quote(prompt)} {flags}{base} --output_path outputs"
 
 
@@ -154,9 +159,9 @@ def model_card(blora, repo_id):
 
     prompt, license = prompt_of(blora), blora.metadata.get("modelspec.license")
     base = blora.metadata.get("base_model", "")
-    base = base if "/" in base else (SDXL if base_of(blora.state_dict) == "SDXL" else None)
+    base = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else (SDXL if base_of(blora.state_dict) == "SDXL" else None)
     tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora.state_dict) == "SDXL" else [])]
-    named = {"license": license} if license in (None, *LICENSES) else {"license": "other", "license_name": safe_name(license).lower()}
+    named = {"license": license and license.lower()} if license is None or license.lower() in LICENSES else {"license": "other", "license_name": safe_name(license).lower()}
     data = ModelCardData(**named, base_model=base, tags=tags, instance_prompt=prompt)
     table = "\n".join(f"| {what} | {text.replace('|', '/')} |" for what, text in facts(blora, norms(blora)))
     return f"""---
@@ -176,7 +181,7 @@ other half of another B-LoRA.
 from blora_nb import generate, load_pipeline
 
 pipe = load_pipeline("{base or 'tiny'}")
-generate(pipe, {json.dumps(prompt or "A [v]", ensure_ascii=False)}, {", ".join(f'{half}="{repo_id}"' for half in blora.halves)})
+generate(pipe, {json.dumps(example_prompt(blora), ensure_ascii=False)}, {", ".join(f'{half}="{repo_id}"' for half in blora.halves)})
 ```
 
 In plain diffusers: `pipe.load_lora_weights("{repo_id}")` applies {'both halves' if len(blora.halves) > 1 else 'it'}.

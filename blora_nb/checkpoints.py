@@ -187,6 +187,8 @@ def find_checkpoint(folder, wanted="latest"):
     if wanted != "latest":
         path = Path(wanted) if Path(wanted).is_dir() else Path(folder) / Path(wanted).name
         try:
+            if not path.is_dir():
+                raise CheckpointError(f"There is no checkpoint {path}.")
             return read_checkpoint(path) and path
         except CheckpointError as error:
             raise CheckpointError(f"{error} Complete in {folder}: {', '.join(p.name for p in checkpoints(folder) if _is_whole(p)) or 'none'}.") from None
@@ -215,6 +217,8 @@ def resume(path, state, settings):
             raise CheckpointError(f"{path} belongs to another {what.removesuffix('s')}. Name the same one, or start in another folder.")
     if rest.get("content") != state.content:
         raise CheckpointError(f"{path} was written beside another content half ({rest.get('content')}, now {state.content}). Name the same one, or start in another folder.")
+    if len(tensors["losses"]) > settings.max_train_steps:
+        raise CheckpointError(f"{path} has {len(tensors['losses'])} steps behind it, more than the {settings.max_train_steps} asked for. Ask for more, or use the checkpoint as it is: it is a B-LoRA like any other.")
     if {k: t.shape for k, t in blora.state_dict.items()} != {k: p.shape for k, p in state.parameters.items()}:
         raise CheckpointError(f"{path} does not fit this base model's layers. Name the same base, or start in another folder.")
     state.unpack(tensors, rest, blora.state_dict)

@@ -74,8 +74,16 @@ class TrainingSettings:
                 raise ValueError(f"{f.name} must be one of {', '.join(f.metadata['choices'])}, not {value}.")
             if value is not None and f.name in POSITIVE and not value > 0:
                 raise ValueError(f"{f.name} must be greater than 0, not {value}.")
-        if self.resolution % 8:
-            raise ValueError(f"resolution must be a multiple of 8 (a latent position is 8 pixels wide), not {self.resolution}: take {max(8, round(self.resolution / 8) * 8)}.")
+        if self.resolution % 8 or self.resolution < 32:
+            raise ValueError(f"resolution must be a multiple of 8 (a latent position is 8 pixels wide) and at least 32, not {self.resolution}: take {max(32, round(self.resolution / 8) * 8)}.")
+        if not (0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1 and self.lr_warmup_steps >= 0):
+            raise ValueError(f"adam_beta1 and adam_beta2 must be from 0 to below 1, lr_warmup_steps at least 0, not {self.adam_beta1}, {self.adam_beta2} and {self.lr_warmup_steps}.")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed must be between -2^63 and 2^64, which {self.seed} is not.")
+        if self.x0_loss_from and self.x0_loss_from > self.max_train_steps:
+            raise ValueError(f"x0_loss_from names step {self.x0_loss_from}, after the last one, {self.max_train_steps}.")
+        if self.class_prompt and not self.with_prior_preservation:
+            raise ValueError("class_prompt is only used with with_prior_preservation.")
         if self.with_prior_preservation and not (self.class_prompt and self.class_data_dir):
             raise ValueError("with_prior_preservation needs class_prompt and class_data_dir.")
 

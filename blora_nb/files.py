@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import re
 import tempfile
 
@@ -14,9 +14,10 @@ FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers and the origina
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LONGEST_HEADER = 16 * 2**20  # bytes; a LoRA of all of SDXL has about 0.5 MB
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
+HUB_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)(?:/(?:blob|resolve|tree)/[^/?#]+)?(/[^?#]+)?/?(?:[?#].*)?")
 NO_SAFETENSORS = {
-    b"PK": "is a zip or pickle checkpoint (.ckpt, .pt, .bin), which could run code when opened and is not",
-    b"\x80": "is a pickle, which could run code when opened and is not",
+    b"PK": "is a zip or pickle checkpoint (.ckpt, .pt, .bin). Such files can run code when they are opened, so it was not; look for a .safetensors file of the same weights",
+    b"\x80": "is a pickle. Such files can run code when they are opened, so it was not; look for a .safetensors file of the same weights",
     b"version ": "is only the Git LFS pointer to the weights; get them with: git lfs pull",
     b"<": "is a web page, probably saved in place of the weights; download the file itself",
 }
@@ -30,7 +31,7 @@ def complete_file(path):
         FileExistsError: there is such a file already.
     """
     path = Path(path)
-    if path.exists():
+    if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already. Choose another name, or remove it first.")
     handle, part = tempfile.mkstemp(".part", path.name[:40], path.parent)
     os.close(handle)
@@ -66,14 +67,22 @@ def find_weights(source):
     Returns:
         (path, dict): the dict is empty where no `adapter_config.json` lies beside.
     """
+    if page := HUB_PAGE.fullmatch(str(source)):
+        source = page[1] + (page[2] or "")
+    if not str(source).strip():
+        raise BLoRAError("The name of a B-LoRA is empty. Name a file, a folder, or an id on the Hugging Face hub.")
+    if "://" in str(source):
+        raise BLoRAError(f"{shown(source, 300)} is an address; download the file and name it here. Of the Hugging Face hub an id is enough: user/repository")
     path = Path(source)
     try:
         if path.is_dir():
-            path = _in_folder(path, [p.name for p in sorted(path.iterdir()) if p.suffix == ".safetensors" and p.is_file()])
+            path = path / _the_one([p.name for p in sorted(path.iterdir()) if p.is_file()], shown(path, 300))
         elif not path.exists() and HUB_ID.fullmatch(str(source)) and not path.parent.exists():
             return _from_hub(str(source))
+        if path.is_symlink() and not path.exists():
+            raise BLoRAError(f"{shown(path, 300)} is a link to {shown(os.readlink(path), 300)}, which is not there.")
         if not path.is_file():
-            raise BLoRAError(f"There is no file {shown(path, 300)}. Train one with: python -m blora_nb train --instance_data_dir PICTURE --output_dir FOLDER")
+            raise BLoRAError(f"There is no file or folder {shown(path, 300)}. Check the name (it is looked for from {Path.cwd()}).")
     except (OSError, ValueError) as error:
         if isinstance(error, BLoRAError):
             raise
@@ -82,15 +91,17 @@ def find_weights(source):
     return path, read_json(config) if path.name == PEFT_FILE and config.is_file() else {}
 
 
-def _in_folder(folder, names):
-    """The one file among the safetensors `names` of a folder or repository that must be meant."""
+def _the_one(files, where):
+    """The name among the files of a folder or repository, called `where` in errors, that must be meant."""
+    names = [name for name in files if name.endswith(".safetensors") and not Path(name).name.startswith(".")]
     for name in (FILE_NAME, PEFT_FILE):
         if name in names:
-            return folder / name
+            return name
     if len(names) == 1:
-        return folder / names[0]
-    found = f"there are {several(names)}; name one of them" if names else "there is no .safetensors file in it"
-    raise BLoRAError(f"In {shown(folder, 300)} there is no file {FILE_NAME}: {found}.")
+        return names[0]
+    pickled = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    nothing = f"there is only {several(pickled)}, and such files can run code when opened, so they are not" if pickled else "there is no .safetensors file in it"
+    raise BLoRAError(f"In {where} there is no file {FILE_NAME}: {f'there are {several(names)}; name one of them' if names else nothing}.")
 
 
 def _from_hub(source):
@@ -102,14 +113,18 @@ def _from_hub(source):
     try:
         if not name:
             try:
-                name = _in_folder(Path(), [n for n in api.list_repo_files(repo_id) if n.endswith(".safetensors")]).as_posix()
+                name = _the_one(api.list_repo_files(repo_id), "the repository")
             except (errors.OfflineModeIsEnabled, OSError) as error:
                 if isinstance(error, errors.RepositoryNotFoundError):
                     raise
                 name = FILE_NAME  # perhaps it is in the cache
         _check_size(api, repo_id, name)
-        path = Path(api.hf_hub_download(repo_id, name))
-        config = read_json(api.hf_hub_download(repo_id, PEFT_CONFIG)) if path.name == PEFT_FILE else {}
+        path, config = Path(api.hf_hub_download(repo_id, name)), {}
+        if path.name == PEFT_FILE:
+            try:
+                config = read_json(api.hf_hub_download(repo_id, str(PurePosixPath(name).with_name(PEFT_CONFIG))))
+            except errors.EntryNotFoundError:
+                pass  # as in a folder without one
         return path, config
     except BLoRAError as error:
         raise BLoRAError(f"{source} on the Hugging Face hub: {error}") from None

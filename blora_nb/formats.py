@@ -23,21 +23,25 @@ LARGEST = 4 * 2**30  # bytes of float32 that the two halves may take; SDXL at ra
 
 PREFIX = re.compile(r"(?:base_model\.model\.|unet[._]|model\.diffusion_model\.|diffusion_model\.|lora_unet_|lycoris_unet_|lycoris_)*")
 TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_te[12]?_|lycoris_te|text_encoder|text_model|te[12][._]|clip_[lg]|conditioner)")
-OTHER_BLOCK = re.compile(r"(?:down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|time_embed|add_embedding|label_emb|conv_in|conv_out|out)_")
+OTHER_BLOCK = re.compile(r"(?:down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|time_embed|time_embedding|add_embedding|label_emb|conv_in|conv_out|out)(?:_|$)")
+EMBEDDING = re.compile(r"bundle_emb\.")  # textual inversions that some programs put beside a LoRA
 ENDINGS = {
-    "lora_A": re.compile(r"(?:\.lora_A(?:\.\w{1,80})?|[._]lora(?:_layer)?\.down|\.lora_down|\.lora_linear_layer\.down)\.weight$"),
-    "lora_B": re.compile(r"(?:\.lora_B(?:\.\w{1,80})?|[._]lora(?:_layer)?\.up|\.lora_up|\.lora_linear_layer\.up)\.weight$"),
+    "lora_A": re.compile(r"(?:\.lora_A(?:\.[\w-]{1,80})?|[._]lora(?:_layer)?\.down|\.lora_down|\.lora_linear_layer\.down)\.weight$"),
+    "lora_B": re.compile(r"(?:\.lora_B(?:\.[\w-]{1,80})?|[._]lora(?:_layer)?\.up|\.lora_up|\.lora_linear_layer\.up)\.weight$"),
     "alpha": re.compile(r"\.alpha$"),
     **{part: re.compile(rf"\.{part}(?:\.weight)?$") for part in PARTS},
 }
 LAYER = re.compile(r"(proj_in|proj_out)|transformer_blocks_(0|[1-9][0-9]{0,2})_(?:attn([12])_to_(q|k|v|out)(?:(?<=out)_0)?|ff_net_(0_proj|2))")
 
+# patterns for layer names that are matched: names, "." for any character, ".*", alternatives in brackets; no others, which can take for ever
+PATTERN = re.compile(r"\^?(?:\w|\\\.|\.\*?|\((?:\w|\\\.|\.)+(?:\|(?:\w|\\\.|\.)+)*\)){1,300}\$?")
+
 OTHER_METHODS = {
     "hada_t": "LoHa of convolutions", "lokr_t": "LoKr of convolutions", "oft_": "OFT", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon with a middle matrix",
-    ".diff": "full weight differences", ".b1.weight": "GLoRA", "w_norm": "trained norms", "b_norm": "trained norms",
+    r"\.diff(_b)?$": "full weight differences", r"\.[ab]1\.weight": "GLoRA", r"lora_B\.bias": "LoRA with a bias", r"\.scalar$": "LyCORIS with a scalar", "w_norm": "trained norms", "b_norm": "trained norms",
 }  # fmt: skip
 OTHER_MODELS = {
-    "FLUX": re.compile(r"double_blocks|single_blocks|single_transformer_blocks"),
+    "FLUX or Hunyuan": re.compile(r"double_blocks|single_blocks|single_transformer_blocks"),
     "Stable Diffusion 3": re.compile(r"joint_blocks|context_embedder"),
     "Stable Diffusion 1 or 2": re.compile(r"up_blocks[._][123][._]attentions|output_blocks[._](?:[6-9]|1[01])[._]1[._]"),
 }
@@ -104,6 +108,8 @@ def read_name(key):
             stem, part = key[: match.start()], candidate
     if TEXT_ENCODER.match(stem) and (part or _method(key)):
         return Name(None, "text encoder", part)
+    if EMBEDDING.match(key):
+        return Name(None, "embedding", part)
     flat = stem[PREFIX.match(stem).end() :].replace(".processor.", ".").replace(".", "_")
     for half in BLOCK_OF_HALF:
         for block in (BLOCK_OF_HALF[half], SGM_BLOCK_OF_HALF[half]):
@@ -118,7 +124,7 @@ def read_name(key):
 def _layer(flat, key, part):
     """diffusers' dotted name of a linear layer inside a transformer block, from the one with underscores."""
     if part is None:
-        raise BLoRAError(f"{shown(key)} belongs to {_method(key) or 'no LoRA method that is known here'}; only LoRA (with lora_A and lora_B, or down and up), LoHa and LoKr can be read.")
+        raise BLoRAError(f"{shown(key)} belongs to {_method(key) or 'no method that is known here'}; only plain LoRA (with lora_A and lora_B, or down and up), LoHa and LoKr can be read.")
     match = LAYER.fullmatch(flat)
     if not match:
         raise BLoRAError(f"{shown(key)} names a layer that SDXL's transformer blocks do not have.")
@@ -131,7 +137,7 @@ def _layer(flat, key, part):
 
 
 def _method(key):
-    return next((method for mark, method in OTHER_METHODS.items() if mark in key), None)
+    return next((method for mark, method in OTHER_METHODS.items() if re.search(mark, key)), None)
 
 
 def _guess(key):
@@ -234,6 +240,8 @@ def _names(keys):
     """{(layer, part): key in the file} for the weights of the two halves, and a note about the others."""
     if not keys:
         raise BLoRAError("There is no weight in it.")
+    if not any(ending.search(key) for key in keys for ending in ENDINGS.values()) and not any(map(_method, keys)):
+        raise BLoRAError(f"None of its weights ({len(keys):,}) is that of a LoRA (the first is {shown(keys[0])}). It looks like a whole model; a B-LoRA is a small file that is used beside one.{_guess(keys[0])}")
     names, others = {}, Counter()
     for key in keys:
         name = read_name(key)
@@ -243,10 +251,10 @@ def _names(keys):
             raise BLoRAError(f"{shown(known)} and {shown(key)} are two names for the same weight.")
     if not names:
         model = model_of(keys)
-        looks = f" but looks like a LoRA for {model}" if model else ""
-        raise BLoRAError(f"None of its {len(keys):,} weights belongs to {' or '.join(BLOCK_OF_HALF.values())}: this is no B-LoRA{looks}.")
-    left_out = " and ".join(f"{count:,} weights of {what}s" for what, count in others.items())
-    return names, [f"{left_out} are left out; a B-LoRA is only the content and the style block."] if others else []
+        looks = f" but looks like a LoRA for {model}" if model else f"; they are weights of {' and '.join(f'{what}s' for what in others)}"
+        raise BLoRAError(f"None of its weights ({len(keys):,}) belongs to {' or '.join(BLOCK_OF_HALF.values())}: this is no B-LoRA{looks}.")
+    left_out = ", ".join(f"{count:,} of {what}s" for what, count in others.items())
+    return names, [f"Weights left out: {left_out}; a B-LoRA is only the content and the style block."] if others else []
 
 
 def _check_header(opened, names):
@@ -275,7 +283,7 @@ def _diffusers_config(metadata):
 def _alpha(layer, rank, alphas, config):
     """The lora_alpha of a layer: from the file (kohya), else from PEFT's config, else the rank, which makes the scale 1.
 
-    The patterns of a config are ends of layer names, or whole names after a ^.
+    The patterns of a config are regular expressions for a layer's name or the end of it; the first that fits counts, as in PEFT.
     """
     if layer in alphas:
         return alphas[layer]
@@ -283,8 +291,9 @@ def _alpha(layer, rank, alphas, config):
         raise BLoRAError("It is a DoRA; only plain LoRA can be read.")
     alpha, patterns = config.get("lora_alpha", rank), config.get("alpha_pattern")
     for pattern, number in patterns.items() if isinstance(patterns, dict) else ():
-        name = pattern.removeprefix("^").replace("\\.", ".")
-        if layer == name or (layer.endswith("." + name) and not pattern.startswith("^")):
+        if not PATTERN.fullmatch(pattern) or pattern.count(".*") > 2:
+            raise BLoRAError(f"The settings give a lora_alpha for {shown(pattern)}, a pattern too involved to be tried safely; write it with plain names.")
+        if re.match(rf"(.*\.)?({pattern})$", layer):
             alpha = number
             break
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
@@ -323,11 +332,13 @@ def converted(tensors, dtype):
     """The tensors of a file in another number format.
 
     Raises:
-        BLoRAError: a number is too large for it.
+        BLoRAError: a number is too large for it, or all of a matrix too small.
     """
     found = {name: t.to(dtype) for name, t in tensors.items()}
     if broken := [name for name, t in found.items() if not torch.isfinite(t).all()]:
         raise BLoRAError(f"{several(broken)}: numbers too large for {str(dtype).removeprefix('torch.')}. Write it as bfloat16 or float32.")
+    if any(t.any() for t in tensors.values()) and not all(t.any() for name, t in found.items() if tensors[name].any()):
+        raise BLoRAError(f"Numbers too small for {str(dtype).removeprefix('torch.')}: matrices would become zero. Write it as bfloat16 or float32.")
     return found
 
 

@@ -1,11 +1,12 @@
 """Prompt + halves + alphas + seeds → pictures."""
 
 from contextlib import ExitStack, contextmanager
+import math
 
 import torch
 
 from . import adapters
-from .memory import explain_out_of_memory_generating, forget, pictures_at_once
+from .memory import explain_out_of_memory_generating, forget, is_out_of_memory, pictures_at_once
 from .models import defaults_for
 from .records import record
 from .sharing import pipeline_lock
@@ -85,6 +86,7 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
     suited = defaults_for(pipe)
     steps = num_inference_steps or suited.num_inference_steps
     guidance = suited.guidance_scale if guidance_scale is None else guidance_scale
+    check_numbers(guidance, content_until, style_from)
     timed = content_until < 1 or style_from > 0
     structure = structure_of(pipe, image, strength, controlnet, control_image, controlnet_conditioning_scale, height, width)
     made = structure.steps(steps)
@@ -110,6 +112,8 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
                 bar.update(done - bar.n)
                 if timed:
                     set_time(step + 1)
+                if step + 1 == made and not torch.isfinite(tensors["latents"]).all():
+                    raise ValueError(f"The picture of seed {', '.join(map(str, batch))} turned into NaN: an alpha or the guidance scale is too large, or the base model overflows in {str(pipe.unet.dtype).removeprefix('torch.')}.")
                 if preview:
                     preview(first, step, tensors["latents"])
                 if callable(progress):
@@ -124,7 +128,9 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
                     **embeds, **structure.arguments, num_inference_steps=steps, guidance_scale=guidance, num_images_per_prompt=len(batch),
                     generator=generators, callback_on_step_end=after_step,
                 ).images  # fmt: skip
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 forget(error)
                 if len(batch) == 1:
                     raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
@@ -134,6 +140,15 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
             for seed, picture in zip(batch, images):
                 picture.info["blora_nb"] = made_with | {"seed": seed} | ({"batch_seeds": batch} if len(batch) > 1 else {})
                 yield picture
+
+
+def check_numbers(guidance_scale, content_until, style_from):
+    """Raise a ValueError for what no picture can be made with."""
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be an ordinary number, not {guidance_scale}.")
+    for name, share in (("content_until", content_until), ("style_from", style_from)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is a share of the steps, from 0 to 1, not {share}.")
 
 
 @contextmanager

@@ -34,8 +34,7 @@ def read_image(source):
     """
     opened = image = source if isinstance(source, Image.Image) else _opened(source)
     try:
-        if image.width * image.height > MOST_PIXELS:
-            raise ImageError(f"The picture {shown(source, 300)} has {image.width} × {image.height} pixels, too many to open safely. Save a smaller copy of it.")
+        _check_pixels(image, source)
         image.load()
         image = _upright(image)
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
@@ -52,6 +51,11 @@ def read_image(source):
     finally:
         if opened is not source:
             opened.close()
+
+
+def _check_pixels(image, source):
+    if image.width * image.height > MOST_PIXELS:
+        raise ImageError(f"The picture {shown(source, 300)} has {image.width} × {image.height} pixels, too many to open safely. Save a smaller copy of it.")
 
 
 def _opened(path):
@@ -88,11 +92,11 @@ def _upright(image):
 
 
 def _eight_bits(image):
-    """16-bit grey values by their high byte; other wide values (32-bit, float) as they are, limited to 0..255."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    if image.mode.startswith("I;16") or (image.mode == "I" and values.max() > 255):
-        values = values / 257
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    """Grey values of 16 or 32 bits, or floating point, brought to 0..255 from the smallest usual range that holds them."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    ranges = (65535,) if image.mode.startswith("I;16") else (255, 65535, 2**31 - 1) if image.mode == "I" else (1, 255, 65535, 2**31 - 1)
+    white = next((limit for limit in ranges if values.max() <= limit), values.max())
+    return Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8))
 
 
 def find_images(folder_or_file):
@@ -127,7 +131,7 @@ def to_tensor(image):
 
 def safe_name(text, longest=120):
     """A file name of at most `longest` bytes that every system takes, made from a prompt: "A <c>/cat" becomes "A_c_cat"."""
-    plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFKC", text)).strip("._")
+    plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFKC", text)).strip("._-")
     plain = plain.encode()[:longest].decode(errors="ignore").rstrip("._") or "picture"
     return f"picture_{plain}" if RESERVED.fullmatch(plain) else plain
 
@@ -197,7 +201,10 @@ def read_settings(path):
     """
     image = _opened(path)
     try:
+        _check_pixels(image, path)
         text = image.text.get("blora_nb") if image.format == "PNG" else None
+    except ImageError:
+        raise
     except Exception as error:  # damaged text fields
         raise _unreadable(path, error) from error
     finally:

@@ -3,17 +3,20 @@
 import atexit
 import json
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 import tempfile
+import warnings
 
 import safetensors
+import torch
 
-from .adapters import FILE_NAME, BLoRA
+from .adapters import FILE_NAME, BLoRA, BLoRAError
 from .checkpoints import CheckpointError, checkpoints
 from .files import complete_file
-from .images import find_images, free_path, read_image, safe_name, save_image, writable_folder
+from .images import ImageError, find_images, free_path, read_image, safe_name, save_image, writable_folder
 from .training import TrainingError, train
 
 MANIFEST = "manifest.json"
@@ -58,6 +61,8 @@ def plan(instance_data_dir, output_dir, together=False, captions_file=None, cont
 
 def with_content(source):
     """The source of a content half, read once to see that it has one; None for none."""
+    if isinstance(source, Path) and not source.exists():
+        raise ValueError(f"The folder of the first training, {source.parent}, has no B-LoRA of {source.name}. Train that picture first, or name the folder that an earlier training of these pictures left.")
     if source:
         BLoRA.load(source).content
     return source
@@ -66,12 +71,18 @@ def with_content(source):
 def read_captions(file, paths):
     """Path to prompt, from lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"} (the `datasets` library's metadata.jsonl)."""
     by_name, captions = {path.name: path for path in paths}, {}
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no text in UTF-8. Save it as UTF-8.") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             name, text = row["file_name"], row["text"]
+            if not (isinstance(name, str) and isinstance(text, str) and text.strip()):
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             raise ValueError(f'{file}, line {number}: expected something like {{"file_name": "dog1.jpg", "text": "A [v] dog"}}, not: {line[:80]}') from None
         if name not in by_name:
@@ -84,13 +95,23 @@ def read_captions(file, paths):
 
 
 def check_output(jobs, resume):
-    """Raise before any work where something would be overwritten, or cannot be written."""
+    """The jobs that are not finished; those that are, are named.
+
+    Raises, before any work, where something would be overwritten, cannot be written, or only looks finished.
+    """
     for job in jobs:
+        if resume and job.finished:
+            try:
+                BLoRA.load(job.folder)
+            except BLoRAError as error:
+                raise BLoRAError(f"{error} Remove it, and the training goes on from its last checkpoint.") from None
+            print(f"finished already: {job.folder}", flush=True)
         if not resume and job.finished:
             raise FileExistsError(f"{job.folder / FILE_NAME} exists already. Choose another --output_dir, remove it, or keep what is finished with --resume_from_checkpoint latest.")
         if not resume and checkpoints(job.folder):
             raise FileExistsError(f"{job.folder} holds the checkpoints of a training that did not end. Go on with --resume_from_checkpoint latest, or choose another folder.")
         writable_folder(job.folder)
+    return [job for job in jobs if not job.finished]
 
 
 def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=True):
@@ -105,18 +126,19 @@ def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=Tr
             blora.metadata["pictures"] = json.dumps([path.name for path in job.pictures])
             blora.metadata["final_loss"] = f"{sum(blora.losses[-20:]) / len(blora.losses[-20:]):.4f}"
             print("written:", save_somewhere(blora, job.folder / FILE_NAME), flush=True)
-        except (TrainingError, CheckpointError, OSError) as error:
+        except (TrainingError, CheckpointError, ImageError, OSError, MemoryError) as error:
             print(f"failed: {names}: {error}", flush=True)
             failed.append((job, str(error)))
     return failed
 
 
 def save_somewhere(blora, file):
-    """Save a B-LoRA; when the disk is full or read-only by now, in the computer's temporary folder, and say so."""
+    """Save a B-LoRA; where its place is taken or the disk full or read-only by now, beside it or in the computer's temporary folder, and say so."""
     try:
         return blora.save(file)
     except FileExistsError:
-        raise
+        saved = blora.save(free_path(file.parent, file.stem, file.suffix))
+        raise OSError(f"{file} was written by another program during the training. This training's B-LoRA is in {saved}.") from None
     except (OSError, safetensors.SafetensorError) as error:
         saved = blora.save(Path(tempfile.mkdtemp(prefix="blora_nb_")) / FILE_NAME)
         raise OSError(f"{file} cannot be written ({error}). The trained B-LoRA is not lost: it is in {saved}; copy it before you restart the computer.") from None
@@ -135,24 +157,34 @@ def write_manifest(jobs, output_dir, failed=()):
         rows.append(row)
     path = Path(output_dir) / MANIFEST
     part = path.with_name(MANIFEST + ".part")
-    part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror or error}). What was trained is listed above.") from None
     return path
 
 
-def share(items):
-    """This process's part of a list, in processes started by `accelerate launch` or `torchrun`; all of it in one started by hand.
+def share(decide):
+    """This process's part of the list that `decide()` returns, in processes started by `accelerate launch` or `torchrun`; all of it in one started by hand.
 
-    The main process decides what there is to share, because the others might see a file that has just been finished.
+    The main process decides for all, because the others might see a file that has just been finished. Where that raises, the
+    others end, too.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     state = PartialState()
     if state.num_processes == 1:
-        return items
-    box = [items]
-    broadcast_object_list(box)
+        return decide()
+    box = [None]
+    try:
+        if state.is_main_process:
+            box = [decide()]
+    finally:
+        broadcast_object_list(box)
+    if box[0] is None:
+        sys.exit(1)
     mine = box[0][state.process_index :: state.num_processes]
     print(f"process {state.process_index + 1} of {state.num_processes} trains {len(mine)} of {len(box[0])}", flush=True)
     return mine
@@ -165,9 +197,10 @@ def launched(device=None):
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
     atexit.register(state.destroy_process_group)  # a process that leaves without it is aborted now and then
-    return device if device == "cpu" else str(state.device), state.is_main_process, gather_object
+    return "cpu" if cpu else str(state.device), state.is_main_process, gather_object
 
 
 def validation_pictures(pipe, prompt, count):
@@ -182,8 +215,11 @@ def validation_pictures(pipe, prompt, count):
     def validate(pipe, folder):
         files = {seed: folder / f"{safe_name(prompt)}_seed{seed}.png" for seed in range(count)}
         missing = [seed for seed, file in files.items() if not file.exists()]  # some may be there from a training that was stopped
-        for seed, image in zip(missing, pictures(pipe, embeds, missing, progress=False)):
-            save_image(image, files[seed], {"prompt": prompt, "seed": seed})
+        try:
+            for seed, image in zip(missing, pictures(pipe, embeds, missing, progress=False)):
+                save_image(image, files[seed], {"prompt": prompt, "seed": seed})
+        except (OSError, MemoryError) as error:  # the training is worth more than its pictures
+            warnings.warn(f"The pictures at {folder} could not all be made or written ({error}). The training goes on.", stacklevel=2)
 
     return validate
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 import json
+from pathlib import Path
 import traceback
 
 import torch
@@ -138,6 +139,14 @@ def free_memory(device):
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
+def computers_memory():
+    """Bytes of the computer's memory that programs can still take; None where the system does not say."""
+    try:
+        return next(1024 * int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
 def free_for_training(pipe):
     """`free_memory` of the U-Net's device and what a training moves away from there, as far as it is there still."""
     device = pipe.unet.device
@@ -161,6 +170,7 @@ def report(pipe, settings, free=None):
     """A sentence for people: what the training will take, and whether it fits."""
     free = free_for_training(pipe) if free is None else free
     needed = need(pipe, settings, choose_checkpointing(pipe, settings, free))
+    free = computers_memory() if free is None else free
     if free is None:
         return f"memory: {needed}"
     fits = needed.beside_the_base <= free
@@ -181,6 +191,11 @@ def advice(pipe, settings):
         (settings.rank > 16, "--rank 16"),
     ]
     return "Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."
+
+
+def is_out_of_memory(error):
+    """Whether an error says that the memory of a GPU, or the computer's, is too small."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def forget(error):

@@ -1,5 +1,6 @@
 """A pipeline to work with: the teaching model, the real SDXL, or any SDXL-shaped id or folder; and settings that suit it."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 import hashlib
 from logging import ERROR, getLogger
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .files import HUB_ID, find_weights, open_weights
 from .runtime import default_base, default_device, default_dtype, memory_profile
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -48,7 +50,8 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
         revision, variant, cache_dir: of the base on the hub, as in `from_pretrained`; the variant of "sdxl" is "fp16".
 
     Raises:
-        FileNotFoundError: the teaching model is not there.
+        FileNotFoundError: there is no such folder or device.
+        OSError: the Hugging Face hub did not give it.
         ValueError: the model is not SDXL-shaped.
     """
     from transformers.utils import logging as transformers_logging
@@ -59,8 +62,7 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     from diffusers.utils import logging
 
     base, device = base or default_base(), device or default_device()
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"There is no {device} here. Leave the device out, or name cpu.")
+    check_device(device)
     dtype = dtype or (torch.float32 if base == "tiny" else default_dtype(device))
     source = {"tiny": TINY_SDXL, "sdxl": SDXL}.get(str(base), base)
     if source == TINY_SDXL and not (TINY_SDXL / "model_index.json").exists():
@@ -73,10 +75,13 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     profile = memory_profile(device)
     quantization = quantization or (profile.quantization if base != "tiny" else None) or "none"
     if quantization != "none":
-        parts["unet"] = _quantized_unet(source, quantization, dtype, options)
+        with named_source(source, "base model"):
+            parts["unet"] = _quantized_unet(source, quantization, dtype, options)
     if vae or (source == SDXL and dtype == torch.float16):
-        parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, use_safetensors=True, cache_dir=cache_dir, **dtype_argument(dtype))
-    pipe = DiffusionPipeline.from_pretrained(source, **options, **parts)
+        with named_source(vae or SDXL_VAE_FP16, "VAE"):
+            parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, use_safetensors=True, cache_dir=cache_dir, **dtype_argument(dtype))
+    with named_source(source, "base model"):
+        pipe = DiffusionPipeline.from_pretrained(source, **options, **parts)
     if profile.vae_tiling:
         tile_vae(pipe)
     if not isinstance(pipe, StableDiffusionXLPipeline):
@@ -86,7 +91,45 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
         model.requires_grad_(False)
     asked = {"pretrained_model_name_or_path": str(base), "pretrained_vae_model_name_or_path": vae, "revision": revision, "variant": variant, "quantization": quantization}
     pipe.blora_nb_options = {name: value for name, value in asked.items() if value}
-    return pipe.to(device)
+    with quiet(logging):  # of float16 on a CPU, which is slow but works
+        return pipe.to(device)
+
+
+@contextmanager
+def quiet(logging):
+    """Inside, diffusers only speaks of errors."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def check_device(device):
+    """Raise a ValueError unless PyTorch knows a device of this name and there is one here."""
+    try:
+        kind = torch.device(device).type
+        there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}[kind]()
+    except (RuntimeError, KeyError):
+        raise ValueError(f"{device!r} is no device; name cuda, mps or cpu, or leave it out for the best that works.") from None
+    if not there:
+        raise ValueError(f"There is no {device} here. Leave the device out, or name cpu.")
+
+
+@contextmanager
+def named_source(source, what):
+    """Inside, errors about a folder or hub id say in a line what it is and what is wrong with it."""
+    path = Path(source)
+    if path.is_file():
+        raise ValueError(f"The {what} {source} is a file; a folder in diffusers' format is wanted. diffusers makes one: StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)")
+    if not path.is_dir() and not HUB_ID.fullmatch(str(source)):
+        raise FileNotFoundError(f"The {what}: there is no folder {source}, and as an id on the Hugging Face hub it should look like user/name.")
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(f"The {what} {source} cannot be read" + (f" ({reason})" if path.is_dir() else f": there is no such folder here, and the Hugging Face hub did not give it ({reason})")) from None
 
 
 def dtype_argument(dtype):
@@ -141,11 +184,15 @@ def merge_few_step_lora(pipe, source):
     """Add a few-step LoRA (LCM, Lightning) to the base model's own weights, so that B-LoRAs go on and off beside it.
 
     Args:
-        source: hub id, folder or safetensors file. The base model stays changed until it is loaded again.
+        source: a safetensors file, a folder with one, or an id on the Hugging Face hub ("user/repository" or
+            "user/repository/file.safetensors"). The base model stays changed until it is loaded again.
+
+    Raises:
+        BLoRAError: it is no such file. ValueError: there is no weight in it that diffusers knows.
     """
-    path = Path(source)
-    where = {"pretrained_model_name_or_path_or_dict": str(path.parent), "weight_name": path.name} if path.is_file() else {"pretrained_model_name_or_path_or_dict": str(source)}
-    pipe.load_lora_weights(**where, adapter_name="few_steps", use_safetensors=True)
+    path, _ = find_weights(source)
+    with open_weights(path):  # a complete safetensors file, or an error; diffusers would also open others
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="few_steps", use_safetensors=True)
     if not pipe.get_list_adapters():
         raise ValueError(f"{source} holds no LoRA weight that diffusers knows.")
     weights = {name: p for name, p in pipe.unet.named_parameters() if ".few_steps." in name}

@@ -18,10 +18,10 @@ def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_a
         content, style: from `adapters.loaded`. Their files are named where they have some; their fingerprints always.
     """
     name, sha256 = model_hash(pipe)
-    found = {"prompt": prompt, "negative_prompt": negative_prompt, "content_alpha": content_alpha, "style_alpha": style_alpha, **options_of(pipe)}
-    for half, given in zip(HALVES, (content, style)):
+    found = {"prompt": prompt, "negative_prompt": negative_prompt, **options_of(pipe)}
+    for half, given, alpha in zip(HALVES, (content, style), (content_alpha, style_alpha)):
         if given is not None:
-            found |= half_record(half, given, on_the_pipeline(pipe)[half])
+            found |= {f"{half}_alpha": alpha} | half_record(half, given, on_the_pipeline(pipe)[half])
     found |= {"device": pipe.device.type, "dtype": str(pipe.unet.dtype).removeprefix("torch."), "vae_tiling": bool(getattr(pipe.vae, "use_tiling", False))}
     return found | {"base_model": name, "base_model_sha256": sha256, "versions": versions()}
 

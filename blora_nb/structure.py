@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from .images import centre_square, read_image
-from .models import DATA, dtype_argument, native_resolution
+from .models import DATA, dtype_argument, named_source, native_resolution
 
 TINY_CONTROLNET = DATA / "tiny_controlnet"
 # diffusers warns whenever a VAE changes its number format, of an empty list of parts that should not
@@ -51,8 +51,8 @@ def structure_of(pipe, image=None, strength=0.6, controlnet=None, control_image=
     from diffusers import StableDiffusionXLControlNetImg2ImgPipeline, StableDiffusionXLControlNetPipeline, StableDiffusionXLImg2ImgPipeline
 
     if (controlnet is None) != (control_image is None):
-        missing = "a control_image to follow" if control_image is None else 'a controlnet that follows it ("tiny" for the teaching model)'
-        raise ValueError(f"A ControlNet needs two things; give it {missing}, too.")
+        missing = "a control_image to follow (on the command line: --outline_of or --control_image)" if control_image is None else 'a controlnet that follows it ("tiny" for the teaching model)'
+        raise ValueError(f"A ControlNet needs two things; name {missing}, too.")
     if image is None and controlnet is None:
         return Structure(pipe, {"height": height, "width": width})
     size = (width or native_resolution(pipe), height or native_resolution(pipe))
@@ -86,7 +86,9 @@ def load_controlnet(pipe, source):
 
     model = source
     if isinstance(source, (str, Path)):
-        model = ControlNetModel.from_pretrained(TINY_CONTROLNET if str(source) == "tiny" else source, use_safetensors=True, **dtype_argument(pipe.unet.dtype))
+        where = TINY_CONTROLNET if str(source) == "tiny" else source
+        with named_source(where, "ControlNet"):
+            model = ControlNetModel.from_pretrained(where, use_safetensors=True, **dtype_argument(pipe.unet.dtype))
         model.requires_grad_(False)
         model.blora_nb_source = str(source)
     if not hasattr(model, "blora_nb_source"):

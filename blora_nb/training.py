@@ -24,7 +24,8 @@ from .blocks import STYLE_BLOCK, target_modules
 from .cards import training_metadata, versions
 from .configuration import TrainingSettings
 from .images import centre_square, find_images, free_path, read_image, to_tensor
-from .memory import choose_checkpointing, compiled, explain_out_of_memory, forget, free_memory, gradient_checkpointing, lora_computed_like_the_base, out_of_the_way
+from .memory import choose_checkpointing, compiled, explain_out_of_memory, forget, free_memory, gradient_checkpointing, is_out_of_memory, lora_computed_like_the_base, out_of_the_way
+from .models import options_of
 from .recipes import sample_weights
 from .sharing import pipeline_lock
 from .text_cache import constant_text
@@ -230,7 +231,8 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         try:
             for step in range(state.step + 1, steps + 1):
                 if step == settings.x0_loss_from:
-                    report.new_loss()
+                    report.look()
+                report.watch.judged = settings.x0_loss_from is None or step < settings.x0_loss_from
                 known = report.watch.saw(*take_step(pipe, scheduler, batches, time_ids, state, settings, step))
                 if output_dir and (step % settings.steps_between_checkpoints == 0 or stop.asked):
                     checkpoint()
@@ -238,12 +240,13 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
                 if stop.asked:
                     raise KeyboardInterrupt(f"Stopped after step {step}." + (f" Go on with: --resume_from_checkpoint latest (in {output_dir})" if output_dir else ""))
             report.look()
-        except torch.OutOfMemoryError as error:
-            forget(error)  # before the models that wait come back
-            raise
         except TrainingError as error:
             if error.step is not None:
                 keep_last_good(error, pipe.unet, settings, output_dir)
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                forget(error)  # before the models that wait come back
             raise
     return state.losses
 
@@ -315,13 +318,18 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
         try:
             squares, class_squares = squares_of(pictures, settings), squares_of(find_images(settings.class_data_dir), settings) if settings.with_prior_preservation else []
             metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
+            learned = what_is_learned(pipe, metadata, squares, prompts, class_squares)
             moments = encode_images(pipe, squares)
             prior = encode_images(pipe, class_squares) if class_squares else None
+            del squares, class_squares
             remove(pipe)
             parameters = attach_style_beside(pipe, content, settings) if content else attach_lora(pipe.unet, settings.rank, settings.seed)
-            losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint, content, what_is_learned(metadata, squares, prompts, class_squares))
+            losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint, content, learned)
             blora = collect(pipe.unet, settings)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            forget(error)
             raise TrainingError(explain_out_of_memory(pipe, settings, error, output_dir)) from None
         finally:
             remove(pipe)
@@ -342,8 +350,12 @@ def encode_images(pipe, squares):
     return tuple(torch.cat(part) for part in zip(*(encode_image(pipe, square, square.width) for square in squares)))
 
 
-def what_is_learned(metadata, squares, prompts=None, class_squares=()):
-    """{"pictures": a hash of pixels and prompts, "base model": the hash of its weights or its name}: what a checkpoint belongs to."""
-    parts = [square.tobytes() for square in (*squares, *class_squares)] + [json.dumps(prompts).encode()]
-    pictures = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-    return {"pictures": pictures, "base model": metadata.get("base_model_sha256") or metadata["base_model"]}
+def what_is_learned(pipe, metadata, squares, prompts=None, class_squares=()):
+    """What a checkpoint belongs to: hashes of the pixels, the prompts and the base model, and the number format that is computed in."""
+    digest = lambda parts: hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    text = [p.detach().cpu().float().numpy().tobytes() for model in (pipe.text_encoder, pipe.text_encoder_2) for p in model.parameters() if p.ndim == 1]  # enough to tell two apart
+    return {
+        "picture": digest(square.tobytes() for square in squares), "caption": digest([json.dumps(prompts).encode()]), "set of class pictures": digest(square.tobytes() for square in class_squares),
+        "base model": digest([str(metadata.get("base_model_sha256") or metadata["base_model"]).encode(), *text]),
+        "number format": f"{str(pipe.unet.dtype).removeprefix('torch.')} {options_of(pipe).get('quantization', 'none')}",
+    }  # fmt: skip

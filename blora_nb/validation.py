@@ -80,7 +80,7 @@ def remarks(layers):
         BLoRAError: it would change nothing.
     """
     if not any(a.any() and b.any() for a, b in layers.values()):
-        raise BLoRAError("All its weights or alphas are zero: it would change nothing. It was saved before it was trained.")
+        raise BLoRAError("All its weights or alphas are zero: it would change nothing. Perhaps it was saved before it was trained, or with an alpha of 0.")
     found = []
     depth = dict(BASES.values()).get(base_of({f"unet.{layer}.lora_{p}.weight": t for layer, pair in layers.items() for p, t in zip("AB", pair)}))
     for half, block in BLOCK_OF_HALF.items():

@@ -38,7 +38,7 @@ class Watch:
         self.every, self.looked = 1, monotonic()
         self.pending, self.overflows = [], 0
         self.lowest = None  # median of the best window so far
-        self.since = len(losses)  # a spike is judged against losses of one kind only
+        self.since, self.judged = len(losses), True  # False: the loss is of a kind whose ups and downs have no measure
         self.tried, self.good = self._copy(), self._copy()
         self.before, self.next_before = self.good, self.good
 
@@ -73,7 +73,7 @@ class Watch:
             if len(recent) == WINDOW:
                 level = median(recent)
                 self.lowest = level if self.lowest is None else min(self.lowest, level)
-                if level > max(1, 10 * self.lowest):  # above 1 it is worse than predicting nothing at all
+                if self.judged and level > max(1, 10 * self.lowest):  # above 1 it is worse than predicting nothing at all
                     self.good = self.before
                     self._stop(f"The loss has risen to {level:.3g}, ten times what it was before, by step {step}.")
         self.pending.clear()
@@ -84,10 +84,6 @@ class Watch:
         if self.good[0] >= self.next_before[0] + WINDOW:
             self.before, self.next_before = self.next_before, self.good
         return known
-
-    def new_loss(self):
-        """From the next step on the loss is of another kind."""
-        self.since, self.lowest = len(self.losses), None
 
     def _stop(self, what):
         step, weights = self.good
@@ -126,11 +122,6 @@ class Report:
     def look(self):
         """Tell of everything that is pending."""
         self.tell(self.watch.look())
-
-    def new_loss(self):
-        """From the next step on the loss is of another kind."""
-        self.look()
-        self.watch.new_loss()
 
 
 class Stop:

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from blora_nb import BLoRA, generate
-from blora_nb.adapters import FILE_NAME, BLoRAError, applied, apply, from_original_alpha, mix, remove, set_alphas
+from blora_nb.adapters import FILE_NAME, BLoRAError, applied, apply, combine, from_original_alpha, mix, remove, set_alphas
 from blora_nb.blocks import half_of
 
 
@@ -52,6 +52,31 @@ def test_a_file_is_read_once_for_a_picture(pipe, blora, tmp_path, monkeypatch):
     made_with = image.info["blora_nb"]
     assert read == [file, tmp_path] and made_with["content_B_LoRA"] == [str(file)] and made_with["content_weights"] == [0.5]
     assert made_with["style_fingerprint"] == blora.style.fingerprint and made_with["content_fingerprint"] == mix("content", [(blora, 0.5)]).fingerprint
+
+
+def test_a_lora_that_was_switched_off_is_on_again(pipe, blora):
+    options = {"num_inference_steps": 1, "progress": False}
+    plain, styled = generate(pipe, "A [v]", **options)[0], generate(pipe, "A [v]", style=blora, **options)[0]
+    pipe.disable_lora()
+    assert generate(pipe, "A [v]", style=blora, **options)[0].tobytes() == styled.tobytes() != plain.tobytes()
+
+
+def test_alphas_that_are_no_numbers_and_files_that_would_change_nothing_are_refused(pipe, blora, tmp_path):
+    for alphas in ({"content_alpha": float("nan")}, {"style_alpha": float("inf")}):
+        for use in (lambda: apply(pipe, blora, blora, **alphas), lambda: combine(blora, blora, **alphas)):
+            with pytest.raises(ValueError, match=f"{next(iter(alphas))} must be an ordinary number"):
+                use()
+    with pytest.raises(ValueError, match="a weight of the style half"):
+        mix("style", [(blora, float("nan"))])
+    with pytest.raises(BLoRAError, match="All alphas are 0"):
+        combine(style=blora, style_alpha=0)
+    with pytest.raises(BLoRAError, match="too small for float16"):
+        combine(style=blora, style_alpha=1e-9).save(tmp_path / "x.safetensors", dtype=torch.float16)
+    for options, message in (({"content_until": -1}, "content_until is a share"), ({"style_from": float("nan")}, "style_from is a share"), ({"guidance_scale": float("nan")}, "guidance_scale must be")):
+        with pytest.raises(ValueError, match=message):
+            generate(pipe, "A", style=blora, progress=False, **options)
+    with pytest.raises(ValueError, match="seed 3 turned into NaN.*too large"):
+        generate(pipe, "A", style=blora, style_alpha=1e30, seeds=3, num_inference_steps=2, progress=False)
 
 
 def test_halves_are_disjoint_and_complete(blora):

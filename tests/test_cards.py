@@ -38,6 +38,14 @@ def test_metadata_of_a_training_is_in_the_file_and_comes_back(pipe, picture, des
     assert "picture_sha256" not in training_metadata(pipe, TrainingSettings())
 
 
+def test_a_files_words_do_not_become_code_in_a_card():
+    for base in ('x"); import os; ("/', "a/b\n---\nevil", "user/model/more"):
+        card = model_card(BLoRA(made().state_dict, {"base_model": base}), "u/n")
+        code = card.split("```python")[1].split("```")[0]
+        assert 'load_pipeline("tiny")' in code and "import os" not in code and "evil" not in code
+    assert "license: mit" in model_card(BLoRA(made().state_dict, {"modelspec.license": "MIT"}), "u/n")
+
+
 def test_the_hubs_cache_names_the_base_by_its_hash(tmp_path):
     from types import SimpleNamespace
 

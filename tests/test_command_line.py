@@ -5,19 +5,36 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from PIL import Image
 
 from blora_nb import BLoRA, TrainingSettings
 from blora_nb.configuration import NEEDLESS, REFUSED, WITHOUT_VALUE, add_others_flags, add_settings, given
+from blora_nb.models import TINY_SDXL
 from drawings import draw
 
 
 def run(*arguments, **options):
     return subprocess.run([sys.executable, "-m", "blora_nb", *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+def in_process(arguments):
+    """As `run`, where nothing is done and so nothing has to be kept apart; without the seconds that a new Python takes."""
+    from unittest import mock
+
+    from blora_nb.__main__ import main
+
+    with mock.patch.object(sys, "argv", ["python -m blora_nb", *map(str, arguments)]), warnings.catch_warnings():
+        kept = warnings.formatwarning
+        try:
+            return main()
+        finally:
+            warnings.formatwarning = kept
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +85,44 @@ def test_faults_are_one_clear_line(trained, tmp_path):
     for arguments, message in cases:
         result = run(*arguments)
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
+def test_what_makes_no_sense_is_said_and_not_done(trained, tmp_path):
+    half, out, picture = ["--style_B_LoRA", trained / "out"], ["--output_path", tmp_path / "o"], ["--instance_data_dir", trained / "a picture.png", "--output_dir", tmp_path / "t"]
+    (tmp_path / "w.pt").write_bytes(b"PK\x03\x04 pickled" + bytes(100))
+    generate = ["generate", "--prompt", "A", *out]
+    cases = [
+        ([*generate, *half, "--style_alpha", "nan"], "style_alpha must be an ordinary number"),
+        ([*generate, *half, "--style_from", "2"], "style_from is a share"),
+        ([*generate, "--content_alpha", "0.5"], "a half that is not there"),
+        ([*generate, "--content_B_LoRA", ""], "is empty"),
+        ([*generate, "--seeds", str(2**70)], "2^64"),
+        ([*generate, "--device", "gpu"], "name cuda, mps or cpu"),
+        ([*generate, "--controlnet", "tiny"], "--outline_of"),
+        ([*generate, "--controlnet", tmp_path / "none", "--outline_of", trained / "a picture.png"], "there is no folder"),
+        ([*generate, "--few_step_lora", tmp_path / "w.pt"], "can run code when they are opened"),
+        ([*generate, "--few_step_lora", tmp_path / "none.safetensors"], "There is no file or folder"),
+        ([*generate, "--pretrained_model_name_or_path", tmp_path / "none"], "there is no folder"),
+        ([*generate, "--pretrained_model_name_or_path", tmp_path / "w.pt"], "is a file; a folder"),
+        ([*generate, "--dtype", "float32", "--mixed_precision", "fp16"], "contradict"),
+        (["train", *picture, "--class_prompt", "A dog"], "only used with"),
+        (["train", *picture, "--x0_loss_from", "900"], "after the last one"),
+        (["train", *picture, "--adam_beta1", "1.5"], "adam_beta1"),
+        (["train", *picture, "--resolution", "100"], "take 96"),
+        (["export", *half, "--style_alpha", "0", "--output_path", tmp_path / "q.safetensors"], "All alphas are 0"),
+    ]  # fmt: skip
+    for arguments, message in cases:
+        with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
+            try:
+                code = in_process(arguments)
+            except SystemExit as stop:
+                code = stop.code
+        assert code in (1, 2) and message in errors.getvalue(), (arguments, errors.getvalue())
+    assert not list(tmp_path.rglob("*.png")) and not (tmp_path / "q.safetensors").exists()
+    done = run(*generate, *half, "--style_alpha", "-1e-3", "--num_inference_steps", 1, "--num_images_per_prompt", 1, env={**os.environ, "BLORA_BASE": str(TINY_SDXL)})
+    assert done.returncode == 0, done.stderr
+    settings = json.loads(Image.open(next((tmp_path / "o").iterdir())).text["blora_nb"])
+    assert settings["style_alpha"] == -0.001 and settings["pretrained_model_name_or_path"] == str(TINY_SDXL) and "content_alpha" not in settings
 
 
 def test_check_says_what_it_found():

@@ -210,13 +210,86 @@ def test_alphas_are_taken_from_wherever_they_stand(tmp_path):
     torch.testing.assert_close(again[layer], changes(blora)[layer] * 3 / 6)
 
 
+@pytest.mark.parametrize("pattern", [r"up_blocks\.0\.attentions\.0\..*", r"^up_blocks\.0\.attentions\.0\..*", "(to_q|to_k)", "attn..to_q", "to_v$", r"attn2\.to_out\.0", "0"])
+def test_patterns_for_alphas_mean_what_they_mean_in_peft(tmp_path, pattern):
+    from peft.utils.other import get_pattern_key
+
+    blora = made()
+    save_file({SPELLINGS["peft"](k): t for k, t in blora.state_dict.items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "alpha_pattern": {pattern: 2}}))
+    again = changes(BLoRA.load(tmp_path))
+    scales = {layer: 0.5 if get_pattern_key([pattern], layer) == pattern else 2.0 for layer in again}
+    assert set(scales.values()) == {0.5, 2.0}
+    for layer, change in changes(blora).items():
+        torch.testing.assert_close(again[layer], change * scales[layer])
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(.*)*x", ".*.*.*.*x", "a{1000}", "(?=x)"])
+def test_patterns_that_could_take_for_ever_are_refused(tmp_path, pattern):
+    save_file({SPELLINGS["peft"](k): t for k, t in made().state_dict.items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"alpha_pattern": {pattern: 2}}))
+    with pytest.raises(BLoRAError, match="too involved"):
+        BLoRA.load(tmp_path)
+
+
+def test_without_its_config_a_peft_file_is_read_at_scale_1_and_that_is_said(tmp_path):
+    blora = made()
+    save_file({SPELLINGS["peft"](k): t for k, t in blora.state_dict.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.warns(BLoRAWarning, match="no adapter_config.json beside it"):
+        assert same(BLoRA.load(tmp_path).state_dict, blora.state_dict)
+
+
+def test_what_other_programs_put_beside_is_left_out(tmp_path):
+    """Convolutions at the ends of the U-Net, time embeddings, textual inversions."""
+    blora = made()
+    others = [f"{start}.{end}" for start in ("unet.conv_in", "unet.conv_out", "unet.time_embedding.linear_1", "lora_unet_conv_in", "lycoris_time_embedding_linear_1", "unet.time_embed.0") for end in ("lora_A.weight", "lora_B.weight")]
+    save_file(blora.state_dict | {name: torch.ones(2, 2) for name in others} | {"bundle_emb.x.clip_l": torch.ones(1, 8)}, tmp_path / "x.safetensors")
+    with pytest.warns(BLoRAWarning, match="1 of embeddings, 12 of other blocks"):
+        assert same(BLoRA.load(tmp_path / "x.safetensors").state_dict, blora.state_dict)
+
+
+def test_which_file_of_a_folder_is_meant(tmp_path):
+    blora = made()
+    blora.save(tmp_path / "a.safetensors")
+    (tmp_path / "._a.safetensors").write_bytes(b"left by a Mac")
+    assert same(BLoRA.load(tmp_path).state_dict, blora.state_dict)
+    blora.save(tmp_path / "b.safetensors")
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "pytorch_lora_weights.bin").write_bytes(b"PK")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "gone.safetensors")
+    for source, message in {
+        tmp_path: "there are a.safetensors, b.safetensors.*name one", tmp_path / "pickled": "only pytorch_lora_weights.bin, and such files can run code", tmp_path / "link.safetensors": "is a link to .*gone.safetensors, which is not there",
+        "": "is empty", " ": "is empty", "https://example.org/x.safetensors": "download the file", tmp_path / "none.safetensors": "There is no file or folder",
+    }.items():  # fmt: skip
+        with pytest.raises(BLoRAError, match=message):
+            BLoRA.load(source)
+    for name, message in {"x.pt": "ending .safetensors", "x.safetensor": "ending .safetensors", "x.SAFETENSORS": "ending .safetensors"}.items():
+        with pytest.raises(ValueError, match=message):
+            blora.save(tmp_path / name)
+    with pytest.raises(FileExistsError, match="exists already"):
+        blora.save(tmp_path / "link.safetensors")
+    with pytest.raises(OSError, match="Cannot write to the folder"):
+        blora.save(tmp_path / "a.safetensors" / "x.safetensors")
+
+
+def test_the_address_of_a_page_on_the_hub_is_taken_for_the_id(monkeypatch):
+    from blora_nb import files
+
+    asked = []
+    monkeypatch.setattr(files, "_from_hub", lambda source: asked.append(source) or (_ for _ in ()).throw(BLoRAError("asked")))
+    for address in ("https://huggingface.co/lora-library/B-LoRA-pen_sketch", "https://huggingface.co/lora-library/B-LoRA-pen_sketch/tree/main", "https://huggingface.co/u/n/blob/main/sub/x.safetensors", "https://hf.co/u/n/resolve/main/x.safetensors?download=true"):
+        with pytest.raises(BLoRAError, match="asked"):
+            BLoRA.load(address)
+    assert asked == ["lora-library/B-LoRA-pen_sketch"] * 2 + ["u/n/sub/x.safetensors", "u/n/x.safetensors"]
+
+
 def test_of_a_whole_models_lora_the_halves_are_taken_and_that_is_said(tmp_path):
     blora = made()
     tensors = {kohya(sgm(k)): t for k, t in blora.state_dict.items()}
     for other in ("lora_unet_input_blocks_8_1_proj_in", "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q", "lora_te1_text_model_encoder_layers_0_mlp_fc1", "lora_unet_output_blocks_2_1_proj_in"):
         tensors |= {f"{other}.lora_down.weight": torch.ones(2, 8), f"{other}.lora_up.weight": torch.ones(8, 2), f"{other}.alpha": torch.tensor(2.0)}
     save_file(tensors, tmp_path / "whole.safetensors")
-    with pytest.warns(BLoRAWarning, match="whole.safetensors: 3 weights of text encoders and 9 weights of other blocks are left out"):
+    with pytest.warns(BLoRAWarning, match="whole.safetensors: Weights left out: 3 of text encoders, 9 of other blocks;"):
         again = BLoRA.load(tmp_path / "whole.safetensors")
     assert same(blora.state_dict, again.state_dict)
 
@@ -248,7 +321,7 @@ FAULTS = {
     "an unknown layer": (lambda s: s.update({FIRST.replace("to_q", "to_x"): torch.ones(1)}), "to_x.*layer that SDXL's transformer blocks do not have"),
     "the same weight twice": (lambda s: s.update({"unet." + FIRST: torch.ones(4, 104)}), "two names for the same weight"),
     "DoRA": (lambda s: s.update({FIRST.replace("lora_A.weight", "dora_scale"): torch.ones(104)}), "dora_scale belongs to DoRA"),
-    "OFT": (lambda s: s.update({"lora_unet_output_blocks_0_1_proj_in.oft_blocks": torch.ones(1)}), "OFT; only LoRA"),
+    "OFT": (lambda s: s.update({"lora_unet_output_blocks_0_1_proj_in.oft_blocks": torch.ones(1)}), "OFT; only plain LoRA"),
 }
 
 
@@ -281,7 +354,8 @@ def test_loras_for_other_models_are_recognised(tmp_path):
         "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": "FLUX",
         "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": "FLUX",
         "lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight": "no B-LoRA but looks like a LoRA for Stable Diffusion 1 or 2",
-        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": "None of its 1 weights belongs to",
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": r"None of its weights \(1\) belongs to .*: this is no B-LoRA; they are weights of text encoders",
+        "model.diffusion_model.input_blocks.0.0.weight": "looks like a whole model",
     }.items():
         save_file({key: torch.ones(4, 8)}, tmp_path / "x.safetensors")
         with pytest.raises(BLoRAError, match=message):

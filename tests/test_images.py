@@ -42,6 +42,13 @@ def test_every_mode_is_read(mode):
     assert seen.mode == "RGB" and len(seen.getcolors(maxcolors=10_000)) > 1
 
 
+@pytest.mark.parametrize("values, dtype", [((0, 0.5, 1), np.float32), ((0, 127.5, 255), np.float32), ((0, 128, 255), np.int32), ((0, 32896, 65535), np.int32), ((0, 2**30, 2**31 - 1), np.int32)])
+def test_wide_grey_values_are_brought_to_eight_bits(tmp_path, values, dtype):
+    Image.fromarray(np.array([values] * 3, dtype=dtype)).save(tmp_path / "x.tif")
+    seen = read_image(tmp_path / "x.tif")
+    assert [seen.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+
+
 def test_broken_files_are_named(tmp_path):
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)

@@ -51,7 +51,7 @@ def test_a_picture_is_made_again_bit_by_bit(tmp_path):
     assert read_settings(changed)["style_alpha"] == 0.25 and read_settings(changed)["seed"] == settings["seed"] and pixels(changed) != pixels(pictures[0])
     (tmp_path / "two.safetensors").unlink()
     lost = run("generate", "--like", pictures[0], "--output_path", "lost", cwd=tmp_path)
-    assert lost.returncode == 1 and "There is no file two.safetensors" in lost.stderr
+    assert lost.returncode == 1 and "There is no file or folder two.safetensors" in lost.stderr
 
 
 def test_pictures_made_in_python_batches_and_mixtures_too_are_made_again(pipe, tmp_path):
@@ -114,6 +114,9 @@ def test_another_few_step_lora_is_noticed(tmp_path):
     save_file(weights(1), tmp_path / "few.safetensors")
     assert run("generate", "--prompt", "A", "--few_step_lora", "few.safetensors", "--output_path", "out", "--seeds", 1, "--num_inference_steps", 2, cwd=tmp_path).returncode == 0
     like = ["generate", "--like", "out/A_seed1.png", "--output_path"]
+    twice = run("generate", "--prompt", "A", "--output_path", "twice", "--seeds", 1, 1, "--batch_size", 2, "--num_inference_steps", 2, cwd=tmp_path)
+    assert twice.returncode == 0 and run("generate", "--like", "twice/A_seed1.png", "--output_path", "once", cwd=tmp_path).returncode == 0
+    assert len(list((tmp_path / "twice").iterdir())) == 2 and len(list((tmp_path / "once").iterdir())) == 1
     again = run(*like, "again", cwd=tmp_path)
     assert again.returncode == 0 and "note:" not in again.stderr and pixels(tmp_path / "again" / "A_seed1.png") == pixels(tmp_path / "out" / "A_seed1.png"), again.stderr
     save_file(weights(2), tmp_path / "few.safetensors")
@@ -134,7 +137,7 @@ def test_pictures_without_or_with_odd_settings_are_refused(tmp_path):
             read_settings(tmp_path / name)
 
 
-@pytest.mark.parametrize("settings", [{"prompt": "A", "seed": "x"}, {"prompt": "A", "seed": 0, "num_inference_steps": "many"}, {"prompt": "A", "seed": 0, "num_inference_steps": [3]}, {"seed": 0}, {"prompt": "A", "seed": 0, "device": "cuda:99"}])
+@pytest.mark.parametrize("settings", [{"prompt": "A", "seed": "x"}, {"prompt": "A", "seed": 0, "num_inference_steps": "many"}, {"prompt": "A", "seed": 0, "num_inference_steps": [3]}, {"seed": 0}, {"prompt": "A", "seed": 0, "device": "cuda:99"}, {"prompt": "A", "batch_seeds": 5}, {"prompt": "A", "dtype": "load"}, {"prompt": "A", "content_B_LoRA": "ok.safetensors", "content_weights": "x"}])
 def test_settings_that_make_no_sense_are_one_clear_line(tmp_path, settings):
     save_image(Image.new("RGB", (4, 4)), tmp_path / "x.png", settings)
     result = run("generate", "--like", tmp_path / "x.png", "--output_path", tmp_path / "out")
