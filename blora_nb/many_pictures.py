@@ -127,7 +127,7 @@ def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=Tr
             blora.metadata["final_loss"] = f"{sum(blora.losses[-20:]) / len(blora.losses[-20:]):.4f}"
             print("written:", save_somewhere(blora, job.folder / FILE_NAME), flush=True)
         except (TrainingError, CheckpointError, ImageError, OSError, MemoryError) as error:
-            print(f"failed: {names}: {error}", flush=True)
+            print(f"failed: {names}: {error}", file=sys.stderr, flush=True)
             failed.append((job, str(error)))
     return failed
 

@@ -355,7 +355,7 @@ def what_is_learned(pipe, metadata, squares, prompts=None, class_squares=()):
     digest = lambda parts: hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     text = [p.detach().cpu().float().numpy().tobytes() for model in (pipe.text_encoder, pipe.text_encoder_2) for p in model.parameters() if p.ndim == 1]  # enough to tell two apart
     return {
+        "number format": f"{str(pipe.unet.dtype).removeprefix('torch.')} {options_of(pipe).get('quantization', 'none')}",
         "picture": digest(square.tobytes() for square in squares), "caption": digest([json.dumps(prompts).encode()]), "set of class pictures": digest(square.tobytes() for square in class_squares),
         "base model": digest([str(metadata.get("base_model_sha256") or metadata["base_model"]).encode(), *text]),
-        "number format": f"{str(pipe.unet.dtype).removeprefix('torch.')} {options_of(pipe).get('quantization', 'none')}",
     }  # fmt: skip

@@ -34,7 +34,7 @@ def folder(tmp_path):
 def command(folder, out, *more):
     options = [text for name, value in CHANGES.items() for text in (f"--{name}", str(value))]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    return [*launch, "-m", "blora_nb", "train", "--instance_data_dir", str(folder), "--output_dir", str(out), *options, "--device", "cpu", *more]
+    return [*launch, "-m", "blora_nb", "train", "--instance_data_dir", str(folder), "--output_dir", str(out), *options, *more]
 
 
 def same(one, two):
@@ -103,10 +103,15 @@ def test_captions_are_checked_line_by_line(folder):
     rows = [{"file_name": p.name, "text": f"A [v] {p.stem.split('_')[0]}"} for p in paths]
     file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     assert [read_captions(file, paths)[p] for p in paths] == ["A [v] boat", "A [v] cat", "A [v] fish", "A [v] star"]
-    for text, words in ((json.dumps(rows[0]), "no caption for cat_wood.png"), ('{"file_name": "x.png", "text": "A"}', "line 1: there is no picture x.png"), ("boat.png A boat", "line 1: expected")):
+    for text, words in ((json.dumps(rows[0]), "no caption for cat_wood.png"), ('{"file_name": "x.png", "text": "A"}', "line 1: there is no picture x.png"), ("boat.png A boat", "line 1: expected"), ('{"file_name": ["a"], "text": "A"}', "line 1: expected"), ('{"file_name": "boat_neon.png", "text": " "}', "line 1: expected"), ('{"file_name": "boat_neon.png", "text": 5}', "line 1: expected")):
         file.write_text(text)
         with pytest.raises(ValueError, match=words):
             read_captions(file, paths)
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")  # as Windows' Notepad writes it
+    assert len(read_captions(file, paths)) == 4
+    file.write_bytes(json.dumps(rows[0], ensure_ascii=False).replace("boat", "b\u00f6at").encode("latin-1"))
+    with pytest.raises(ValueError, match="captions.jsonl is no text in UTF-8"):
+        read_captions(file, paths)
 
 
 def test_one_from_all_uses_every_picture_and_its_caption(pipe, folder, tmp_path):

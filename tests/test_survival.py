@@ -1,6 +1,6 @@
 """Trainings that are killed, stopped, short of disk or gone wrong: what was done is kept, and going on gives the same bits."""
 
-import os
+import json
 from pathlib import Path
 import random
 import shutil
@@ -12,11 +12,13 @@ import warnings
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from blora_nb import BLoRA, TrainingSettings, generate, train
+from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
 from blora_nb.adapters import FILE_NAME, BLoRAError, applied
 from blora_nb.checkpoints import STATE_NAME, CheckpointError, checkpoints, find_checkpoint, validated
-from blora_nb.many_pictures import validation_pictures
+from blora_nb.many_pictures import check_output, plan, train_all, validation_pictures
 from blora_nb.training import TrainingError
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 30, "checkpointing_steps": 3, "lr_scheduler": "cosine", "lr_warmup_steps": 3}
@@ -127,9 +129,41 @@ def test_a_checkpoint_of_another_training_is_refused(pipe, picture, half_way, tm
             train(pipe, picture, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES | changes)
     with pytest.raises(CheckpointError, match="another picture"):
         train(pipe, picture.rotate(90), progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
+    with pytest.raises(CheckpointError, match="another caption"):
+        train(pipe, {picture_file(picture, tmp_path): "A [v] star"}, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
+    for other, words in ((load_pipeline(device="cpu", dtype=torch.bfloat16), "another number format"), (with_another_text_encoder(), "another base model")):
+        with pytest.raises(CheckpointError, match=words):
+            train(other, picture, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
+    with pytest.raises(CheckpointError, match="12 steps behind it, more than the 9"):
+        train(pipe, picture, progress=False, output_dir=shortened(half_way, tmp_path), resume_from_checkpoint="latest", **CHANGES | {"max_train_steps": 9, "lr_scheduler": "constant"})
+    with pytest.raises(CheckpointError, match="There is no checkpoint .*lates.*checkpoint-9"):
+        train(pipe, picture, progress=False, output_dir=half_way, resume_from_checkpoint="lates", **CHANGES)
     with pytest.raises(FileExistsError, match="resume_from_checkpoint latest"):
         train(pipe, picture, progress=False, output_dir=half_way, **CHANGES)
     assert applied(pipe) == []
+
+
+def picture_file(picture, folder):
+    picture.save(folder / "captioned.png")
+    return folder / "captioned.png"
+
+
+def with_another_text_encoder():
+    pipe = load_pipeline(device="cpu")
+    with torch.no_grad():
+        pipe.text_encoder.get_parameter(next(name for name, p in pipe.text_encoder.named_parameters() if p.ndim == 1)).add_(0.01)
+    return pipe
+
+
+def shortened(half_way, tmp_path):
+    """The checkpoints as a training with a constant learning rate would have left them."""
+    folder = shutil.copytree(half_way, tmp_path / "constant")
+    for path in checkpoints(folder):
+        with safe_open(path / STATE_NAME, "pt") as opened:
+            tensors, metadata = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()
+        metadata["settings"] = json.dumps(json.loads(metadata["settings"]) | {"lr_scheduler": "constant"})
+        save_file(tensors, path / STATE_NAME, metadata)
+    return folder
 
 
 def test_a_gradient_that_is_not_finite_stops_and_the_last_good_weights_are_kept(pipe, picture, uninterrupted, tmp_path):
@@ -241,6 +275,45 @@ def test_a_read_only_disk_is_named_before_the_work(picture, tmp_path):
         assert process.returncode == 1 and "Read-only file system" in errors and "Nothing was done yet" in errors, errors
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_becomes_read_only_meanwhile_loses_nothing(picture, uninterrupted, tmp_path):
+    picture.save(tmp_path / "a.png")
+    disk = small_disk(tmp_path / "disk")
+    try:
+        process = start(tmp_path / "a.png", disk / "out", "--validation_prompt", "A star", "--num_validation_images", "1")
+        wait_for(disk / "out" / "checkpoint-6", process)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 1 and "The training goes on" in errors and "Traceback" not in errors, errors
+        saved = Path(errors.split("it is in ")[1].split(";")[0])
+        assert same(BLoRA.load(saved), uninterrupted)
+        shutil.rmtree(saved.parent)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_file_that_appears_meanwhile_is_left_alone(pipe, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    (job,) = plan(tmp_path / "a.png", tmp_path / "out")
+    interfere = lambda pipe, folder: (tmp_path / "out" / FILE_NAME).write_text("somebody else's")
+    failed = train_all(pipe, [job], TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 3}), on_checkpoint=interfere, progress=False)
+    assert "written by another program" in failed[0][1] and (tmp_path / "out" / FILE_NAME).read_text() == "somebody else's"
+    assert BLoRA.load(tmp_path / "out" / f"{Path(FILE_NAME).stem}-2.safetensors").rank == 4
+    with pytest.raises(BLoRAError, match="not a complete safetensors file.*Remove it, and the training goes on"):
+        check_output([job], "latest")
+
+
+def test_pictures_at_a_checkpoint_that_cannot_be_made_do_not_end_the_training(pipe, picture, uninterrupted, tmp_path, monkeypatch):
+    from blora_nb import generation
+
+    def too_large(*arguments, **options):
+        raise MemoryError("too small for one picture")
+
+    monkeypatch.setattr(generation, "pictures", too_large)
+    validate = validation_pictures(pipe, "A star", 1)
+    with pytest.warns(UserWarning, match="checkpoint-30 could not all be made.*too small for one picture.*goes on"):
+        assert same(train(pipe, picture, progress=False, output_dir=tmp_path, on_checkpoint=validate, **CHANGES), uninterrupted)
 
 
 def test_a_limit_keeps_the_newest(pipe, picture, tmp_path):
