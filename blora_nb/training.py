@@ -67,8 +67,8 @@ def attach_style_beside(pipe, content, settings):
 
 
 def make_optimizer(parameters, settings):
-    """AdamW with the original's betas .9 and .999, eps 1e-8. On a GPU one fused kernel does what is a loop on a CPU."""
-    kind, fast = torch.optim.AdamW, {"fused": True} if parameters[0].is_cuda else {}
+    """AdamW with the original's betas .9 and .999, eps 1e-8; on a GPU in one fused kernel, elsewhere in PyTorch's loop over all tensors at once."""
+    kind, fast = torch.optim.AdamW, {"fused": True} if parameters[0].is_cuda else {"foreach": True}
     if settings.use_8bit_adam:
         try:
             from bitsandbytes.optim import AdamW8bit as kind
@@ -127,7 +127,7 @@ def blora_loss(unet, scheduler, latents, noise, timesteps, prompt_embeds, pooled
     """
     batch = latents.shape[0]
     prediction = unet(
-        scheduler.add_noise(latents, noise, timesteps).to(unet.dtype),
+        scheduler.add_noise(latents, noise, timesteps).to(unet.conv_in.weight.dtype),  # `unet.dtype` looks through all modules, at every step
         timesteps,
         prompt_embeds.expand(batch, -1, -1),
         added_cond_kwargs={"text_embeds": pooled_prompt_embeds.expand(batch, -1), "time_ids": time_ids},
