@@ -76,6 +76,7 @@ def test_the_first_that_fits_is_chosen_and_reported(pipe):
     assert [choose_checkpointing(pipe, settings, free) for free in (none, none - 1, partial - 1, full - 1)] == ["none", "partial", "full", "full"]
     assert choose_checkpointing(pipe, TrainingSettings(gradient_checkpointing="partial"), 10**15) == "partial"
     assert "it fits" in report(pipe, settings, none) and "NOT fit" in report(pipe, settings, 10**6) and "--train_batch_size 1" in report(pipe, settings, 10**6)
+    assert "are free beside the base model: it fits" in report(pipe, settings)  # of the computer's memory
     assert [memory_profile("cuda", gib * GIB).quantization for gib in (80, 14.6, 7.8)] == [None, None, "nf4"]
     assert memory_profile("cpu").quantization is None
 

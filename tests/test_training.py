@@ -193,6 +193,19 @@ def test_losses_are_read_every_few_steps_without_losing_one():
     assert losses[-1] == 1.0 and weight.tolist() == [20.0, 20.0]
 
 
+def test_a_loss_without_a_measure_may_rise():
+    """x0 loss divides by SNR: which timesteps are drawn moves it by orders of magnitude."""
+    for judged in (True, False):
+        watch = Watch([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=False)
+        watch.judged, losses = judged, [0.01] * 20 + [50.0] * 20
+        see = lambda: [watch.saw(torch.tensor(loss), torch.tensor(1.0)) for loss in losses]
+        if judged:
+            with pytest.raises(TrainingError, match="has risen to 50"):
+                see()
+        else:
+            assert len(see()) == 40
+
+
 def test_float16_gradients_may_overflow_while_the_scale_adapts_but_not_for_ever():
     watch = Watch([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=True)
     for _ in range(19):
