@@ -14,7 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from blora_nb import TrainingSettings
-from blora_nb.memory import GIB, WORKING, count_activations, gradient_checkpointing, lora_of, without_numbers
+from blora_nb.execution import gradient_checkpointing
+from blora_nb.memory import GIB, WORKING, count_activations, lora_of, without_numbers
 from blora_nb.text_cache import constant_text, text_projections
 from random_sdxl import unet_config
 

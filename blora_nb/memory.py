@@ -1,4 +1,4 @@
-"""What a training needs in memory, counted before it starts; what is recomputed where it does not fit; what to change when it was too much.
+"""What a training needs in memory, counted before it starts, and what to change when it was too much.
 
 Nothing before the first trained block (`up_blocks.0.attentions.0`) needs a graph, so only the way up keeps activations. Their bytes
 are counted by running one loss without numbers, on PyTorch's "meta" device.
@@ -13,8 +13,9 @@ import traceback
 
 import torch
 
-from .blocks import CONTENT_BLOCK, STYLE_BLOCK, target_modules
+from .blocks import target_modules
 from .configuration import TrainingSettings
+from .execution import gradient_checkpointing, lora_computed_like_the_base
 from .models import native_resolution
 from .text_cache import text_projections
 
@@ -232,85 +233,3 @@ def explain_out_of_memory_generating(pipe, error):
         (True, "a smaller --height and --width"),
     ]
     return f"The memory of {pipe.unet.device} is too small for one picture ({first}). Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."
-
-
-@contextmanager
-def gradient_checkpointing(unet, mode):
-    """Inside, activations are recomputed on the backward pass: "none", "partial" (the two trained blocks) or "full" (all of the way up)."""
-    if mode == "none":
-        yield
-        return
-    unet.enable_gradient_checkpointing()
-    wanted = (CONTENT_BLOCK, STYLE_BLOCK) if mode == "partial" else ("up_blocks",)
-    for name, module in unet.named_modules():
-        if hasattr(module, "gradient_checkpointing"):
-            module.gradient_checkpointing = name.startswith(wanted)
-    try:
-        yield
-    finally:
-        unet.disable_gradient_checkpointing()
-
-
-class _Rounded(torch.nn.Linear):
-    """A float32 layer that multiplies in the number format of what it is given."""
-
-    def forward(self, x):
-        return torch.nn.functional.linear(x, self.weight.to(x.dtype))
-
-
-@contextmanager
-def lora_computed_like_the_base(unet):
-    """Inside, LoRA's products are computed in the base's number format, as autocast does it in the original; its weights and gradients stay float32.
-
-    In 16 bits that spares the float32 copies of every layer's input that LoRA would keep, and its products run where a GPU is fastest.
-    """
-    from peft.helpers import disable_input_dtype_casting
-
-    layers = [module for module in unet.modules() if hasattr(module, "lora_A")] if unet.dtype != torch.float32 else []
-    parts = [part for layer in layers for matrices in (layer.lora_A, layer.lora_B) for part in matrices.values()]
-    with disable_input_dtype_casting(unet, active=bool(parts)):
-        for part in parts:
-            part.__class__ = _Rounded
-        try:
-            yield
-        finally:
-            for part in parts:
-                part.__class__ = torch.nn.Linear
-
-
-@contextmanager
-def compiled(unet, wanted):
-    """Inside, each transformer block is compiled; all of one shape share what was compiled, so that the wait is short."""
-    if not wanted:
-        yield
-        return
-    unet.compile_repeated_blocks()
-    try:
-        yield
-    finally:
-        for module in unet.modules():
-            module._compiled_call_impl = None
-
-
-@contextmanager
-def out_of_the_way(*models):
-    """Inside, the models wait in the computer's memory instead of the GPU's. Yields a context in which they are back."""
-    devices = [model.device for model in models]
-
-    def move(places):
-        for model, place in zip(models, places):
-            model.to(place)
-
-    @contextmanager
-    def back():
-        move(devices)
-        try:
-            yield
-        finally:
-            move(["cpu"] * len(models))
-
-    move(["cpu"] * len(models))
-    try:
-        yield back
-    finally:
-        move(devices)

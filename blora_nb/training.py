@@ -3,7 +3,7 @@
 Source: arXiv 2403.14572, section 4.2, and the authors' training script. Each piece is a function of its own, so that
 recorded latents, noise, timesteps and LoRA weights of another implementation can be replayed through `blora_loss` and
 `make_optimizer` and compared number by number. What keeps a long training alive is in `watch` and `checkpoints`, what makes it
-fit into a small GPU in `memory` and `text_cache`, what changes the loss in `recipes`.
+fit into a small GPU in `memory`, `execution` and `text_cache`, what changes the loss in `recipes`.
 """
 
 from contextlib import ExitStack
@@ -23,8 +23,9 @@ from .batches import Batches
 from .blocks import STYLE_BLOCK, target_modules
 from .cards import training_metadata, versions
 from .configuration import TrainingSettings
+from .execution import compiled, gradient_checkpointing, lora_computed_like_the_base, out_of_the_way
 from .images import centre_square, find_images, free_path, read_image, to_tensor
-from .memory import choose_checkpointing, compiled, explain_out_of_memory, forget, free_memory, gradient_checkpointing, is_out_of_memory, lora_computed_like_the_base, out_of_the_way
+from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory
 from .models import options_of
 from .recipes import sample_weights
 from .sharing import pipeline_lock

@@ -9,7 +9,8 @@ import torch
 from blora_nb import TrainingSettings, train
 from blora_nb.adapters import applied
 from blora_nb.checkpoints import checkpoints
-from blora_nb.memory import GIB, choose_checkpointing, count_activations, gradient_checkpointing, lora_computed_like_the_base, need, report
+from blora_nb.execution import gradient_checkpointing, lora_computed_like_the_base
+from blora_nb.memory import GIB, choose_checkpointing, count_activations, need, report
 from blora_nb.models import encode_prompt
 from blora_nb.runtime import memory_profile
 from blora_nb.training import TrainingError, attach_lora, blora_loss, draw_step, encode_image, micro_conditioning
