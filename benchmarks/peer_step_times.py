@@ -3,7 +3,8 @@
     python benchmarks/peer_step_times.py SCRIPT RESULT.json --its --own --flags
 
 It runs in the script's own environment. All that is replaced is Accelerate's logging, which the script calls once a step; after
-the last step it ends the script, which would go on to save, load the base model again and draw.
+the last step it ends the script, which would go on to save, load the base model again and draw. Seconds are the processor's, on a
+GPU those on the clock once it has caught up; the peak of memory is the process's, on a GPU that of the tensors on it.
 """
 
 import importlib.util
@@ -11,6 +12,22 @@ import json
 import resource
 import sys
 import time
+
+
+def now():
+    import torch
+
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak():
+    """MiB"""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main():
@@ -22,7 +39,7 @@ def main():
     steps = next(int(a.split("=")[1]) for a in arguments if a.startswith("--max_train_steps="))
 
     def log(self, values, step=None, **more):
-        times.append(time.process_time())
+        times.append(now())
         losses.append(float(values["loss"]))
         if len(times) == steps:
             sys.exit()
@@ -39,7 +56,7 @@ def main():
         peer.main(peer.args)
     finally:
         with open(result, "w") as file:
-            json.dump({"times": times, "losses": losses, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}, file)
+            json.dump({"times": times, "losses": losses, "peak_mib": peak()}, file)
 
 
 if __name__ == "__main__":

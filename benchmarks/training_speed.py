@@ -1,6 +1,6 @@
-"""How fast a B-LoRA trains here and in other people's scripts: same CPU, same settings, in turn, medians of processor time.
+"""How fast a B-LoRA trains here and in other people's scripts: same device, same settings, in turn, medians.
 
-    python benchmarks/training_speed.py --size quarter \\
+    python benchmarks/training_speed.py --size quarter [--device cuda] \\
         --original PATH/train_dreambooth_b-lora_sdxl.py --original_python ENV/bin/python \\
         --advanced PATH/train_dreambooth_lora_sdxl_advanced.py --advanced_python ENV/bin/python
 
@@ -18,35 +18,39 @@ import sys
 import tempfile
 
 HERE = Path(__file__).resolve().parent
-SIDE = {"small": 96, "quarter": 256, "full": 512}  # of full, half its own, so that a CPU can be asked
+SIDE = {"small": 96, "quarter": 256, "full": 512}  # on a CPU; of full half its own, so that a CPU can be asked
+GPU_SIDE = SIDE | {"full": 1024}
 RANK = {"small": 16, "quarter": 16, "full": 64}
 WARM_UP = {"small": 3, "quarter": 3, "full": 1}  # steps that are not counted
 
 OURS = """
-import json, resource, sys, time
+import json, sys
+import torch
 from blora_nb import load_pipeline, train
 from blora_nb.training import TrainingSettings
+from peer_step_times import now, peak
 base, picture, result, steps, rank, side, mode, compiled = sys.argv[1:]
-times = []
-blora = train(load_pipeline(base, device="cpu"), picture, TrainingSettings(rank=int(rank), resolution=int(side), max_train_steps=int(steps), gradient_checkpointing=mode, compile=compiled == "compiled"), progress=lambda *a: times.append(time.process_time()))
-json.dump({"times": times, "losses": blora.losses, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}, open(result, "w"))
+cuda, times = torch.cuda.is_available(), []
+pipe = load_pipeline(base, dtype=torch.float16 if cuda else None)
+blora = train(pipe, picture, TrainingSettings(rank=int(rank), resolution=int(side), max_train_steps=int(steps), gradient_checkpointing=mode, compile=compiled == "compiled"), progress=lambda *a: times.append(now()))
+json.dump({"times": times, "losses": blora.losses, "peak_mib": peak()}, open(result, "w"))
 """
-VERSIONS = "import json, torch, diffusers, platform; print(json.dumps({'torch': torch.__version__, 'diffusers': diffusers.__version__, 'python': platform.python_version(), 'threads': torch.get_num_threads()}))"
+VERSIONS = "import json, torch, diffusers, platform; print(json.dumps({'torch': torch.__version__, 'diffusers': diffusers.__version__, 'python': platform.python_version(), 'threads': torch.get_num_threads(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}))"
 
 
-def peer_flags(base, pictures, out, steps, size):
+def peer_flags(base, pictures, out, steps, size, cuda):
     flags = {
-        "pretrained_model_name_or_path": base, "instance_data_dir": pictures, "output_dir": out, "instance_prompt": "A [v]", "resolution": SIDE[size], "rank": RANK[size], "train_batch_size": 1,
-        "learning_rate": 5e-5, "lr_scheduler": "constant", "lr_warmup_steps": 0, "max_train_steps": steps, "checkpointing_steps": 10**6, "seed": 0,
+        "pretrained_model_name_or_path": base, "instance_data_dir": pictures, "output_dir": out, "instance_prompt": "A [v]", "resolution": (GPU_SIDE if cuda else SIDE)[size], "rank": RANK[size], "train_batch_size": 1,
+        "learning_rate": 5e-5, "lr_scheduler": "constant", "lr_warmup_steps": 0, "max_train_steps": steps, "checkpointing_steps": 10**6, "seed": 0, "mixed_precision": "fp16" if cuda else "no",
     }  # fmt: skip
     return [f"--{name}={value}" for name, value in flags.items()]
 
 
 def contestants(args, base, pictures, picture, folder):
     """Name to command; each command ends with the file for its result."""
-    result = str(folder / "result.json")
-    ours = lambda mode, compiled="": [sys.executable, "-c", OURS, base, picture, result, str(args.steps), str(RANK[args.size]), str(SIDE[args.size]), mode, compiled]
-    peer = lambda python, script, *more: [python, str(HERE / "peer_step_times.py"), script, result, *peer_flags(base, pictures, str(folder / "peer"), args.steps, args.size), *more]
+    result, cuda = str(folder / "result.json"), args.device == "cuda"
+    ours = lambda mode, compiled="": [sys.executable, "-c", OURS, base, picture, result, str(args.steps), str(RANK[args.size]), str((GPU_SIDE if cuda else SIDE)[args.size]), mode, compiled]
+    peer = lambda python, script, *more: [python, str(HERE / "peer_step_times.py"), script, result, *peer_flags(base, pictures, str(folder / "peer"), args.steps, args.size, cuda), *more]
     found = {"blora_nb": ours("none"), "blora_nb, blocks compiled": ours("none", "compiled"), "blora_nb, all recomputed": ours("full")}
     if args.original:
         found["original script"] = peer(args.original_python, args.original)
@@ -57,21 +61,27 @@ def contestants(args, base, pictures, picture, folder):
     return found, result
 
 
-def run(command, result, warm_up):
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+def run(command, result, warm_up, cuda):
+    """(seconds of each step, losses, peak memory in MiB)"""
+    hidden = {} if cuda else {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])), **hidden})
     if not Path(result).exists():
         raise RuntimeError(f"{command[:3]} ended without a result:\n{done.stderr[-3000:]}")
     found = json.loads(Path(result).read_text())
     Path(result).unlink()
-    steps = [b - a for a, b in zip(found["times"], found["times"][1:])][warm_up - 1 :]
-    if not steps:
+    times = found["times"][warm_up - 1 :]
+    if len(times) < 2:
         raise RuntimeError(f"{command[:3]} made too few steps:\n{done.stderr[-3000:]}")
+    # on a GPU several steps become known at once, so that only their mean means something
+    steps = [(times[-1] - times[0]) / (len(times) - 1)] if cuda else [b - a for a, b in zip(times, times[1:])]
     return steps, found["losses"], found["peak_mib"]
 
 
 def measure(args):
     from blora_nb.images import read_image
 
+    cuda = args.device == "cuda"
+    side = (GPU_SIDE if cuda else SIDE)[args.size]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         base, pictures = folder / "base", folder / "pictures"
@@ -80,12 +90,12 @@ def measure(args):
         else:
             subprocess.run([args.original_python if args.original else sys.executable, str(HERE / "random_sdxl.py"), str(base), args.size], check=True, capture_output=True)
         pictures.mkdir()
-        read_image(HERE.parent / "data" / "examples" / "star_sunset.png").resize((SIDE[args.size],) * 2).save(pictures / "picture.png")
+        read_image(HERE.parent / "data" / "examples" / "star_sunset.png").resize((side,) * 2).save(pictures / "picture.png")
         found, result = contestants(args, str(base), str(pictures), str(pictures / "picture.png"), folder)
         rows = {name: {"steps": [], "losses": [], "peak_mib": 0, "medians": []} for name in found}
         for round_ in range(args.rounds):
             for name, command in found.items():
-                steps, losses, peak = run(command, result, WARM_UP[args.size])
+                steps, losses, peak = run(command, result, WARM_UP[args.size] + (10 if cuda else 0), cuda)
                 row = rows[name]
                 row["steps"] += steps
                 row["medians"].append(median(steps))
@@ -94,7 +104,7 @@ def measure(args):
                 print(f"round {round_ + 1}, {name}: {median(steps):.3f} s a step, mean loss {sum(losses) / len(losses):.4f}", flush=True)
     best = rows["blora_nb"]["medians"]
     return {
-        "rank": RANK[args.size], "side": SIDE[args.size], "steps": args.steps, "rounds": args.rounds,
+        "rank": RANK[args.size], "side": side, "steps": args.steps, "rounds": args.rounds,
         "rows": {
             name: {
                 "seconds a step": median(row["steps"]), "times ours": median(theirs / ours for theirs, ours in zip(row["medians"], best)),
@@ -111,11 +121,13 @@ def versions(python):
 
 
 def write(sizes):
-    text = "# How fast a B-LoRA trains\n\nMade by `python benchmarks/training_speed.py`: one picture, batch 1, float32, on a CPU; the scripts run in turn. Seconds are\nprocessor seconds (the computer was shared, so that those on the clock tell more of the others); the ratio is the median over\n"
-    text += "the rounds of (their median step / ours in the same round). The models have random weights, so the losses only tell that the\nsame thing is computed: each program draws its own noise. Not run on a GPU.\n"
+    text = "# How fast a B-LoRA trains\n\nMade by `python benchmarks/training_speed.py`: one picture, batch 1; the scripts run in turn. On a CPU in float32, and\nseconds are processor seconds (the computer was shared, so that those on the clock tell more of the others), memory that of the\nprocess; the ratio is the median over\n"
+    text += "the rounds of (their median step / ours in the same round). The models have random weights, so the losses only tell that the\nsame thing is computed: each program draws its own noise." + ("" if any(r["versions"]["ours"].get("gpu") for r in sizes.values()) else " Not run on a GPU.") + "\n"
     for size, r in sizes.items():
+        gpu = r["versions"]["ours"].get("gpu")
+        device = f"{gpu}, float16, seconds on the clock, memory of the GPU" if gpu else f"{r['versions']['ours']['threads']} thread(s)"
         v = "; ".join(f"{who}: Python {x['python']}, torch {x['torch']}, diffusers {x['diffusers']}" for who, x in r["versions"].items())
-        text += f"\n## {size}: {r['side']} px, rank {r['rank']}, {r['steps']} steps, {r['rounds']} rounds, {r['versions']['ours']['threads']} thread(s)\n\n{v}\n\n| | processor seconds a step | times ours | peak memory of the process, MiB | mean loss |\n|---|---|---|---|---|\n"
+        text += f"\n## {size}: {r['side']} px, rank {r['rank']}, {r['steps']} steps, {r['rounds']} rounds, {device}\n\n{v}\n\n| | seconds a step | times ours | peak memory, MiB | mean loss |\n|---|---|---|---|---|\n"
         text += "".join(f"| {name} | {x['seconds a step']:.3f} | {x['times ours']:.2f} | {x['peak memory, MiB']:.0f} | {x['mean loss']:.3f} |\n" for name, x in r["rows"].items())
     (HERE / "training_speed.md").write_text(text)
     (HERE / "training_speed.json").write_text(json.dumps(sizes, indent=1) + "\n")
@@ -125,7 +137,8 @@ def write(sizes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=tuple(SIDE), default="quarter")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--steps", type=int, default=12, help="on a GPU 50 or more, of which the first are not counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--base", help="folder that random_sdxl.py has made for this size; by default a new one")
     for peer in ("original", "advanced"):
@@ -136,7 +149,7 @@ def main():
     if not (args.original and args.advanced):
         print("Seconds a step; nothing is written without both peers:", {name: round(row["seconds a step"], 4) for name, row in found["rows"].items()})
         return
-    write((json.loads(stored.read_text()) if stored.exists() else {}) | {args.size: found})
+    write((json.loads(stored.read_text()) if stored.exists() else {}) | {args.size + (" on a GPU" if args.device == "cuda" else ""): found})
 
 
 if __name__ == "__main__":
