@@ -241,7 +241,7 @@ def _names(keys):
     if not keys:
         raise BLoRAError("There is no weight in it.")
     if not any(ending.search(key) for key in keys for ending in ENDINGS.values()) and not any(map(_method, keys)):
-        raise BLoRAError(f"None of its weights ({len(keys):,}) is that of a LoRA (the first is {shown(keys[0])}). It looks like a whole model; a B-LoRA is a small file that is used beside one.{_guess(keys[0])}")
+        raise BLoRAError(f"None of its weights ({len(keys):,}) is that of a LoRA (the first is {shown(keys[0])}). It may be a whole model; a B-LoRA is a small file that is used beside one.{_guess(keys[0])}")
     names, others = {}, Counter()
     for key in keys:
         name = read_name(key)
