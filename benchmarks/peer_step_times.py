@@ -39,7 +39,7 @@ def main():
     steps = next(int(a.split("=")[1]) for a in arguments if a.startswith("--max_train_steps="))
 
     def log(self, values, step=None, **more):
-        times.append(now())
+        times.append((len(times) + 1, now()))
         losses.append(float(values["loss"]))
         if len(times) == steps:
             sys.exit()

@@ -28,11 +28,19 @@ import json, sys
 import torch
 from blora_nb import load_pipeline, train
 from blora_nb.training import TrainingSettings
+from blora_nb.watch import Watch
 from peer_step_times import now, peak
 base, picture, result, steps, rank, side, mode, compiled = sys.argv[1:]
 cuda, times = torch.cuda.is_available(), []
+look = Watch.look
+def timed(watch):
+    known = look(watch)
+    if known:
+        times.append((known[-1][0], now()))
+    return known
+Watch.look = timed
 pipe = load_pipeline(base, dtype=torch.float16 if cuda else None)
-blora = train(pipe, picture, TrainingSettings(rank=int(rank), resolution=int(side), max_train_steps=int(steps), gradient_checkpointing=mode, compile=compiled == "compiled"), progress=lambda *a: times.append(now()))
+blora = train(pipe, picture, TrainingSettings(rank=int(rank), resolution=int(side), max_train_steps=int(steps), gradient_checkpointing=mode, compile=compiled == "compiled"), progress=False)
 json.dump({"times": times, "losses": blora.losses, "peak_mib": peak()}, open(result, "w"))
 """
 VERSIONS = "import json, torch, diffusers, platform; print(json.dumps({'torch': torch.__version__, 'diffusers': diffusers.__version__, 'python': platform.python_version(), 'threads': torch.get_num_threads(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}))"
@@ -61,19 +69,24 @@ def contestants(args, base, pictures, picture, folder):
     return found, result
 
 
+def environment(cuda):
+    """Of the processes that are measured: no network, no GPU unless it is asked for."""
+    hidden = {} if cuda else {"CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])), **hidden}
+
+
 def run(command, result, warm_up, cuda):
     """(seconds of each step, losses, peak memory in MiB)"""
-    hidden = {} if cuda else {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])), **hidden})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(cuda))
     if not Path(result).exists():
         raise RuntimeError(f"{command[:3]} ended without a result:\n{done.stderr[-3000:]}")
     found = json.loads(Path(result).read_text())
     Path(result).unlink()
-    times = found["times"][warm_up - 1 :]
+    times = [(step, seconds) for step, seconds in found["times"] if step >= warm_up]  # on a GPU several steps become known at once
     if len(times) < 2:
         raise RuntimeError(f"{command[:3]} made too few steps:\n{done.stderr[-3000:]}")
-    # on a GPU several steps become known at once, so that only their mean means something
-    steps = [(times[-1] - times[0]) / (len(times) - 1)] if cuda else [b - a for a, b in zip(times, times[1:])]
+    (first, start), (last, end) = times[0], times[-1]
+    steps = [(end - start) / (last - first)] if cuda else [b - a for (_, a), (_, b) in zip(times, times[1:])]
     return steps, found["losses"], found["peak_mib"]
 
 
@@ -112,12 +125,12 @@ def measure(args):
             }
             for name, row in rows.items()
         },
-        "versions": {"ours": versions(sys.executable)} | ({"original": versions(args.original_python)} if args.original else {}) | ({"advanced": versions(args.advanced_python)} if args.advanced else {}),
+        "versions": {"ours": versions(sys.executable, cuda)} | ({"original": versions(args.original_python, cuda)} if args.original else {}) | ({"advanced": versions(args.advanced_python, cuda)} if args.advanced else {}),
     }  # fmt: skip
 
 
-def versions(python):
-    return json.loads(subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+def versions(python, cuda):
+    return json.loads(subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True, env=environment(cuda)).stdout.splitlines()[-1])
 
 
 def write(sizes):
@@ -145,6 +158,8 @@ def main():
         parser.add_argument(f"--{peer}", help="path of the script in a checkout")
         parser.add_argument(f"--{peer}_python", help="a Python that has what it needs")
     args = parser.parse_args()
+    if args.device == "cuda" and not versions(sys.executable, True)["gpu"]:
+        parser.error("there is no GPU here")
     found, stored = measure(args), HERE / "training_speed.json"
     if not (args.original and args.advanced):
         print("Seconds a step; nothing is written without both peers:", {name: round(row["seconds a step"], 4) for name, row in found["rows"].items()})

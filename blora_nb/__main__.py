@@ -15,7 +15,7 @@ def halves_of(args):
     for half in HALVES:
         sources, weights = getattr(args, f"{half}_B_LoRA") or [], getattr(args, f"{half}_weights")
         if weights and len(weights) != len(sources):
-            raise ValueError(f"--{half}_weights names {len(weights)} weights for {len(sources)} B-LoRAs; give one for each.")
+            raise ValueError(f"--{half}_weights needs --{half}_B_LoRA with as many files; there are {len(weights)} weights for {len(sources)} B-LoRAs.")
         read = [BLoRA.load(source) for source in sources]
         given.append(list(zip(read, weights or [1.0] * len(read))) if weights or len(read) > 1 else (read[0] if read else None))
     return given
@@ -45,7 +45,7 @@ def run_train(args):
     pipe = load(args, device)
     settings = TrainingSettings.for_pipeline(pipe, **given(args))
     if main:
-        print(report(pipe, settings), flush=True)
+        print(report(pipe, settings, one_prompt=not any(caption for job in jobs for caption in job.pictures.values())), flush=True)
     if settings.with_prior_preservation and main:
         make_class_pictures(pipe, settings)
     gather([])  # the other processes wait for the class pictures
@@ -55,7 +55,10 @@ def run_train(args):
         failed += gather(train_all(pipe, mine, settings, args.resume_from_checkpoint, validate, progress=main))
         for job in mine if validate else ():
             if job.finished:
-                print("written:", write_validation_sheet(job.folder), "(a row for each checkpoint; use one by its folder)")
+                try:
+                    print("written:", write_validation_sheet(job.folder), "(a row for each checkpoint; use one by its folder)")
+                except OSError as error:
+                    print(f"note: no sheet of validation pictures: {error}", file=sys.stderr)
     finally:
         if main and len(jobs) > 1:
             print("written:", write_manifest(jobs, args.output_dir, failed))

@@ -16,7 +16,6 @@ from .blocks import BLOCK_OF_HALF, half_of
 from .validation import base_of, check_complete, check_finite, check_sizes, remarks
 from .files import FILE_NAME, PEFT_CONFIG, PEFT_FILE, complete_file, find_weights, open_weights
 from .formats import FORMATS, BLoRAError, converted, format_of, named_weights, peft_config, read_weights, shown
-from .images import writable_folder
 
 NO_FOLDER = {".safetensors", ".safetensor", ".pt", ".pth", ".bin", ".ckpt"}  # endings that nobody gives a folder
 # header entries that would be wrong in a file written anew
@@ -158,7 +157,10 @@ class BLoRA:
         if os.path.lexists(file):
             raise FileExistsError(f"{file} exists already. Choose another name, or remove it first.")
         tensors = converted(named_weights(self.layers, format), dtype)
-        writable_folder(file.parent)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"The folder {file.parent} cannot be made ({error.strerror or error}).") from None
         with ExitStack() as both:  # PEFT's two files are there together or not at all
             if format == "peft":
                 both.enter_context(complete_file(file.with_name(PEFT_CONFIG))).write_text(json.dumps(peft_config(self.layers), indent=1))

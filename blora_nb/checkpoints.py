@@ -212,9 +212,11 @@ def resume(path, state, settings):
     different = [f"{name} was {stored.get(name)} and is {now[name]}" for name in now if name not in free and stored.get(name) != now[name]]
     if different:
         raise CheckpointError(f"{path} was written with other settings: {'; '.join(different)}. Give the same ones, or start in another folder.")
+    if state.learned and rest.get("learned") is None:
+        raise CheckpointError(f"{path} was written by an earlier version, which did not note what it was trained on. Use it as it is (it is a B-LoRA like any other), or start in another folder.")
     for what, now in (state.learned or {}).items():
-        if (rest.get("learned") or {}).get(what) != now:
-            raise CheckpointError(f"{path} belongs to another {what.removesuffix('s')}. Name the same one, or start in another folder.")
+        if rest["learned"].get(what) != now:
+            raise CheckpointError(f"{path} belongs to another {what}. Name the same one, or start in another folder.")
     if rest.get("content") != state.content:
         raise CheckpointError(f"{path} was written beside another content half ({rest.get('content')}, now {state.content}). Name the same one, or start in another folder.")
     if len(tensors["losses"]) > settings.max_train_steps:

@@ -14,7 +14,7 @@ FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers and the origina
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LONGEST_HEADER = 16 * 2**20  # bytes; a LoRA of all of SDXL has about 0.5 MB
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
-HUB_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)(?:/(?:blob|resolve|tree)/[^/?#]+)?(/[^?#]+)?/?(?:[?#].*)?")
+HUB_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/(?!(?:datasets|spaces|api)/)([^/?#]+/[^/?#]+)(?:/(?:blob|resolve|tree)/main(/[^?#]+)?)?/?(?:[?#].*)?")
 NO_SAFETENSORS = {
     b"PK": "is a zip or pickle checkpoint (.ckpt, .pt, .bin). Such files can run code when they are opened, so it was not; look for a .safetensors file of the same weights",
     b"\x80": "is a pickle. Such files can run code when they are opened, so it was not; look for a .safetensors file of the same weights",
@@ -70,9 +70,9 @@ def find_weights(source):
     if page := HUB_PAGE.fullmatch(str(source)):
         source = page[1] + (page[2] or "")
     if not str(source).strip():
-        raise BLoRAError("The name of a B-LoRA is empty. Name a file, a folder, or an id on the Hugging Face hub.")
+        raise BLoRAError("The name of the file is empty. Name a file, a folder, or an id on the Hugging Face hub.")
     if "://" in str(source):
-        raise BLoRAError(f"{shown(source, 300)} is an address; download the file and name it here. Of the Hugging Face hub an id is enough: user/repository")
+        raise BLoRAError(f"{shown(source, 300)} is an address. Of the Hugging Face hub, the main revision of a model can be read by its id (user/repository) or page; anything else: download the file and name it here.")
     path = Path(source)
     try:
         if path.is_dir():
@@ -114,10 +114,10 @@ def _from_hub(source):
         if not name:
             try:
                 name = _the_one(api.list_repo_files(repo_id), "the repository")
-            except (errors.OfflineModeIsEnabled, OSError) as error:
-                if isinstance(error, errors.RepositoryNotFoundError):
-                    raise
-                name = FILE_NAME  # perhaps it is in the cache
+            except (BLoRAError, errors.RepositoryNotFoundError):
+                raise
+            except Exception:  # no network, which has many names; perhaps it is in the cache
+                name = FILE_NAME
         _check_size(api, repo_id, name)
         path, config = Path(api.hf_hub_download(repo_id, name)), {}
         if path.name == PEFT_FILE:

@@ -33,8 +33,9 @@ ENDINGS = {
 }
 LAYER = re.compile(r"(proj_in|proj_out)|transformer_blocks_(0|[1-9][0-9]{0,2})_(?:attn([12])_to_(q|k|v|out)(?:(?<=out)_0)?|ff_net_(0_proj|2))")
 
-# patterns for layer names that are matched: names, "." for any character, ".*", alternatives in brackets; no others, which can take for ever
-PATTERN = re.compile(r"\^?(?:\w|\\\.|\.\*?|\((?:\w|\\\.|\.)+(?:\|(?:\w|\\\.|\.)+)*\)){1,300}\$?")
+# patterns for layer names that are matched: names, "." for any character, ".*", names to choose from in brackets; no others, which can take for ever
+PATTERN = re.compile(r"\^?(?:\w|\\\.|\.\*?|\((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)*\)){1,300}\$?")
+MOST_PATTERNS = 2000  # a LoRA of all of SDXL's linear layers has 722
 
 OTHER_METHODS = {
     "hada_t": "LoHa of convolutions", "lokr_t": "LoKr of convolutions", "oft_": "OFT", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon with a middle matrix",
@@ -202,8 +203,9 @@ def read_weights(opened, config):
     if (method := config.get("peft_type", "LORA")) != "LORA":
         raise BLoRAError(f"Its settings say that it is PEFT's {shown(method, 40)}; of PEFT's methods only LORA can be read.")
     config = config or _diffusers_config(opened.metadata() or {})
+    patterns = _alpha_patterns(config)
     for layer, rank in ranks.items():
-        scale = _alpha(layer, rank, alphas, config) / rank if rank else 1.0
+        scale = _alpha(layer, rank, alphas, config, patterns) / rank if rank else 1.0
         if not math.isfinite(scale):
             raise BLoRAError(f"{layer}: the alpha is NaN or infinite.")
         if scale != 1 and (layer, "lora_B") in matrices:
@@ -280,22 +282,29 @@ def _diffusers_config(metadata):
     return {key.removeprefix("unet."): value for key, value in entries.items() if key.startswith("unet.")}
 
 
-def _alpha(layer, rank, alphas, config):
-    """The lora_alpha of a layer: from the file (kohya), else from PEFT's config, else the rank, which makes the scale 1.
+def _alpha_patterns(config):
+    """[(compiled pattern, lora_alpha), …] of PEFT's config: regular expressions for a layer's name or the end of it; the first that fits counts.
 
-    The patterns of a config are regular expressions for a layer's name or the end of it; the first that fits counts, as in PEFT.
+    Raises:
+        BLoRAError: so many, or so involved, that trying them could take for ever.
     """
+    patterns = config.get("alpha_pattern")
+    patterns = patterns if isinstance(patterns, dict) else {}
+    if len(patterns) > MOST_PATTERNS:
+        raise BLoRAError(f"The settings give a lora_alpha for {len(patterns):,} patterns; no LoRA of SDXL needs more than {MOST_PATTERNS:,}.")
+    for pattern in patterns:
+        if not PATTERN.fullmatch(pattern) or pattern.count(".*") > 2 or pattern.count("(") > 4:
+            raise BLoRAError(f"The settings give a lora_alpha for {shown(pattern)}, a pattern too involved to be tried safely; write it with plain names.")
+    return [(re.compile(rf"(.*\.)?({pattern})$"), number) for pattern, number in patterns.items()]
+
+
+def _alpha(layer, rank, alphas, config, patterns):
+    """The lora_alpha of a layer: from the file (kohya), else from PEFT's config, else the rank, which makes the scale 1."""
     if layer in alphas:
         return alphas[layer]
     if config.get("use_dora"):
         raise BLoRAError("It is a DoRA; only plain LoRA can be read.")
-    alpha, patterns = config.get("lora_alpha", rank), config.get("alpha_pattern")
-    for pattern, number in patterns.items() if isinstance(patterns, dict) else ():
-        if not PATTERN.fullmatch(pattern) or pattern.count(".*") > 2:
-            raise BLoRAError(f"The settings give a lora_alpha for {shown(pattern)}, a pattern too involved to be tried safely; write it with plain names.")
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            alpha = number
-            break
+    alpha = next((number for pattern, number in patterns if pattern.match(layer)), config.get("lora_alpha", rank))
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise BLoRAError(f"The settings give {shown(alpha, 40)} as the lora_alpha of {layer}; that is no number.")
     return alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)

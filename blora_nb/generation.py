@@ -112,8 +112,8 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
                 bar.update(done - bar.n)
                 if timed:
                     set_time(step + 1)
-                if step + 1 == made and not torch.isfinite(tensors["latents"]).all():
-                    raise ValueError(f"The picture of seed {', '.join(map(str, batch))} turned into NaN: an alpha or the guidance scale is too large, or the base model overflows in {str(pipe.unet.dtype).removeprefix('torch.')}.")
+                if step + 1 == made:
+                    check_latents(tensors["latents"], batch)
                 if preview:
                     preview(first, step, tensors["latents"])
                 if callable(progress):
@@ -140,6 +140,13 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
             for seed, picture in zip(batch, images):
                 picture.info["blora_nb"] = made_with | {"seed": seed} | ({"batch_seeds": batch} if len(batch) > 1 else {})
                 yield picture
+
+
+def check_latents(latents, seeds):
+    """Raise a ValueError that names the seeds whose latents [batch, channels, h, w] are no numbers any more."""
+    whole = torch.isfinite(latents).flatten(1).all(1).tolist()
+    if broken := [str(seed) for seed, fine in zip(seeds, whole) if not fine]:
+        raise ValueError(f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas, a smaller guidance scale, or in float16 --dtype bfloat16 or float32.")
 
 
 def check_numbers(guidance_scale, content_until, style_from):

@@ -16,7 +16,7 @@ import torch
 from .adapters import FILE_NAME, BLoRA, BLoRAError
 from .checkpoints import CheckpointError, checkpoints
 from .files import complete_file
-from .images import ImageError, find_images, free_path, read_image, safe_name, save_image, writable_folder
+from .images import find_images, free_path, read_image, safe_name, save_image, writable_folder
 from .training import TrainingError, train
 
 MANIFEST = "manifest.json"
@@ -54,8 +54,8 @@ def plan(instance_data_dir, output_dir, together=False, captions_file=None, cont
     if together or len(paths) == 1:
         return [Job({path: captions.get(path) for path in paths}, Path(output_dir), with_content(content))]
     folders = [Path(output_dir) / path.stem for path in paths]
-    if len(set(folders)) < len(folders):
-        raise ValueError("Two pictures have the same name but for the ending; their B-LoRAs would get the same folder. Rename one.")
+    if twice := [path.name for path, folder in zip(paths, folders) if folders.count(folder) > 1]:
+        raise ValueError(f"{' and '.join(twice[:2])} have the same name but for the ending; their B-LoRAs would get the same folder. Rename one.")
     return [Job({path: None}, folder, with_content(content and Path(content) / path.stem)) for path, folder in zip(paths, folders)]
 
 
@@ -126,7 +126,7 @@ def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=Tr
             blora.metadata["pictures"] = json.dumps([path.name for path in job.pictures])
             blora.metadata["final_loss"] = f"{sum(blora.losses[-20:]) / len(blora.losses[-20:]):.4f}"
             print("written:", save_somewhere(blora, job.folder / FILE_NAME), flush=True)
-        except (TrainingError, CheckpointError, ImageError, OSError, MemoryError) as error:
+        except (TrainingError, CheckpointError, OSError, MemoryError, ValueError) as error:
             print(f"failed: {names}: {error}", file=sys.stderr, flush=True)
             failed.append((job, str(error)))
     return failed
@@ -149,11 +149,16 @@ def write_manifest(jobs, output_dir, failed=()):
     reasons, rows = {str(job.folder): why for job, why in failed}, []
     for job in jobs:
         row = {"pictures": [path.name for path in job.pictures], "folder": os.path.relpath(job.folder, output_dir)}
-        if job.finished:
-            metadata = BLoRA.load(job.folder).metadata
-            row |= {"state": "finished", "loss": float(metadata.get("final_loss", "nan")), "training": json.loads(metadata.get("training", "{}"))}
-        else:
-            row |= {"state": "failed", "why": reasons[str(job.folder)]} if str(job.folder) in reasons else {"state": "not finished"}
+        try:
+            if str(job.folder) in reasons:
+                row |= {"state": "failed", "why": reasons[str(job.folder)]}
+            elif job.finished:
+                metadata = BLoRA.load(job.folder).metadata
+                row |= {"state": "finished", "loss": float(metadata.get("final_loss", "nan")), "training": json.loads(metadata.get("training", "{}"))}
+            else:
+                row |= {"state": "not finished"}
+        except BLoRAError as error:
+            row |= {"state": "failed", "why": str(error)}
         rows.append(row)
     path = Path(output_dir) / MANIFEST
     part = path.with_name(MANIFEST + ".part")
@@ -218,7 +223,7 @@ def validation_pictures(pipe, prompt, count):
         try:
             for seed, image in zip(missing, pictures(pipe, embeds, missing, progress=False)):
                 save_image(image, files[seed], {"prompt": prompt, "seed": seed})
-        except (OSError, MemoryError) as error:  # the training is worth more than its pictures
+        except (OSError, MemoryError, ValueError) as error:  # the training is worth more than its pictures
             warnings.warn(f"The pictures at {folder} could not all be made or written ({error}). The training goes on.", stacklevel=2)
 
     return validate

@@ -113,12 +113,16 @@ def _counted(config, dtype, rank, resolution, batch, mode, tokens):
     return count_activations(json.loads(config), dtype, TrainingSettings(rank=rank, resolution=resolution, train_batch_size=batch), mode, tokens)
 
 
-def need(pipe, settings, mode):
-    """The `Need` of a training with the given gradient checkpointing, counted once for all trainings of its size."""
+def need(pipe, settings, mode, one_prompt=True):
+    """The `Need` of a training with the given gradient checkpointing, counted once for all trainings of its size.
+
+    Args:
+        one_prompt: whether all steps have the same prompt, so that the layers that only see it can wait elsewhere.
+    """
     batch = settings.train_batch_size * (2 if settings.with_prior_preservation else 1)
     config = json.dumps({name: value for name, value in pipe.unet.config.items() if not name.startswith("_") and name != "quantization_config"})
     activations, lora = _counted(config, pipe.unet.dtype, settings.rank, settings.resolution, batch, mode, pipe.tokenizer.model_max_length)
-    weights = size_of(pipe.unet) - sum(size_of(layer) for layer in text_layers(pipe.unet))
+    weights = size_of(pipe.unet) - (sum(size_of(layer) for layer in text_layers(pipe.unet)) if one_prompt else 0)
     return Need(weights, lora * (4 + 4 + (2 if settings.use_8bit_adam else 8)), activations, mode)
 
 
@@ -148,11 +152,11 @@ def computers_memory():
         return None
 
 
-def free_for_training(pipe):
-    """`free_memory` of the U-Net's device and what a training moves away from there, as far as it is there still."""
+def free_for_training(pipe, one_prompt=True):
+    """`free_memory` of the U-Net's device and what a training (see `need`) moves away from there, as far as it is there still."""
     device = pipe.unet.device
     free = free_memory(device)
-    leaving = [model for model in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2, *text_layers(pipe.unet)) if next(model.parameters()).device == device]
+    leaving = [model for model in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2, *(text_layers(pipe.unet) if one_prompt else ())) if next(model.parameters()).device == device]
     return None if free is None else free + sum(map(size_of, leaving))
 
 
@@ -167,10 +171,11 @@ def choose_checkpointing(pipe, settings, free=None):
     return "full"
 
 
-def report(pipe, settings, free=None):
-    """A sentence for people: what the training will take, and whether it fits."""
-    free = free_for_training(pipe) if free is None else free
-    needed = need(pipe, settings, choose_checkpointing(pipe, settings, free))
+def report(pipe, settings, free=None, one_prompt=True):
+    """A sentence for people: what the training (see `need`) will take, and whether it fits."""
+    one_prompt = one_prompt and not settings.with_prior_preservation
+    free = free_for_training(pipe, one_prompt) if free is None else free
+    needed = need(pipe, settings, choose_checkpointing(pipe, settings, free), one_prompt)
     free = computers_memory() if free is None else free
     if free is None:
         return f"memory: {needed}"
@@ -187,7 +192,7 @@ def advice(pipe, settings):
         (batch > 1, f"--train_batch_size 1 --gradient_accumulation_steps {batch * settings.gradient_accumulation_steps} (the same result, slower)"),
         (mode != "full", "--gradient_checkpointing full (the same result, a quarter slower)"),
         (not settings.use_8bit_adam, "--use_8bit_adam"),
-        (not quantized, "--quantization nf4 (the U-Net in a third of the memory)"),
+        (not quantized and pipe.unet.device.type == "cuda", "--quantization nf4 (the U-Net in a third of the memory)"),
         (True, f"--resolution {settings.resolution * 3 // 4 // 8 * 8} (activations shrink with the square)"),
         (settings.rank > 16, "--rank 16"),
     ]
@@ -196,7 +201,7 @@ def advice(pipe, settings):
 
 def is_out_of_memory(error):
     """Whether an error says that the memory of a GPU, or the computer's, is too small."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in ("out of memory", "can't allocate memory"))
 
 
 def forget(error):
@@ -206,10 +211,10 @@ def forget(error):
         torch.cuda.empty_cache()
 
 
-def explain_out_of_memory(pipe, settings, error, output_dir):
-    """The message for a training that ran out of memory: how much it wanted, what to change, what is kept."""
+def explain_out_of_memory(pipe, settings, error, checkpoint):
+    """The message for a training that ran out of memory: how much it wanted, what to change, what is kept (the newest checkpoint's path, or None)."""
     first = str(error).split("\n")[0].split(". GPU")[0]
-    kept = f" Its checkpoints are in {output_dir}; go on from them with --resume_from_checkpoint latest." if output_dir else ""
+    kept = f" {checkpoint} is complete: with --gradient_checkpointing full --resume_from_checkpoint latest the training goes on from there; the other changes need a folder of their own." if checkpoint else ""
     return f"The memory of {pipe.unet.device} is too small ({first}).{kept} {advice(pipe, settings)}"
 
 
@@ -229,7 +234,7 @@ def explain_out_of_memory_generating(pipe, error):
     steps = [
         (not getattr(pipe.vae, "use_tiling", False), "--vae_tiling (in Python: models.tile_vae(pipe))"),
         (pipe.unet.dtype == torch.float32, "--dtype float16"),
-        (not getattr(pipe.unet, "is_quantized", False), "--quantization nf4 (the U-Net in a third of the memory)"),
+        (not getattr(pipe.unet, "is_quantized", False) and pipe.unet.device.type == "cuda", "--quantization nf4 (the U-Net in a third of the memory)"),
         (True, "a smaller --height and --width"),
     ]
     return f"The memory of {pipe.unet.device} is too small for one picture ({first}). Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."

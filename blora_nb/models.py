@@ -82,10 +82,10 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
             parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, use_safetensors=True, cache_dir=cache_dir, **dtype_argument(dtype))
     with named_source(source, "base model"):
         pipe = DiffusionPipeline.from_pretrained(source, **options, **parts)
-    if profile.vae_tiling:
-        tile_vae(pipe)
     if not isinstance(pipe, StableDiffusionXLPipeline):
         raise ValueError(f"{base} is a {type(pipe).__name__}; a B-LoRA needs an SDXL model.")
+    if profile.vae_tiling:
+        tile_vae(pipe)
     pipe.set_progress_bar_config(disable=True)
     for model in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         model.requires_grad_(False)

@@ -90,8 +90,10 @@ def encode_image(pipe, image, resolution):
     upcast = dtype != torch.float32
     if upcast:
         torch.nn.Module.to(pipe.vae, torch.float32)  # diffusers' own warns
+    tiled, pipe.vae.use_tiling = getattr(pipe.vae, "use_tiling", False), False  # tiles would be encoded a little differently
     pixels = to_tensor(centre_square(image, resolution)).to(pipe.vae.device, pipe.vae.dtype)
     posterior = pipe.vae.encode(pixels).latent_dist
+    pipe.vae.use_tiling = tiled
     if upcast:
         torch.nn.Module.to(pipe.vae, dtype)
     return posterior.mean.float(), posterior.std.float()
@@ -228,6 +230,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
                     on_checkpoint(pipe, path)
                 if ADAPTER not in applied(pipe):
                     raise TrainingError(f"The function called at checkpoints took the B-LoRA in training off the pipeline. Let it draw with generation.sample instead of generate. {path} is complete.")
+            return path
 
         try:
             for step in range(state.step + 1, steps + 1):
@@ -235,11 +238,10 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
                     report.look()
                 report.watch.judged = settings.x0_loss_from is None or step < settings.x0_loss_from
                 known = report.watch.saw(*take_step(pipe, scheduler, batches, time_ids, state, settings, step))
-                if output_dir and (step % settings.steps_between_checkpoints == 0 or stop.asked):
-                    checkpoint()
+                path = checkpoint() if output_dir and (step % settings.steps_between_checkpoints == 0 or stop.asked) else None
                 report.tell(known)
                 if stop.asked:
-                    raise KeyboardInterrupt(f"Stopped after step {step}." + (f" Go on with: --resume_from_checkpoint latest (in {output_dir})" if output_dir else ""))
+                    raise KeyboardInterrupt(f"Stopped after step {step}." + (f" Go on with: --resume_from_checkpoint latest (in {output_dir})" if path else ""))
             report.look()
         except TrainingError as error:
             if error.step is not None:
@@ -263,6 +265,9 @@ def write_checkpoint(unet, state, settings, output_dir):
 
 def keep_last_good(error, unet, settings, output_dir):
     """Hang the last good weights, which are on the U-Net again, on the error, and write them where there is a folder."""
+    if error.step == 0:
+        error.args = (f"{error} Nothing had been learned yet.",)
+        return
     error.blora = collect(unet, settings)
     if output_dir:
         try:
@@ -320,8 +325,9 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
             squares, class_squares = squares_of(pictures, settings), squares_of(find_images(settings.class_data_dir), settings) if settings.with_prior_preservation else []
             metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
             learned = what_is_learned(pipe, metadata, squares, prompts, class_squares)
-            moments = encode_images(pipe, squares)
-            prior = encode_images(pipe, class_squares) if class_squares else None
+            with out_of_the_way(*([] if getattr(pipe.unet, "is_quantized", False) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2):
+                moments = encode_images(pipe, squares)
+                prior = encode_images(pipe, class_squares) if class_squares else None
             del squares, class_squares
             remove(pipe)
             parameters = attach_style_beside(pipe, content, settings) if content else attach_lora(pipe.unet, settings.rank, settings.seed)
@@ -331,7 +337,7 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
             if not is_out_of_memory(error):
                 raise
             forget(error)
-            raise TrainingError(explain_out_of_memory(pipe, settings, error, output_dir)) from None
+            raise TrainingError(explain_out_of_memory(pipe, settings, error, next(reversed(checkpoints.checkpoints(output_dir)), None) if output_dir else None)) from None
         finally:
             remove(pipe)
     metadata = blora.metadata | metadata
@@ -354,9 +360,9 @@ def encode_images(pipe, squares):
 def what_is_learned(pipe, metadata, squares, prompts=None, class_squares=()):
     """What a checkpoint belongs to: hashes of the pixels, the prompts and the base model, and the number format that is computed in."""
     digest = lambda parts: hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-    text = [p.detach().cpu().float().numpy().tobytes() for model in (pipe.text_encoder, pipe.text_encoder_2) for p in model.parameters() if p.ndim == 1]  # enough to tell two apart
+    others = [p.detach().cpu().float().numpy().tobytes() for model in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2) for p in model.parameters() if p.ndim == 1]  # enough to tell two apart
     return {
         "number format": f"{str(pipe.unet.dtype).removeprefix('torch.')} {options_of(pipe).get('quantization', 'none')}",
         "picture": digest(square.tobytes() for square in squares), "caption": digest([json.dumps(prompts).encode()]), "set of class pictures": digest(square.tobytes() for square in class_squares),
-        "base model": digest([str(metadata.get("base_model_sha256") or metadata["base_model"]).encode(), *text]),
+        "base model": digest([str(metadata.get("base_model_sha256") or metadata["base_model"]).encode(), *others]),
     }  # fmt: skip

@@ -79,7 +79,7 @@ class Watch:
         self.pending.clear()
         if self.parameters[0].device.type != "cpu":
             seconds, self.looked = monotonic() - self.looked, monotonic()
-            self.every = max(1, min(10, int(0.5 * steps / max(seconds, 1e-6))))
+            self.every = steps_between_looks(steps, seconds)
         self.good, self.tried = self.tried, self._copy()
         if self.good[0] >= self.next_before[0] + WINDOW:
             self.before, self.next_before = self.next_before, self.good
@@ -93,6 +93,11 @@ class Watch:
         error = TrainingError(f"{what} Try a smaller learning rate than {self.learning_rate}.{overflow} The weights of step {step} were still good.")
         error.step = step
         raise error
+
+
+def steps_between_looks(steps, seconds):
+    """How many steps to let pass until the next look, when `steps` took `seconds`: half a second's worth, 1 to 10."""
+    return max(1, min(10, int(0.5 * steps / max(seconds, 1e-6))))
 
 
 class Report:

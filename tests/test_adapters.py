@@ -75,7 +75,7 @@ def test_alphas_that_are_no_numbers_and_files_that_would_change_nothing_are_refu
     for options, message in (({"content_until": -1}, "content_until is a share"), ({"style_from": float("nan")}, "style_from is a share"), ({"guidance_scale": float("nan")}, "guidance_scale must be")):
         with pytest.raises(ValueError, match=message):
             generate(pipe, "A", style=blora, progress=False, **options)
-    with pytest.raises(ValueError, match="seed 3 turned into NaN.*too large"):
+    with pytest.raises(ValueError, match="NaN instead of a picture for the seed 3.*smaller alphas"):
         generate(pipe, "A", style=blora, style_alpha=1e30, seeds=3, num_inference_steps=2, progress=False)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
 from blora_nb.adapters import FILE_NAME, BLoRAError, applied
 from blora_nb.checkpoints import STATE_NAME, CheckpointError, checkpoints, find_checkpoint, validated
-from blora_nb.many_pictures import check_output, plan, train_all, validation_pictures
+from blora_nb.many_pictures import check_output, plan, train_all, validation_pictures, write_manifest
 from blora_nb.training import TrainingError
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 30, "checkpointing_steps": 3, "lr_scheduler": "cosine", "lr_warmup_steps": 3}
@@ -131,11 +131,13 @@ def test_a_checkpoint_of_another_training_is_refused(pipe, picture, half_way, tm
         train(pipe, picture.rotate(90), progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
     with pytest.raises(CheckpointError, match="another caption"):
         train(pipe, {picture_file(picture, tmp_path): "A [v] star"}, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
-    for other, words in ((load_pipeline(device="cpu", dtype=torch.bfloat16), "another number format"), (with_another_text_encoder(), "another base model")):
+    for other, words in ((load_pipeline(device="cpu", dtype=torch.bfloat16), "another number format"), (with_another("text_encoder"), "another base model"), (with_another("vae"), "another base model")):
         with pytest.raises(CheckpointError, match=words):
             train(other, picture, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
     with pytest.raises(CheckpointError, match="12 steps behind it, more than the 9"):
         train(pipe, picture, progress=False, output_dir=shortened(half_way, tmp_path), resume_from_checkpoint="latest", **CHANGES | {"max_train_steps": 9, "lr_scheduler": "constant"})
+    with pytest.raises(CheckpointError, match="written by an earlier version.*like any other"):
+        train(pipe, picture, progress=False, output_dir=shortened(half_way, tmp_path / "old", learned=False), resume_from_checkpoint="latest", **CHANGES | {"lr_scheduler": "constant"})
     with pytest.raises(CheckpointError, match="There is no checkpoint .*lates.*checkpoint-9"):
         train(pipe, picture, progress=False, output_dir=half_way, resume_from_checkpoint="lates", **CHANGES)
     with pytest.raises(FileExistsError, match="resume_from_checkpoint latest"):
@@ -148,20 +150,22 @@ def picture_file(picture, folder):
     return folder / "captioned.png"
 
 
-def with_another_text_encoder():
+def with_another(part):
     pipe = load_pipeline(device="cpu")
     with torch.no_grad():
-        pipe.text_encoder.get_parameter(next(name for name, p in pipe.text_encoder.named_parameters() if p.ndim == 1)).add_(0.01)
+        next(p for p in getattr(pipe, part).parameters() if p.ndim == 1).add_(0.01)
     return pipe
 
 
-def shortened(half_way, tmp_path):
-    """The checkpoints as a training with a constant learning rate would have left them."""
+def shortened(half_way, tmp_path, learned=True):
+    """The checkpoints as a training with a constant learning rate would have left them; without what was learned, as earlier versions wrote them."""
     folder = shutil.copytree(half_way, tmp_path / "constant")
     for path in checkpoints(folder):
         with safe_open(path / STATE_NAME, "pt") as opened:
             tensors, metadata = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()
         metadata["settings"] = json.dumps(json.loads(metadata["settings"]) | {"lr_scheduler": "constant"})
+        if not learned:
+            metadata["state"] = json.dumps({name: value for name, value in json.loads(metadata["state"]).items() if name != "learned"})
         save_file(tensors, path / STATE_NAME, metadata)
     return folder
 
@@ -183,6 +187,17 @@ def test_a_gradient_that_is_not_finite_stops_and_the_last_good_weights_are_kept(
         handle.remove()
     kept = BLoRA.load(tmp_path / "last_good-6.safetensors")
     assert same(kept, caught.value.blora) and same(kept, BLoRA.load(tmp_path / "checkpoint-6")) and applied(pipe) == []
+
+
+def test_trouble_at_the_first_step_leaves_no_file(pipe, picture, tmp_path):
+    layer = dict(pipe.unet.named_modules())["up_blocks.0.attentions.0.proj_out"]
+    handle = layer.register_full_backward_hook(lambda module, grad_input, grad_output: tuple(g if g is None else g * float("nan") for g in grad_input))
+    try:
+        with pytest.raises(TrainingError, match="nan at step 1.*Nothing had been learned yet"):
+            train(pipe, picture, progress=False, output_dir=tmp_path, **CHANGES)
+    finally:
+        handle.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_rising_loss_stops_and_the_weights_from_before_the_rise_are_kept(pipe, picture, tmp_path):
@@ -283,7 +298,10 @@ def test_a_disk_that_becomes_read_only_meanwhile_loses_nothing(picture, uninterr
     try:
         process = start(tmp_path / "a.png", disk / "out", "--validation_prompt", "A star", "--num_validation_images", "1")
         wait_for(disk / "out" / "checkpoint-6", process)
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        end = time.time() + 60
+        while subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode:  # a file is open for writing at the moment
+            assert time.time() < end
+            time.sleep(0.01)
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 1 and "The training goes on" in errors and "Traceback" not in errors, errors
         saved = Path(errors.split("it is in ")[1].split(";")[0])
@@ -300,19 +318,23 @@ def test_a_file_that_appears_meanwhile_is_left_alone(pipe, picture, tmp_path):
     failed = train_all(pipe, [job], TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 3}), on_checkpoint=interfere, progress=False)
     assert "written by another program" in failed[0][1] and (tmp_path / "out" / FILE_NAME).read_text() == "somebody else's"
     assert BLoRA.load(tmp_path / "out" / f"{Path(FILE_NAME).stem}-2.safetensors").rank == 4
+    assert json.loads(write_manifest([job], tmp_path / "out", failed).read_text())[0]["state"] == "failed"
+    assert json.loads(write_manifest([job], tmp_path / "out").read_text())[0]["why"].endswith("other formats are not opened.")
     with pytest.raises(BLoRAError, match="not a complete safetensors file.*Remove it, and the training goes on"):
         check_output([job], "latest")
 
 
-def test_pictures_at_a_checkpoint_that_cannot_be_made_do_not_end_the_training(pipe, picture, uninterrupted, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:The pictures at")
+@pytest.mark.parametrize("error", [MemoryError("too small for one picture"), ValueError("NaN instead of a picture"), OSError("No space left")])
+def test_pictures_at_a_checkpoint_that_cannot_be_made_do_not_end_the_training(pipe, picture, uninterrupted, tmp_path, monkeypatch, error):
     from blora_nb import generation
 
     def too_large(*arguments, **options):
-        raise MemoryError("too small for one picture")
+        raise error
 
     monkeypatch.setattr(generation, "pictures", too_large)
     validate = validation_pictures(pipe, "A star", 1)
-    with pytest.warns(UserWarning, match="checkpoint-30 could not all be made.*too small for one picture.*goes on"):
+    with pytest.warns(UserWarning, match=f"checkpoint-30 could not all be made.*{error}.*goes on"):
         assert same(train(pipe, picture, progress=False, output_dir=tmp_path, on_checkpoint=validate, **CHANGES), uninterrupted)
 
 

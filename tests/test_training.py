@@ -18,7 +18,7 @@ from blora_nb.models import encode_prompt
 from blora_nb.recipes import sample_weights
 from blora_nb.text_cache import constant_text
 from blora_nb.training import ADAPTER, TrainingError, attach_lora, blora_loss, diffusion_target, encode_image, make_optimizer, micro_conditioning
-from blora_nb.watch import Watch
+from blora_nb.watch import Watch, steps_between_looks
 
 
 def test_a_recorded_trace_gives_the_same_losses_and_weights(pipe, picture):
@@ -193,14 +193,23 @@ def test_losses_are_read_every_few_steps_without_losing_one():
     assert losses[-1] == 1.0 and weight.tolist() == [20.0, 20.0]
 
 
-def test_a_loss_without_a_measure_may_rise():
+def test_a_look_comes_about_twice_a_second():
+    assert [steps_between_looks(10, seconds) for seconds in (0, 0.1, 1, 2.5, 10, 100)] == [10, 10, 5, 2, 1, 1]
+
+
+def test_a_loss_without_a_measure_may_rise(pipe, picture, monkeypatch):
     """x0 loss divides by SNR: which timesteps are drawn moves it by orders of magnitude."""
+    judged, saw = [], Watch.saw
+    monkeypatch.setattr(Watch, "saw", lambda watch, *step: judged.append(watch.judged) or saw(watch, *step))
+    train(pipe, picture, progress=False, max_train_steps=4, train_batch_size=1, x0_loss_from=3)
+    assert judged == [True, True, False, False]
+    monkeypatch.undo()
     for judged in (True, False):
         watch = Watch([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=False)
         watch.judged, losses = judged, [0.01] * 20 + [50.0] * 20
         see = lambda: [watch.saw(torch.tensor(loss), torch.tensor(1.0)) for loss in losses]
         if judged:
-            with pytest.raises(TrainingError, match="has risen to 50"):
+            with pytest.raises(TrainingError, match="has risen to 25"):
                 see()
         else:
             assert len(see()) == 40
