@@ -54,6 +54,7 @@ def build(folder, size):
         numbers = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1, "vocab_size": vocabulary}
         config = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_attention_heads=4, num_hidden_layers=4, projection_dim=s["text"][1], **numbers)
         encoders.append(kind(config))
+    torch.manual_seed(0)  # the same weights whatever the text encoders drew, which differs between versions
     unet = UNet2DConditionModel(**unet_config(size))
     vae = AutoencoderKL(
         block_out_channels=s["vae"], down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4, norm_num_groups=8,

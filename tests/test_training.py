@@ -5,6 +5,7 @@ import functools
 import shutil
 
 import pytest
+from safetensors.torch import load_file
 import torch
 
 from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
@@ -19,10 +20,12 @@ from blora_nb.recipes import sample_weights
 from blora_nb.text_cache import constant_text
 from blora_nb.training import ADAPTER, TrainingError, attach_lora, blora_loss, diffusion_target, encode_image, make_optimizer, micro_conditioning
 from blora_nb.watch import Watch, steps_between_looks
+from conftest import ROOT
+from random_sdxl import build
 
 
-def test_a_recorded_trace_gives_the_same_losses_and_weights(pipe, picture):
-    """A plain loop in the original's manner, on a model that predicts noise, against our functions fed with its trace."""
+def test_a_plain_loop_gives_the_same_losses_and_weights(pipe, picture):
+    """In the original's manner, on a model that predicts noise, against our functions fed with what it drew."""
     from diffusers import DDPMScheduler
     from peft import LoraConfig
 
@@ -69,6 +72,38 @@ def test_a_recorded_trace_gives_the_same_losses_and_weights(pipe, picture):
         losses.append(loss.item())
     assert losses == their_losses and losses[0] != losses[1]
     assert all(torch.equal(p, their_parameters[name]) for name, p in our_named.items())
+
+
+def test_the_authors_own_script_is_replayed(tmp_path):
+    """tests/record_original.py has recorded what it drew, and what came of it, on a random model; float32 sums differ a little from processor to processor."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    build(tmp_path, "small")
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet").requires_grad_(False)
+    scheduler = DDPMScheduler.from_pretrained(tmp_path / "scheduler")
+    trace = load_file(ROOT / "tests" / "files" / "original_trace.safetensors")
+    theirs = lambda when: {name.removeprefix(when + "/").replace("lora_layer.down.", f"lora_A.{ADAPTER}.").replace("lora_layer.up.", f"lora_B.{ADAPTER}."): t for name, t in trace.items() if name.startswith(when)}
+    parameters = attach_lora(unet, rank=4)
+    ours = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    assert ours.keys() == theirs("before").keys() and len(ours) == 64
+    with torch.no_grad():
+        for name, t in theirs("before").items():
+            ours[name].copy_(t)
+    assert torch.equal(trace["time_ids"].float(), micro_conditioning(96, 1, "cpu", torch.float32))
+    settings, losses = TrainingSettings(learning_rate=1e-3), []
+    optimizer = make_optimizer(parameters, settings)
+    for step in range(len(trace["losses"])):
+        drawn = [trace[f"{what}/{step}"] for what in ("latents", "noise", "timesteps")]
+        loss = blora_loss(unet, scheduler, *drawn, trace["prompt_embeds"][:1], trace["pooled"][:1], micro_conditioning(96, len(drawn[0]), "cpu", torch.float32))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    torch.testing.assert_close(torch.stack(losses), trace["losses"], rtol=1e-5, atol=0)
+    for name, t in theirs("after").items():
+        torch.testing.assert_close(ours[name].detach(), t, rtol=0, atol=5e-5)
+    assert max((t - theirs("before")[name]).abs().max() for name, t in theirs("after").items()) > 5e-3
 
 
 def test_lora_starts_from_the_unchanged_model_with_the_right_scale(pipe):
