@@ -301,7 +301,7 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
             (`rank=8`, `max_train_steps=300`, …).
         progress: True for a progress bar with the loss, or a function called with (step, steps, loss).
         output_dir: folder for checkpoints; without it there are none. The B-LoRA itself is yours to save.
-        resume_from_checkpoint: "latest" or a checkpoint's name: go on from there, bit for bit.
+        resume_from_checkpoint: "latest" or a checkpoint's name: go on from there, on a CPU bit for bit.
         on_checkpoint: called with (pipe, folder) after each checkpoint, the unfinished B-LoRA being on the pipeline; it draws
             with `generation.sample` (`generate` would take that off).
         content: a B-LoRA of the same picture, or its file, whose content half is kept as it is: only a fresh style half is
