@@ -1,6 +1,7 @@
 """What a file says about itself: metadata of a training, description, HTML, model card, and the hub (one of our own, without network)."""
 
 import base64
+import hashlib
 import http.server
 import io
 import json
@@ -112,7 +113,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if path.startswith("/user/name/resolve/main/"):
             if (data := self.files.get(path.removeprefix("/user/name/resolve/main/"))) is None:
                 return self.answer(404, X_Error_Code="EntryNotFound")
-            return self.answer(200, data, ETag='"1"', X_Repo_Commit="c" * 40, **({"X-Linked-Size": 5 * 2**30, "X-Linked-ETag": '"2"'} if data == b"huge" else {}))
+            return self.answer(200, data, ETag=f'"{hashlib.md5(data).hexdigest()}"', X_Repo_Commit="c" * 40, **({"X-Linked-Size": 5 * 2**30, "X-Linked-ETag": '"2"'} if data == b"huge" else {}))
         if path == "/api/models/user/name" or path == "/api/models/user/name/revision/main":
             return self.answer(200, json.dumps({"id": "user/name", "sha": "c" * 40, "siblings": [{"rfilename": name} for name in self.files]}).encode())
         if path.startswith("/api/models/user/name/tree/"):
@@ -172,6 +173,18 @@ def test_upload_then_load_by_id(described, hub, tmp_path):
     assert not [path for kind, path in Hub.requests[before:] if kind == "GET" and "huge" in path]
     named = load_elsewhere("user/name/other.safetensors", tmp_path, HF_ENDPOINT=hub)
     assert named.returncode == 1 and "has no file other.safetensors" in named.stderr, named.stderr
+
+
+def test_peft_in_a_folder_of_a_repository_takes_its_own_settings(hub, tmp_path):
+    blora = made()
+    weights = blora.save(tmp_path / "peft", "peft").read_bytes()
+    config = (tmp_path / "peft" / "adapter_config.json").read_text()
+    Hub.files.clear()
+    Hub.files.update({"adapter_model.safetensors": weights, "adapter_config.json": config.replace('"lora_alpha": 4', '"lora_alpha": 400').encode()})
+    Hub.files.update({f"sub/{name}": data for name, data in (("adapter_model.safetensors", weights), ("adapter_config.json", config.encode()))})
+    found = load_elsewhere("user/name/sub/adapter_model.safetensors", tmp_path, HF_ENDPOINT=hub)
+    assert found.returncode == 0 and blora.fingerprint in found.stdout and b"400" in Hub.files["adapter_config.json"], found.stderr
+    assert blora.fingerprint not in load_elsewhere("user/name", tmp_path, HF_ENDPOINT=hub).stdout
 
 
 def test_without_network_or_repository_the_error_says_so(hub, tmp_path):
