@@ -22,6 +22,7 @@ from random_sdxl import unet_config
 HERE = Path(__file__).resolve().parent
 SDXL = unet_config("full")
 VAE = {"block_out_channels": (128, 256, 512, 512), "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "layers_per_block": 2, "latent_channels": 4}
+SPEED, PICTURE_STEPS = 10, 30  # TFLOP/s assumed
 MODES = ("none", "partial", "full")
 BYTES = {"float16": 2, "int8": 1, "nf4": 0.5 + 4 / 64}  # a weight of a linear layer; nf4 keeps a float32 scale for each 64
 
@@ -83,6 +84,7 @@ def main():
     text += "\n| part of a step | TFLOP |\n|---|---|\n" + "".join(f"| {name} | {number:.2f} |\n" for name, number in parts.items())
     text += f"\nThe prompt's keys and values, computed once, spare {known:.2f} TFLOP a step. The original's step (the picture encoded each time, everything recomputed, as its README runs it) is\n"
     text += f"{original:.2f} TFLOP; here a step is:\n\n| gradient checkpointing | TFLOP a step | the original's step costs |\n|---|---|---|\n" + "".join(f"| {mode} | {number:.2f} | {original / number:.2f} times as much |\n" for mode, number in ours.items())
+    text += f"\nAt {SPEED} TFLOP/s, about what a T4 gives: {settings.max_train_steps} steps take {settings.max_train_steps * ours['none'] / SPEED / 60:.0f} minutes, a picture of {PICTURE_STEPS} steps with guidance {2 * PICTURE_STEPS * parts['forward'] / SPEED:.0f} s.\n"
     text += "\n## Memory on the device, GiB\n\nThe text encoders and the VAE wait in the computer's memory while a B-LoRA is trained; in float16 the text's key and value layers do too.\n\n| U-Net in | gradient checkpointing | U-Net | LoRA and AdamW | activations | working memory, about | sum |\n|---|---|---|---|---|---|---|\n"
     for (kind, mode), row in memory(settings).items():
         text += f"| {kind} | {mode} | " + " | ".join(f"{size / GIB:.2f}" for size in row.values()) + f" | **{sum(row.values()) / GIB:.1f}** |\n"

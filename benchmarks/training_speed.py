@@ -19,7 +19,6 @@ import tempfile
 
 HERE = Path(__file__).resolve().parent
 SIDE = {"small": 96, "quarter": 256, "full": 512}  # on a CPU; of full half its own, so that a CPU can be asked
-GPU_SIDE = SIDE | {"full": 1024}
 RANK = {"small": 16, "quarter": 16, "full": 64}
 WARM_UP = {"small": 3, "quarter": 3, "full": 1}  # steps that are not counted
 
@@ -46,9 +45,13 @@ json.dump({"times": times, "losses": blora.losses, "peak_mib": peak()}, open(res
 VERSIONS = "import json, torch, diffusers, platform; print(json.dumps({'torch': torch.__version__, 'diffusers': diffusers.__version__, 'python': platform.python_version(), 'threads': torch.get_num_threads(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}))"
 
 
+def side_of(size, cuda):
+    return 1024 if cuda and size == "full" else SIDE[size]
+
+
 def peer_flags(base, pictures, out, steps, size, cuda):
     flags = {
-        "pretrained_model_name_or_path": base, "instance_data_dir": pictures, "output_dir": out, "instance_prompt": "A [v]", "resolution": (GPU_SIDE if cuda else SIDE)[size], "rank": RANK[size], "train_batch_size": 1,
+        "pretrained_model_name_or_path": base, "instance_data_dir": pictures, "output_dir": out, "instance_prompt": "A [v]", "resolution": side_of(size, cuda), "rank": RANK[size], "train_batch_size": 1,
         "learning_rate": 5e-5, "lr_scheduler": "constant", "lr_warmup_steps": 0, "max_train_steps": steps, "checkpointing_steps": 10**6, "seed": 0, "mixed_precision": "fp16" if cuda else "no",
     }  # fmt: skip
     return [f"--{name}={value}" for name, value in flags.items()]
@@ -57,7 +60,7 @@ def peer_flags(base, pictures, out, steps, size, cuda):
 def contestants(args, base, pictures, picture, folder):
     """Name to command; each command ends with the file for its result."""
     result, cuda = str(folder / "result.json"), args.device == "cuda"
-    ours = lambda mode, compiled="": [sys.executable, "-c", OURS, base, picture, result, str(args.steps), str(RANK[args.size]), str((GPU_SIDE if cuda else SIDE)[args.size]), mode, compiled]
+    ours = lambda mode, compiled="": [sys.executable, "-c", OURS, base, picture, result, str(args.steps), str(RANK[args.size]), str(side_of(args.size, cuda)), mode, compiled]
     peer = lambda python, script, *more: [python, str(HERE / "peer_step_times.py"), script, result, *peer_flags(base, pictures, str(folder / "peer"), args.steps, args.size, cuda), *more]
     found = {"blora_nb": ours("none"), "blora_nb, blocks compiled": ours("none", "compiled"), "blora_nb, all recomputed": ours("full")}
     if args.original:
@@ -94,7 +97,7 @@ def measure(args):
     from blora_nb.images import read_image
 
     cuda = args.device == "cuda"
-    side = (GPU_SIDE if cuda else SIDE)[args.size]
+    side = side_of(args.size, cuda)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         base, pictures = folder / "base", folder / "pictures"

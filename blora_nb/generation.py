@@ -86,7 +86,7 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
     suited = defaults_for(pipe)
     steps = num_inference_steps or suited.num_inference_steps
     guidance = suited.guidance_scale if guidance_scale is None else guidance_scale
-    check_numbers(guidance, content_until, style_from)
+    check_sampling(guidance, content_until, style_from)
     timed = content_until < 1 or style_from > 0
     structure = structure_of(pipe, image, strength, controlnet, control_image, controlnet_conditioning_scale, height, width)
     made = structure.steps(steps)
@@ -149,7 +149,7 @@ def check_latents(latents, seeds):
         raise ValueError(f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas, a smaller guidance scale, or in float16 --dtype bfloat16 or float32.")
 
 
-def check_numbers(guidance_scale, content_until, style_from):
+def check_sampling(guidance_scale, content_until, style_from):
     """Raise a ValueError for what no picture can be made with."""
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be an ordinary number, not {guidance_scale}.")

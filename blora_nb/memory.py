@@ -17,7 +17,7 @@ from .blocks import target_modules
 from .configuration import TrainingSettings
 from .execution import gradient_checkpointing, lora_computed_like_the_base
 from .models import native_resolution
-from .text_cache import text_projections
+from .text_cache import movable, text_projections
 
 GIB = 2**30
 PICTURE = 3 * GIB  # of 1024 × 1024 pixels, U-Net and VAE at work in 16 bits; an allowance, not measured: a batch that does not fit is halved
@@ -133,7 +133,7 @@ def size_of(model):
 
 def text_layers(unet):
     """The layers that only see the prompt and wait in the computer's memory during a training."""
-    return [layer for *_, layer in text_projections(unet) if type(layer) is torch.nn.Linear]
+    return movable(text_projections(unet))
 
 
 def free_memory(device):
@@ -209,6 +209,17 @@ def forget(error):
     traceback.clear_frames(error.__traceback__)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def room_again():
+    """Inside, an error for lack of memory keeps none of it; to be the innermost context, so that what moved away can come back."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            forget(error)
+        raise
 
 
 def explain_out_of_memory(pipe, settings, error, checkpoint):

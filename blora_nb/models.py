@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .files import HUB_ID, find_weights, open_weights
-from .runtime import default_base, default_device, default_dtype, memory_profile
+from .runtime import check_device, default_base, default_device, default_dtype, memory_profile
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 TINY_SDXL = DATA / "tiny_sdxl"
@@ -104,17 +104,6 @@ def quiet(logging):
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def check_device(device):
-    """Raise a ValueError unless PyTorch knows a device of this name and there is one here."""
-    try:
-        kind = torch.device(device).type
-        there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}[kind]()
-    except (RuntimeError, KeyError):
-        raise ValueError(f"{device!r} is no device; name cuda, mps or cpu, or leave it out for the best that works.") from None
-    if not there:
-        raise ValueError(f"There is no {device} here. Leave the device out, or name cpu.")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def named(text):
+def not_empty(text):
     """A path or an id, for argparse: anything but nothing, which a shell makes of a variable that is not set."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; name a file or a folder")
@@ -69,11 +69,11 @@ def parse():
     add_generate(generate)
     for command in (train, generate):
         add_base_model(command)
-    inspect.add_argument("source", type=named, help="file, folder or id on the Hugging Face hub")
+    inspect.add_argument("source", type=not_empty, help="file, folder or id on the Hugging Face hub")
     add_halves(export, "is written", "strength, linear and signed, multiplied into the weights")
     export.add_argument("--dtype", default="float32", choices=DTYPES, help="of the numbers in the file; float16 and bfloat16 make it half as large")
     export.add_argument("--format", default="sgm", choices=FORMATS, help="sgm: ComfyUI and A1111; kohya: A1111 and others; peft: a folder for PEFT; diffusers")
-    export.add_argument("--output_path", required=True, type=named, metavar="PATH", help="file (.safetensors) or folder; nothing is overwritten")
+    export.add_argument("--output_path", required=True, type=not_empty, metavar="PATH", help="file (.safetensors) or folder; nothing is overwritten")
     for command in (generate, export):
         command._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # argparse takes -1e-3 for an option
     args = with_settings_of_a_picture(parser, generate)
@@ -89,7 +89,7 @@ def add_halves(command, what, alpha):
     """The options that name the B-LoRAs of each half, one or several to be mixed, and their strength."""
     halves = command.add_argument_group("halves")
     for half in HALVES:
-        halves.add_argument(f"--{half}_B_LoRA", nargs="+", type=named, metavar="SOURCE", help=f"file, folder or hub id whose {half} half {what}; several are mixed")
+        halves.add_argument(f"--{half}_B_LoRA", nargs="+", type=not_empty, metavar="SOURCE", help=f"file, folder or hub id whose {half} half {what}; several are mixed")
         halves.add_argument(f"--{half}_alpha", type=float, default=1.0, metavar="X", help=alpha)
         halves.add_argument(f"--{half}_weights", nargs="+", type=float, metavar="X", help=f"of each {half} half where there are several, linear and signed; by default 1 each")
 
@@ -99,12 +99,12 @@ def add_train(train):
     from .configuration import add_others_flags, add_settings
 
     files = train.add_argument_group("pictures in, weights out")
-    files.add_argument("--instance_data_dir", required=True, type=named, metavar="PATH", help="a picture, or a folder of pictures (one B-LoRA is trained from each)")
-    files.add_argument("--output_dir", required=True, type=named, metavar="FOLDER", help="for the weights and checkpoints, made if needed; nothing in it is overwritten")
+    files.add_argument("--instance_data_dir", required=True, type=not_empty, metavar="PATH", help="a picture, or a folder of pictures (one B-LoRA is trained from each)")
+    files.add_argument("--output_dir", required=True, type=not_empty, metavar="FOLDER", help="for the weights and checkpoints, made if needed; nothing in it is overwritten")
     files.add_argument("--together", action="store_true", help='one B-LoRA from all pictures of the folder, as the original does; for recontextualization with --instance_prompt "A [v] dog"')
-    files.add_argument("--captions_file", type=named, metavar="FILE", help='a prompt for each picture of --together: lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"}')
-    files.add_argument("--content_B_LoRA", type=named, metavar="PATH", help="keep this B-LoRA's content half and train a fresh style half beside it, the second step of ConsisLoRA's style training (arXiv 2503.10614); for a folder of pictures: the folder their first training left")
-    files.add_argument("--resume_from_checkpoint", type=named, metavar="WHICH", help='"latest" keeps what is finished and goes on where a run was stopped (on a CPU bit for bit); or a checkpoint by name')
+    files.add_argument("--captions_file", type=not_empty, metavar="FILE", help='a prompt for each picture of --together: lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"}')
+    files.add_argument("--content_B_LoRA", type=not_empty, metavar="PATH", help="keep this B-LoRA's content half and train a fresh style half beside it, the second step of ConsisLoRA's style training (arXiv 2503.10614); for a folder of pictures: the folder their first training left")
+    files.add_argument("--resume_from_checkpoint", type=not_empty, metavar="WHICH", help='"latest" keeps what is finished and goes on where a run was stopped (on a CPU bit for bit); or a checkpoint by name')
     files.add_argument("--validation_prompt", metavar="TEXT", help="make pictures of this prompt at each checkpoint, always with the same seeds, to choose a checkpoint by")
     files.add_argument("--num_validation_images", type=count, default=4, metavar="N", help="how many (default: 4)")
     add_settings(train)
@@ -116,8 +116,8 @@ def add_generate(generate):
     suited = "by default what suits the base model"
     picture = generate.add_argument_group("pictures")
     picture.add_argument("--prompt", metavar="TEXT", help="needed unless --like is given")
-    picture.add_argument("--output_path", required=True, type=named, metavar="FOLDER", help="for the pictures, made if needed; nothing in it is overwritten")
-    picture.add_argument("--like", type=named, metavar="PICTURE.png", help="make a picture of this command again: its settings are the defaults, what is typed goes before them")
+    picture.add_argument("--output_path", required=True, type=not_empty, metavar="FOLDER", help="for the pictures, made if needed; nothing in it is overwritten")
+    picture.add_argument("--like", type=not_empty, metavar="PICTURE.png", help="make a picture of this command again: its settings are the defaults, what is typed goes before them")
     picture.add_argument("--num_images_per_prompt", type=count, default=4, metavar="N", help="how many pictures, with the seeds 0, 1, 2, …")
     picture.add_argument("--seeds", type=seed, nargs="+", metavar="N", help="these seeds instead")
     picture.add_argument("--negative_prompt", metavar="TEXT", help="what is not wanted")
@@ -128,17 +128,17 @@ def add_generate(generate):
     sampling.add_argument("--num_inference_steps", type=count, metavar="N", help=suited)
     sampling.add_argument("--guidance_scale", type=float, metavar="X", help=f"how closely the prompt is followed; {suited}")
     sampling.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="another sampler than the base model's own")
-    sampling.add_argument("--few_step_lora", type=named, metavar="SOURCE", help="id or file of an LCM or Lightning LoRA of the base, merged into it; then 4 to 8 steps and a guidance scale of 1 to 2 are enough")
+    sampling.add_argument("--few_step_lora", type=not_empty, metavar="SOURCE", help="id or file of an LCM or Lightning LoRA of the base, merged into it; then 4 to 8 steps and a guidance scale of 1 to 2 are enough")
     sampling.add_argument("--asymmetric_guidance", action="store_true", help="no LoRA in the unconditional pass, so that guidance pushes towards what the LoRA adds (CRAFT-LoRA, arXiv 2602.18936)")
     sampling.add_argument("--content_until", type=float, default=1.0, metavar="X", help="use the content half only up to this share of the steps")
     sampling.add_argument("--style_from", type=float, default=0.0, metavar="X", help="use the style half only from this share of the steps on")
     layout = generate.add_argument_group("keep a layout")
-    layout.add_argument("--image", type=named, metavar="PICTURE", help="start from this picture instead of pure noise (img2img)")
+    layout.add_argument("--image", type=not_empty, metavar="PICTURE", help="start from this picture instead of pure noise (img2img)")
     layout.add_argument("--strength", type=float, default=0.6, metavar="X", help="with --image: share of the steps that are made; the lower, the more of the picture stays")
-    layout.add_argument("--controlnet", type=named, metavar="SOURCE", help='follow a drawn layout: "tiny" for the teaching model, or the id or folder of a ControlNet for SDXL')
+    layout.add_argument("--controlnet", type=not_empty, metavar="SOURCE", help='follow a drawn layout: "tiny" for the teaching model, or the id or folder of a ControlNet for SDXL')
     drawn = layout.add_mutually_exclusive_group()
-    drawn.add_argument("--outline_of", type=named, metavar="PICTURE", help="the layout: the outlines of this picture, as the teaching model's ControlNet wants them")
-    drawn.add_argument("--control_image", type=named, metavar="PICTURE", help="the layout as this ControlNet wants it (edges, depth, …; its card says which)")
+    drawn.add_argument("--outline_of", type=not_empty, metavar="PICTURE", help="the layout: the outlines of this picture, as the teaching model's ControlNet wants them")
+    drawn.add_argument("--control_image", type=not_empty, metavar="PICTURE", help="the layout as this ControlNet wants it (edges, depth, …; its card says which)")
     layout.add_argument("--controlnet_conditioning_scale", type=float, default=1.0, metavar="X", help="how closely the layout is followed")
     memory = generate.add_argument_group("memory and speed")
     memory.add_argument("--batch_size", type=count, metavar="N", help="pictures made at once; by default one on a CPU, as many as fit on a GPU")
@@ -148,12 +148,12 @@ def add_generate(generate):
 def add_base_model(command):
     """The options that say which model, where, and in which numbers."""
     base = command.add_argument_group("base model")
-    base.add_argument("--pretrained_model_name_or_path", type=named, metavar="SOURCE", help='"tiny" (the teaching model), "sdxl", or an SDXL-shaped id or folder; by default what the environment variable BLORA_BASE names, else tiny')
-    base.add_argument("--revision", type=named, metavar="NAME", help="branch, tag or commit of a base model on the Hugging Face hub")
-    base.add_argument("--variant", type=named, metavar="NAME", help='which files of the base: "fp16" for those that end in .fp16.safetensors; by default that for sdxl')
-    base.add_argument("--cache_dir", type=named, metavar="FOLDER", help="for downloads from the hub")
-    base.add_argument("--pretrained_vae_model_name_or_path", type=named, metavar="SOURCE", help="another VAE; by default SDXL in float16 gets one that does not overflow")
-    base.add_argument("--device", type=named, metavar="NAME", help="cuda, mps or cpu; by default the best that works")
+    base.add_argument("--pretrained_model_name_or_path", type=not_empty, metavar="SOURCE", help='"tiny" (the teaching model), "sdxl", or an SDXL-shaped id or folder; by default what the environment variable BLORA_BASE names, else tiny')
+    base.add_argument("--revision", type=not_empty, metavar="NAME", help="branch, tag or commit of a base model on the Hugging Face hub")
+    base.add_argument("--variant", type=not_empty, metavar="NAME", help='which files of the base: "fp16" for those that end in .fp16.safetensors; by default that for sdxl')
+    base.add_argument("--cache_dir", type=not_empty, metavar="FOLDER", help="for downloads from the hub")
+    base.add_argument("--pretrained_vae_model_name_or_path", type=not_empty, metavar="SOURCE", help="another VAE; by default SDXL in float16 gets one that does not overflow")
+    base.add_argument("--device", type=not_empty, metavar="NAME", help="cuda, mps or cpu; by default the best that works")
     base.add_argument("--dtype", choices=DTYPES, help="number format of the frozen base; by default what the device computes best in (the LoRA is always float32)")
     base.add_argument("--mixed_precision", choices=tuple(MIXED_PRECISION), help="the original's name for --dtype")
     base.add_argument("--quantization", choices=("none", *QUANTIZATIONS), help="keep the frozen U-Net in 8 or 4 bits (bitsandbytes); by default 4 bits (nf4) where memory asks for it")

@@ -37,6 +37,17 @@ def default_device():
     return "cpu"
 
 
+def check_device(device):
+    """Raise a ValueError unless PyTorch knows a device of this name and there is one here."""
+    try:
+        kind = torch.device(device).type
+        there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}[kind]()
+    except (RuntimeError, KeyError):
+        raise ValueError(f"{device!r} is no device; name cuda, mps or cpu, or leave it out for the best that works.") from None
+    if not there:
+        raise ValueError(f"There is no {device} here. Leave the device out, or name cpu.")
+
+
 def default_dtype(device):
     """bfloat16 where the GPU computes in it (capability 8 and up; a T4 only emulates it), else float16; float32 on a CPU."""
     if not str(device).startswith("cuda"):

@@ -31,6 +31,11 @@ def text_projections(unet):
     return found
 
 
+def movable(places):
+    """The layers of `text_projections` that can wait in the computer's memory; quantized ones stay where they are."""
+    return [layer for *_, layer in places if type(layer) is torch.nn.Linear]
+
+
 @contextmanager
 def constant_text(unet, prompt_embeds, wanted=True):
     """Inside, every frozen layer that sees only the prompt answers with what it says to `prompt_embeds` [batch, tokens, channels].
@@ -40,13 +45,13 @@ def constant_text(unet, prompt_embeds, wanted=True):
     places = text_projections(unet) if wanted else []
     with torch.no_grad():
         constants = [Constant(layer(prompt_embeds.to(unet.dtype))) for *_, layer in places]
-    movable, here = [layer for *_, layer in places if type(layer) is torch.nn.Linear], prompt_embeds.device
+    here = prompt_embeds.device
     aside = "cpu" if here.type == "cuda" else here
 
     def put(modules, device):
         for (holder, name, _), module in zip(places, modules):
             setattr(holder, name, module)
-        for layer in movable:
+        for layer in movable(places):
             layer.to(device)
 
     @contextmanager

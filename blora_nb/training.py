@@ -6,7 +6,7 @@ recorded latents, noise, timesteps and LoRA weights of another implementation ca
 fit into a small GPU in `memory`, `execution` and `text_cache`, what changes the loss in `recipes`.
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 import hashlib
 import json
@@ -25,7 +25,7 @@ from .cards import training_metadata, versions
 from .configuration import TrainingSettings
 from .execution import compiled, gradient_checkpointing, lora_computed_like_the_base, out_of_the_way
 from .images import centre_square, find_images, free_path, read_image, to_tensor
-from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory
+from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory, room_again
 from .models import options_of
 from .recipes import sample_weights
 from .sharing import pipeline_lock
@@ -79,6 +79,19 @@ def make_optimizer(parameters, settings):
     return kind(parameters, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), weight_decay=settings.adam_weight_decay, eps=settings.adam_epsilon, **fast)
 
 
+@contextmanager
+def exact_vae(vae):
+    """Inside, a VAE computes in float32 and in one piece; tiles would be encoded a little differently."""
+    dtype, tiled = vae.dtype, getattr(vae, "use_tiling", False)
+    torch.nn.Module.to(vae, torch.float32)  # diffusers' own warns
+    vae.use_tiling = False
+    try:
+        yield
+    finally:
+        torch.nn.Module.to(vae, dtype)
+        vae.use_tiling = tiled
+
+
 @torch.no_grad()
 def encode_image(pipe, image, resolution):
     """Mean and standard deviation of a picture's latents, float32 [1, channels, resolution/8, resolution/8] each.
@@ -86,16 +99,9 @@ def encode_image(pipe, image, resolution):
     The VAE runs once, in float32, as in the original. The training draws a new sample from mean and
     std at every step, as the original does by encoding the picture again each time.
     """
-    dtype = pipe.vae.dtype
-    upcast = dtype != torch.float32
-    if upcast:
-        torch.nn.Module.to(pipe.vae, torch.float32)  # diffusers' own warns
-    tiled, pipe.vae.use_tiling = getattr(pipe.vae, "use_tiling", False), False  # tiles would be encoded a little differently
-    pixels = to_tensor(centre_square(image, resolution)).to(pipe.vae.device, pipe.vae.dtype)
-    posterior = pipe.vae.encode(pixels).latent_dist
-    pipe.vae.use_tiling = tiled
-    if upcast:
-        torch.nn.Module.to(pipe.vae, dtype)
+    pixels = to_tensor(centre_square(image, resolution)).to(pipe.vae.device)
+    with exact_vae(pipe.vae):
+        posterior = pipe.vae.encode(pixels).latent_dist
     return posterior.mean.float(), posterior.std.float()
 
 
@@ -221,6 +227,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # in float16 the first steps may be left out while the scale adapts
         stop = stack.enter_context(stop_at_the_end_of_a_step())
         report = stack.enter_context(Report(Watch(parameters, state.losses, settings.learning_rate, state.scaler.is_enabled()), steps, progress))
+        stack.enter_context(room_again())
 
         def checkpoint():
             report.look()
@@ -246,10 +253,6 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         except TrainingError as error:
             if error.step is not None:
                 keep_last_good(error, pipe.unet, settings, output_dir)
-            raise
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                forget(error)  # before the models that wait come back
             raise
     return state.losses
 
@@ -325,7 +328,7 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
             squares, class_squares = squares_of(pictures, settings), squares_of(find_images(settings.class_data_dir), settings) if settings.with_prior_preservation else []
             metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
             learned = what_is_learned(pipe, metadata, squares, prompts, class_squares)
-            with out_of_the_way(*([] if getattr(pipe.unet, "is_quantized", False) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2):
+            with out_of_the_way(*([] if getattr(pipe.unet, "is_quantized", False) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2), room_again():
                 moments = encode_images(pipe, squares)
                 prior = encode_images(pipe, class_squares) if class_squares else None
             del squares, class_squares

@@ -39,8 +39,7 @@ class Watch:
         self.pending, self.overflows = [], 0
         self.lowest = None  # median of the best window so far
         self.since, self.judged = len(losses), True  # False: the loss is of a kind whose ups and downs have no measure
-        self.tried, self.good = self._copy(), self._copy()
-        self.before, self.next_before = self.good, self.good
+        self.tried = self.good = self.before = self.next_before = self._copy()
 
     def _copy(self):
         """(step, the weights after it), in memory that a GPU can write to while it goes on."""

@@ -104,6 +104,23 @@ def test_out_of_memory_says_what_to_change_and_keeps_the_checkpoint(pipe, pictur
     assert caught.value.__context__ and kept[0]() is None  # a notebook keeps the error, which must not keep the step's memory
 
 
+def test_a_picture_too_large_to_encode_leaves_the_vae_as_it_was(picture, monkeypatch):
+    from blora_nb import load_pipeline
+    from blora_nb.models import tile_vae
+
+    pipe, seen = load_pipeline(device="cpu", dtype=torch.bfloat16), []
+
+    def too_large(pixels):
+        seen.append((pixels.dtype, pipe.vae.dtype, pipe.vae.use_tiling))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+
+    tile_vae(pipe)
+    monkeypatch.setattr(pipe.vae, "encode", too_large)
+    with pytest.raises(TrainingError, match="2.00 GiB"):
+        train(pipe, picture, progress=False, max_train_steps=2)
+    assert seen == [(torch.float32, torch.float32, False)] and pipe.vae.dtype == torch.bfloat16 and pipe.vae.use_tiling
+
+
 @pytest.mark.parametrize("kind, dtype", [("nf4", torch.float32), ("int8", torch.float32), ("nf4", torch.bfloat16)])
 def test_a_quantized_base_trains(kind, dtype, picture, monkeypatch):
     """Values and gradients; diffusers asks for a GPU, bitsandbytes itself computes on a CPU too."""
