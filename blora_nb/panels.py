@@ -276,7 +276,7 @@ class SeedPanel(Panel):
         """One ranked picture with its numbers and the button that picks it."""
         lines = "".join(f"<div>{name.replace('_', ' ')} {value:.2f}</div>" for name, value in self.scores[seed].items())
         shown = widgets.HTML(picture_html(reduced(self.images[seed], CARD), CARD, f"place {place}: seed {seed}") + f'<div style="font-size:12px;line-height:1.35;margin-top:3px">{lines}</div>')
-        button = widgets.Button(description=f"{place}. Pick seed {seed}", layout=widgets.Layout(width=f"{CARD}px", margin="0"))
+        button = widgets.Button(description=f"{place}. seed {seed}", tooltip=f"show the picture of seed {seed} large", layout=widgets.Layout(width=f"{CARD}px", margin="0"))
         button.on_click(lambda _: self.pick(seed))
         return widgets.VBox([shown, button], layout=widgets.Layout(width=f"{CARD}px", margin="0 14px 14px 0"))
 
