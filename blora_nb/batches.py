@@ -28,7 +28,7 @@ class Batches:
         """(mean, std, prompt_embeds, pooled) of batch `number`: every picture in turn, in a new order each round, the same after a resume."""
         count, places = len(self.mean), range(number * self.size, (number + 1) * self.size)
         picks = [self._order(place // count)[place % count] for place in places]
-        batch = tuple(t[picks] if len(t) > 1 else t for t in (self.mean, self.std, self.prompt_embeds, self.pooled))
+        batch = tuple(torch.stack([t[i] for i in picks]) if len(t) > 1 else t for t in (self.mean, self.std, self.prompt_embeds, self.pooled))  # t[picks] would wait for a GPU
         if not self.prior:
             return batch
         return tuple(torch.cat([t.expand(self.size, *t.shape[1:]) for t in pair]) for pair in zip(batch, self.prior.batch(number)))

@@ -90,3 +90,14 @@ def out_of_the_way(*models):
         yield back
     finally:
         move(devices)
+
+
+@contextmanager
+def all_back(*models):
+    """Afterwards the models are where they were, even where an error left no room for that inside."""
+    devices = [model.device for model in models]
+    try:
+        yield
+    finally:
+        for model, device in zip(models, devices):
+            model.to(device)

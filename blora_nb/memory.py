@@ -22,6 +22,7 @@ from .text_cache import movable, text_projections
 GIB = 2**30
 PICTURE = 3 * GIB  # of 1024 × 1024 pixels, U-Net and VAE at work in 16 bits; an allowance, not measured: a batch that does not fit is halved
 MOST_AT_ONCE = 8  # larger batches gain no speed
+ENCODING = int(2.7 * GIB)  # a picture of 1024 × 1024 pixels through SDXL's VAE in float32, followed by benchmarks/arithmetic.py
 WORKING = int(0.7 * GIB)  # CUDA's own memory and the largest temporary tensors; an allowance, not counted
 
 
@@ -171,6 +172,13 @@ def choose_checkpointing(pipe, settings, free=None):
     return "full"
 
 
+def unet_can_stay(pipe, settings):
+    """Whether the U-Net stays on the device while the picture is encoded: where the training will take as much as that anyway, or where it cannot be moved."""
+    if pipe.unet.device.type != "cuda" or getattr(pipe.unet, "is_quantized", False):
+        return True
+    return ENCODING * (settings.resolution / 1024) ** 2 <= need(pipe, settings, choose_checkpointing(pipe, settings)).beside_the_base
+
+
 def report(pipe, settings, free=None, one_prompt=True):
     """A sentence for people: what the training (see `need`) will take, and whether it fits."""
     one_prompt = one_prompt and not settings.with_prior_preservation
@@ -205,8 +213,11 @@ def is_out_of_memory(error):
 
 
 def forget(error):
-    """Let go of the tensors that an error's traceback keeps alive, so that there is room again for what comes next."""
-    traceback.clear_frames(error.__traceback__)
+    """Let go of the tensors that an error's traceback keeps alive, and those of the errors before it, so that there is room again for what comes next."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None  # a frame that was cleared still has what its function closed over
+        error = error.__context__
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

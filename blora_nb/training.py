@@ -23,9 +23,9 @@ from .batches import Batches
 from .blocks import STYLE_BLOCK, target_modules
 from .cards import training_metadata, versions
 from .configuration import TrainingSettings
-from .execution import compiled, gradient_checkpointing, lora_computed_like_the_base, out_of_the_way
+from .execution import all_back, compiled, gradient_checkpointing, lora_computed_like_the_base, out_of_the_way
 from .images import centre_square, find_images, free_path, read_image, to_tensor
-from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory, room_again
+from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory, room_again, unet_can_stay
 from .models import options_of
 from .recipes import sample_weights
 from .sharing import pipeline_lock
@@ -109,11 +109,16 @@ def draw_step(moments, scheduler, scaling_factor, batch_size, generator):
     """What one step draws, in the original's order: latents, noise [batch, channels, h, w], timesteps [batch]."""
     mean, std = moments
     shape = (batch_size, *mean.shape[1:])
-    normal = lambda: torch.randn(shape, generator=generator).to(mean.device)
+    normal = lambda: without_waiting(torch.randn(shape, generator=generator), mean.device)
     latents = (mean + std * normal()) * scaling_factor
     noise = normal()
-    timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (batch_size,), generator=generator).to(mean.device)
+    timesteps = without_waiting(torch.randint(0, scheduler.config.num_train_timesteps, (batch_size,), generator=generator), mean.device)
     return latents, noise, timesteps
+
+
+def without_waiting(tensor, device):
+    """A tensor of the computer's memory on a device. From pinned memory a GPU fetches it when it gets there; otherwise the computer would wait until the GPU has caught up."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def micro_conditioning(resolution, batch_size, device, dtype):
@@ -323,18 +328,19 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
     pictures = list(image) if isinstance(image, (list, tuple, dict)) else [image]
     checkpoint = prepare_output(output_dir, resume_from_checkpoint)
     content = content and mix("content", content)
-    with pipeline_lock(pipe):
+    movable = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2, *([] if getattr(pipe.unet, "is_quantized", False) else [pipe.unet])]
+    with pipeline_lock(pipe), all_back(*movable):
         try:
             squares, class_squares = squares_of(pictures, settings), squares_of(find_images(settings.class_data_dir), settings) if settings.with_prior_preservation else []
             metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
             learned = what_is_learned(pipe, metadata, squares, prompts, class_squares)
-            with out_of_the_way(*([] if getattr(pipe.unet, "is_quantized", False) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2), room_again():
+            with out_of_the_way(*([] if unet_can_stay(pipe, settings) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2), room_again():
                 moments = encode_images(pipe, squares)
                 prior = encode_images(pipe, class_squares) if class_squares else None
             del squares, class_squares
             remove(pipe)
-            parameters = attach_style_beside(pipe, content, settings) if content else attach_lora(pipe.unet, settings.rank, settings.seed)
-            losses = run_steps(pipe, parameters, moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint, content, learned)
+            attach = lambda: attach_style_beside(pipe, content, settings) if content else attach_lora(pipe.unet, settings.rank, settings.seed)
+            losses = run_steps(pipe, attach(), moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint, content, learned)
             blora = collect(pipe.unet, settings)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

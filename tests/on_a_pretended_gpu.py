@@ -1,0 +1,156 @@
+"""What runs on a GPU and nowhere else, followed without one (see benchmarks/pretend_gpu.py). Run by test_pretended_gpu.py, in a process of its own."""
+
+import sys
+
+import numpy as np
+from PIL import Image
+from pretend_gpu import PretendGPU
+import pytest
+import torch
+
+from blora_nb import TrainingSettings, generate, load_pipeline, train, training
+from blora_nb.__main__ import main
+from blora_nb.adapters import applied, remove
+from blora_nb.execution import out_of_the_way
+from blora_nb.memory import ENCODING, GIB, PICTURE, WORKING, choose_checkpointing, free_for_training, need, pictures_at_once
+from blora_nb.training import TrainingError, attach_lora, encode_image, run_steps
+from full_sdxl import full_sdxl
+
+SHORT = {"progress": False, "max_train_steps": 4}
+
+
+@pytest.fixture
+def gpu():
+    with PretendGPU() as pretended:
+        yield pretended
+
+
+@pytest.fixture
+def on_gpu(gpu):
+    return load_pipeline(device="cuda")
+
+
+def test_a_mistake_is_noticed(gpu):
+    """The pretence itself: what a GPU refuses is refused, what it holds is counted, what waits for it is listed."""
+    there = torch.ones(1024, device="cuda", requires_grad=True)
+    assert gpu.live == 4096
+    with pytest.raises(RuntimeError, match="same device"):
+        there + torch.ones(1024)
+    (there * 2).sum().backward()
+    assert there.grad.device.type == "cuda" and there.grad.tolist() == [2.0] * 1024 and gpu.waits == ["tolist"]
+    torch.ones(3).to("cuda")
+    torch.ones(3).pin_memory().to("cuda", non_blocking=True)
+    assert gpu.waits == ["tolist", "a copy of (3,)"] and gpu.live == 2 * 4096
+    gpu.total = 10_000
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.ones(1024, device="cuda")
+
+
+def test_training_and_pictures_are_those_of_the_cpu(on_gpu, pipe, picture):
+    there, here = (train(p, picture, learning_rate=1e-4, **SHORT) for p in (on_gpu, pipe))
+    assert there.losses == pytest.approx(here.losses, rel=1e-5)
+    options = {"content": here, "style": here, "seeds": [1, 2, 3], "num_inference_steps": 3, "progress": False}
+    assert pictures_at_once(on_gpu) == 8
+    for one, two in zip(generate(on_gpu, "A [v]", **options), generate(pipe, "A [v]", **options)):
+        assert np.abs(np.int16(one) - np.int16(two)).max() <= 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("changes", [{}, {"train_batch_size": 2, "gradient_accumulation_steps": 2, "snr_gamma": 5.0, "x0_loss_from": 2}, {"gradient_checkpointing": "full"}])
+def test_no_step_waits_for_the_gpu(gpu, picture, monkeypatch, dtype, changes):
+    """Otherwise the GPU stands idle while the computer prepares the next step. Pictures in turn, a gradient scaler in float16."""
+    waits, step = [], training.take_step
+
+    def listed(*arguments):
+        gpu.waits.clear()
+        result = step(*arguments)
+        waits.append(list(gpu.waits))
+        return result
+
+    monkeypatch.setattr(training, "take_step", listed)
+    pictures = [picture, picture.rotate(90)] if changes.get("train_batch_size") else picture
+    losses = train(load_pipeline(device="cuda", dtype=getattr(torch, dtype)), pictures, **changes, **SHORT).losses
+    assert waits[1:] == [[], [], []] and np.isfinite(losses).all()  # the noise schedule comes along in the first
+
+
+def test_sdxl_at_full_size_takes_what_was_counted(gpu, monkeypatch):
+    """Followed through real training steps, tensor by tensor, without their numbers."""
+    pipe, peaks, step = full_sdxl(torch.float16), [], training.take_step
+    with out_of_the_way(pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
+        before = gpu.peak = gpu.live
+        moments = encode_image(pipe, Image.new("RGB", (1024, 1024)), 1024)
+        assert 0.9 * ENCODING < gpu.peak - before < ENCODING
+
+    def followed(*arguments):
+        gpu.peak = gpu.live
+        result = step(*arguments)
+        peaks.append(gpu.peak)
+        return result
+
+    monkeypatch.setattr(training, "take_step", followed)
+    for mode in ("none", "full"):
+        settings = TrainingSettings(gradient_checkpointing=mode, max_train_steps=2)
+        counted = need(pipe, settings, mode)
+        run_steps(pipe, attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
+        remove(pipe)
+        assert peaks[-1] == pytest.approx(counted.weights + counted.lora + counted.activations, rel=0.03)
+    with torch.no_grad():
+        gpu.peak = before = gpu.live
+        pipe.vae.decode(torch.zeros(1, 4, 128, 128, dtype=torch.float16, device="cuda"))
+        assert gpu.peak - before < PICTURE
+
+
+def test_what_fits_is_chosen_and_fits(gpu, on_gpu, picture):
+    settings = TrainingSettings.for_pipeline(on_gpu)
+    for mode in ("none", "partial", "full"):
+        counted = need(on_gpu, settings, mode)
+        gpu.total += counted.beside_the_base - free_for_training(on_gpu)
+        assert choose_checkpointing(on_gpu, settings) == mode and free_for_training(on_gpu) == counted.beside_the_base
+        base = gpu.peak = gpu.live
+        train(on_gpu, picture, gradient_checkpointing=mode, **SHORT)
+        assert gpu.total - gpu.peak > 0.9 * WORKING and gpu.live <= base + 2**20
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_card_that_is_too_small_is_explained_and_nothing_stays_on_it(gpu, on_gpu, picture, tmp_path, after):
+    """While the picture is encoded, or after two steps; then there is not even room for LoRA beside the base, which comes back nevertheless."""
+    base, options = gpu.live, {"gradient_checkpointing": "none", "output_dir": tmp_path, "checkpointing_steps": 2, "max_train_steps": 4}
+
+    def shrink(step=0, *_):
+        if step == after:
+            gpu.total = base + 2**18
+
+    shrink()
+    with pytest.raises(TrainingError, match=r"memory of cuda:0 is too small .*--train_batch_size 1.*--quantization nf4") as caught:
+        train(on_gpu, picture, progress=shrink, **options)
+    assert ("checkpoint-2 is complete" in str(caught.value)) == (after == 2)
+    assert applied(on_gpu) == [] and gpu.live <= base + 2**16 and {on_gpu.vae.device.type, on_gpu.text_encoder.device.type, on_gpu.unet.device.type} == {"cuda"}
+    gpu.total = 80 * GIB
+    assert len(train(on_gpu, picture, progress=False, resume_from_checkpoint="latest", **options).losses) == 4
+
+
+def test_a_batch_that_does_not_fit_is_halved(gpu, on_gpu):
+    def most(count):
+        gpu.peak = gpu.live
+        made = generate(on_gpu, "A fish", seeds=range(count), num_inference_steps=1, batch_size=count, progress=False)
+        return gpu.peak - gpu.live, made
+
+    (one, _), (four, _) = most(1), most(4)
+    gpu.total = gpu.live + (one + four) // 2
+    _, made = most(4)
+    assert len(made) == 4 and len(made[0].info["blora_nb"]["batch_seeds"]) in (2, 1)
+
+
+def test_the_command_line_with_checkpoints_and_pictures(gpu, picture, tmp_path, monkeypatch, capsys):
+    picture.save(tmp_path / "star.png")
+    command = ["train", "--instance_data_dir", str(tmp_path / "star.png"), "--output_dir", str(tmp_path / "out"), "--max_train_steps", "4", "--checkpointing_steps", "2"]
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["blora_nb", *arguments])
+        return main()
+
+    assert run(*command, "--mixed_precision", "fp16", "--validation_prompt", "A [v]", "--num_validation_images", "1") == 0
+    said = capsys.readouterr().out
+    assert "it fits" in said and (tmp_path / "out" / "validation.png").exists()
+    assert run("generate", "--prompt", "A [c]", "--content_B_LoRA", str(tmp_path / "out"), "--output_path", str(tmp_path / "made"), "--num_inference_steps", "2", "--seeds", "3") == 0
+    assert [file.name for file in (tmp_path / "made").glob("*.png")] == ["A_c_seed3.png"]
