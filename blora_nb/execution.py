@@ -1,4 +1,4 @@
-"""How the U-Net is run while a B-LoRA is trained: what is recomputed, in which number format LoRA computes, what is compiled, what waits elsewhere.
+"""How the U-Net is run while a B-LoRA is trained: what is recomputed, what is compiled, what waits elsewhere.
 
 Context managers round an unchanged model; afterwards it is what it was. None changes what is learned, but for rounding.
 """
@@ -25,33 +25,6 @@ def gradient_checkpointing(unet, mode):
         yield
     finally:
         unet.disable_gradient_checkpointing()
-
-
-class _Rounded(torch.nn.Linear):
-    """A float32 layer that multiplies in the number format of what it is given."""
-
-    def forward(self, x):
-        return torch.nn.functional.linear(x, self.weight.to(x.dtype))
-
-
-@contextmanager
-def lora_computed_like_the_base(unet):
-    """Inside, LoRA's products are computed in the base's number format, as autocast does it in the original; its weights and gradients stay float32.
-
-    In 16 bits that spares the float32 copies of every layer's input that LoRA would keep, and its products run where a GPU is fastest.
-    """
-    from peft.helpers import disable_input_dtype_casting
-
-    layers = [module for module in unet.modules() if hasattr(module, "lora_A")] if unet.dtype != torch.float32 else []
-    parts = [part for layer in layers for matrices in (layer.lora_A, layer.lora_B) for part in matrices.values()]
-    with disable_input_dtype_casting(unet, active=bool(parts)):
-        for part in parts:
-            part.__class__ = _Rounded
-        try:
-            yield
-        finally:
-            for part in parts:
-                part.__class__ = torch.nn.Linear
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import torch
 
 from .blocks import target_modules
 from .configuration import TrainingSettings
-from .execution import gradient_checkpointing, lora_computed_like_the_base
+from .execution import gradient_checkpointing
+from .lean_lora import lean_lora
 from .models import native_resolution
 from .text_cache import movable, text_projections
 
@@ -98,7 +99,7 @@ def count_activations(config, dtype, settings, mode, tokens=77):
     """(bytes that one loss keeps for its backward pass, number of LoRA weights) of a U-Net given by its configuration."""
     unet, forward = without_numbers(config, dtype, settings, tokens)
     kept = []
-    with _counted_attention(), lora_computed_like_the_base(unet), gradient_checkpointing(unet, mode), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with _counted_attention(), lean_lora(unet), gradient_checkpointing(unet, mode), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         forward()
     frozen = {t.untyped_storage()._cdata for t in (*unet.parameters(), *unet.buffers())}
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}

@@ -23,8 +23,9 @@ from .batches import Batches
 from .blocks import STYLE_BLOCK, target_modules
 from .cards import training_metadata, versions
 from .configuration import TrainingSettings
-from .execution import all_back, compiled, gradient_checkpointing, lora_computed_like_the_base, out_of_the_way
+from .execution import all_back, compiled, gradient_checkpointing, out_of_the_way
 from .images import centre_square, find_images, free_path, read_image, to_tensor
+from .lean_lora import lean_lora
 from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory, room_again, unet_can_stay
 from .models import options_of
 from .recipes import sample_weights
@@ -226,7 +227,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         models_back = stack.enter_context(out_of_the_way(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
         text_back = stack.enter_context(constant_text(pipe.unet, batches.prompt_embeds[:1].expand(size, -1, -1), batches.one_prompt))
         stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings, free_memory(pipe.unet.device))))
-        stack.enter_context(lora_computed_like_the_base(pipe.unet))
+        pefts_own = stack.enter_context(lean_lora(pipe.unet))
         stack.enter_context(compiled(pipe.unet, settings.compile))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # in float16 the first steps may be left out while the scale adapts
@@ -238,7 +239,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
             report.look()
             path = write_checkpoint(pipe.unet, state, settings, output_dir)
             if path and on_checkpoint and not stop.asked:
-                with models_back(), text_back():
+                with models_back(), text_back(), pefts_own():
                     on_checkpoint(pipe, path)
                 if ADAPTER not in applied(pipe):
                     raise TrainingError(f"The function called at checkpoints took the B-LoRA in training off the pipeline. Let it draw with generation.sample instead of generate. {path} is complete.")

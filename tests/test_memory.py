@@ -9,7 +9,7 @@ import torch
 from blora_nb import TrainingSettings, train
 from blora_nb.adapters import applied
 from blora_nb.checkpoints import checkpoints
-from blora_nb.execution import gradient_checkpointing, lora_computed_like_the_base
+from blora_nb.execution import gradient_checkpointing
 from blora_nb.memory import GIB, choose_checkpointing, count_activations, need, report
 from blora_nb.models import encode_prompt
 from blora_nb.runtime import memory_profile
@@ -39,23 +39,6 @@ def test_the_count_is_what_a_real_loss_keeps(pipe, picture):
     weights = {t.untyped_storage()._cdata for t in unet.state_dict().values()}
     real = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept if t.untyped_storage()._cdata not in weights}.values())
     assert need(pipe, settings, "none").activations == pytest.approx(real, rel=0.05)
-
-
-def test_lora_on_a_base_in_16_bits_computes_in_16_bits_and_learns_in_32(pipe, picture):
-    unet, settings = copy.deepcopy(pipe.unet).to(torch.bfloat16), TrainingSettings.for_pipeline(pipe)
-    parameters = attach_lora(unet, settings.rank)
-    layer = unet.get_submodule("up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q")
-    x, seen = torch.randn(1, 9, layer.in_features, dtype=torch.bfloat16), []
-    layer.lora_B["new"].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    torch.nn.init.normal_(layer.lora_B["new"].weight, std=0.1)
-    before = layer(x)
-    with lora_computed_like_the_base(unet):
-        inside = layer(x)
-        inside.float().square().mean().backward()
-    torch.testing.assert_close(inside, before, atol=0.05, rtol=0.05)
-    assert torch.equal(layer(x), before) and seen == [torch.float32, torch.bfloat16, torch.float32]
-    grads = [p.grad for p in parameters if p.grad is not None]
-    assert len(grads) == 2 and all(p.dtype == torch.float32 for p in parameters) and all(g.dtype == torch.float32 and g.any() for g in grads)
 
 
 def test_recomputing_saves_memory_and_changes_nothing(pipe, picture):

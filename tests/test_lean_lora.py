@@ -1,0 +1,78 @@
+"""LoRA as a training computes it gives what PEFT's own layers give: predictions, gradients, and nothing stays behind."""
+
+import copy
+
+import pytest
+import torch
+
+from blora_nb.blocks import STYLE_BLOCK
+from blora_nb.lean_lora import lean_lora
+from blora_nb.models import encode_prompt
+from blora_nb.training import attach_lora, micro_conditioning
+
+
+
+def model(pipe, dtype, content=False):
+    """(U-Net with LoRA that changes what it predicts, its trained parameters by name, a function that runs it); perhaps with a content half that is kept."""
+    unet = copy.deepcopy(pipe.unet).to(dtype)
+    attach_lora(unet, 8)
+    if content:
+        kept = {name for name, p in unet.named_parameters() if p.requires_grad and STYLE_BLOCK not in name}
+        for name, p in unet.named_parameters():
+            p.requires_grad_(p.requires_grad and name not in kept)
+    for name, p in unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    embeds, pooled = (t.to(dtype) for t in encode_prompt(pipe, "A [v]"))
+    latents = torch.randn(2, 12, 12, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
+    conditions = {"text_embeds": pooled.expand(2, -1), "time_ids": micro_conditioning(96, 2, "cpu", dtype)}
+    return unet, {n: p for n, p in unet.named_parameters() if p.requires_grad}, lambda: unet(latents, torch.tensor([200, 700]), embeds.expand(2, -1, -1), added_cond_kwargs=conditions).sample
+
+
+def gradients(parameters, prediction):
+    for p in parameters.values():
+        p.grad = None
+    prediction.float().square().mean().backward()
+    return {name: p.grad.clone() for name, p in parameters.items()}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("content", [False, True])
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_predictions_and_gradients_are_those_of_peft(pipe, dtype, near, content, scale):
+    unet, parameters, run = model(pipe, dtype, content)
+    for module in unet.modules():
+        if hasattr(module, "lora_A"):
+            module.scaling["new"] = scale
+    with torch.no_grad():
+        unet.disable_adapters()
+        without = run()
+        unet.enable_adapters()
+    before = run()
+    theirs = gradients(parameters, before)
+    assert (before - without).abs().max() > 0.05 and parameters and all(g.any() for g in theirs.values())
+    with lean_lora(unet) as pefts_own:
+        inside = run()
+        ours = gradients(parameters, inside)
+        with pefts_own(), torch.no_grad():
+            assert torch.equal(run(), before)
+        with torch.no_grad():
+            assert torch.equal(run(), inside)
+    assert inside.dtype == dtype and all(p.dtype == g.dtype == torch.float32 for p, g in zip(parameters.values(), ours.values()))
+    distance = lambda one, two: ((one - two).float().norm() / two.float().norm()).item()
+    assert distance(inside, before) < near
+    assert distance(torch.cat([g.flatten() for g in ours.values()]), torch.cat([g.flatten() for g in theirs.values()])) < near
+    with torch.no_grad():
+        assert torch.equal(run(), before)  # nothing stays behind
+    assert not any("lean" in vars(module) or type(module).__name__.startswith("Lean") for module in unet.modules())
+
+
+def test_in_16_bits_lora_computes_in_16_bits(pipe):
+    """No float32 copy of a layer's input, which would cost memory and be slow on a T4."""
+    unet, _, run = model(pipe, torch.bfloat16)
+    kept = []
+    with lean_lora(unet), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        run()
+    weights = {p.data_ptr() for p in unet.parameters()}
+    wide = [t for t in kept if t.dtype == torch.float32 and t.data_ptr() not in weights and t.numel() > 2 * 9 * 104]
+    assert kept and not wide
