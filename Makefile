@@ -46,6 +46,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/structure.py
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/arithmetic.py
+	$(BIN)/python benchmarks/followed.py
 	$(BIN)/python benchmarks/growth.py
 
 teaching-model: $(READY)

@@ -17,11 +17,11 @@ from blora_nb import TrainingSettings
 from blora_nb.execution import gradient_checkpointing
 from blora_nb.memory import GIB, WORKING, count_activations, lora_of, without_numbers
 from blora_nb.text_cache import constant_text, text_projections
+from full_sdxl import VAE
 from random_sdxl import unet_config
 
 HERE = Path(__file__).resolve().parent
 SDXL = unet_config("full")
-VAE = {"block_out_channels": (128, 256, 512, 512), "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "layers_per_block": 2, "latent_channels": 4}
 SPEED, PICTURE_STEPS = 10, 30  # TFLOP/s assumed
 MODES = ("none", "partial", "full")
 BYTES = {"float16": 2, "int8": 1, "nf4": 0.5 + 4 / 64}  # a weight of a linear layer; nf4 keeps a float32 scale for each 64

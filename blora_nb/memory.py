@@ -21,9 +21,9 @@ from .models import native_resolution
 from .text_cache import movable, text_projections
 
 GIB = 2**30
-PICTURE = 3 * GIB  # of 1024 × 1024 pixels, U-Net and VAE at work in 16 bits; an allowance, not measured: a batch that does not fit is halved
+PICTURE = 3 * GIB  # of 1024 × 1024 pixels through SDXL's VAE in 16 bits: twice its tensors, since convolutions want room too; a batch that does not fit is halved
 MOST_AT_ONCE = 8  # larger batches gain no speed
-ENCODING = int(2.7 * GIB)  # a picture of 1024 × 1024 pixels through SDXL's VAE in float32, followed by benchmarks/arithmetic.py
+ENCODING = int(2.7 * GIB)  # a picture of 1024 × 1024 pixels through SDXL's VAE in float32: the tensors alive at once (tests/on_a_pretended_gpu.py)
 WORKING = int(0.7 * GIB)  # CUDA's own memory and the largest temporary tensors; an allowance, not counted
 
 
