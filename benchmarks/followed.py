@@ -4,7 +4,7 @@
         --advanced PATH/train_dreambooth_lora_sdxl_advanced.py --advanced_python ENV/bin/python [--base FOLDER]
 
 Each script runs unchanged through whole training steps in float16 at 1024 px; see pretend_gpu.py for what is and what is not known
-then. The base is the architecture with random weights (random_sdxl.py), 14 GB on disk while this runs.
+then. The base is the architecture with random weights (random_sdxl.py), 11 GB on disk while this runs.
 """
 
 import argparse

@@ -6,6 +6,7 @@ The names are those of the authors' script, so that their README can be typed he
 
 import argparse
 from dataclasses import dataclass, field, fields
+import math
 import sys
 from types import UnionType
 from typing import get_args
@@ -62,7 +63,7 @@ class TrainingSettings:
     )  # fmt: skip
     compile: bool = option(False, "compile the transformer blocks (torch.compile): the first step waits for the compiler, the others are a tenth faster on a CPU; not run on a GPU", MEMORY)
 
-    checkpointing_steps: int | None = option(None, "steps between checkpoints; by default a quarter of the training", CHECKPOINTS)
+    checkpointing_steps: int | None = option(None, "steps between checkpoints; by default there is one after each quarter of the training", CHECKPOINTS)
     checkpoints_total_limit: int | None = option(None, "keep only so many, the newest", CHECKPOINTS)
 
     license: str | None = option(None, "of the B-LoRA, for example cc-by-4.0: what others may do with it, if the picture is yours to decide", FILE)
@@ -92,10 +93,11 @@ class TrainingSettings:
         shown = [f for k, f in enumerate(fields(self)) if k < 9 or getattr(self, f.name) != f.default]
         return f"TrainingSettings({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
-    @property
-    def steps_between_checkpoints(self):
-        """`checkpointing_steps`, or a quarter of the training."""
-        return self.checkpointing_steps or max(1, self.max_train_steps // 4)
+    def checkpoint_at(self, step):
+        """Whether there is a checkpoint after this step: every `checkpointing_steps`, or after each quarter of the training."""
+        if self.checkpointing_steps:
+            return step % self.checkpointing_steps == 0
+        return step in {math.ceil(self.max_train_steps * quarter / 4) for quarter in (1, 2, 3, 4)}
 
     @classmethod
     def for_pipeline(cls, pipe, **changes):

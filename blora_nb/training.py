@@ -251,7 +251,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
                     report.look()
                 report.watch.judged = settings.x0_loss_from is None or step < settings.x0_loss_from
                 known = report.watch.saw(*take_step(pipe, scheduler, batches, time_ids, state, settings, step))
-                path = checkpoint() if output_dir and (step % settings.steps_between_checkpoints == 0 or stop.asked) else None
+                path = checkpoint() if output_dir and (settings.checkpoint_at(step) or stop.asked) else None
                 report.tell(known)
                 if stop.asked:
                     raise KeyboardInterrupt(f"Stopped after step {step}." + (f" Go on with: --resume_from_checkpoint latest (in {output_dir})" if path else ""))

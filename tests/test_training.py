@@ -349,3 +349,9 @@ def test_a_base_in_16_bits_trains_and_draws(dtype, picture, recwarn):
     image = generate(pipe, "A [v]", blora, blora, num_inference_steps=3, progress=False)[0]
     assert image.convert("L").getextrema()[0] < image.convert("L").getextrema()[1]
     assert not [w for w in recwarn if "lr_scheduler" in str(w.message)]
+
+
+def test_checkpoints_are_after_each_quarter_unless_asked_otherwise():
+    at = lambda **changes: [step for step in range(1, 1001) if TrainingSettings(**changes).checkpoint_at(step)]
+    assert at() == [250, 500, 750, 1000] and at(max_train_steps=150) == [38, 75, 113, 150] and at(max_train_steps=1) == [1]
+    assert at(max_train_steps=1000, checkpointing_steps=400) == [400, 800]
