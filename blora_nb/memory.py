@@ -174,10 +174,11 @@ def choose_checkpointing(pipe, settings, free=None):
 
 
 def unet_can_stay(pipe, settings):
-    """Whether the U-Net stays on the device while the picture is encoded: where the training will take as much as that anyway, or where it cannot be moved."""
+    """Whether the U-Net stays on the device while the picture is encoded and the text encoders are away: where nothing will be recomputed and there is room, or where it cannot be moved."""
     if pipe.unet.device.type != "cuda" or getattr(pipe.unet, "is_quantized", False):
         return True
-    return ENCODING * (settings.resolution / 1024) ** 2 <= need(pipe, settings, choose_checkpointing(pipe, settings)).beside_the_base
+    free = free_memory(pipe.unet.device) + size_of(pipe.text_encoder) + size_of(pipe.text_encoder_2)
+    return choose_checkpointing(pipe, settings) == "none" and ENCODING * (settings.resolution / 1024) ** 2 + WORKING <= free
 
 
 def report(pipe, settings, free=None, one_prompt=True):
