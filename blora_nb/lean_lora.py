@@ -53,40 +53,42 @@ def _lean_class(kind):
 def lean_lora(unet):
     """Inside, the LoRA layers of a U-Net compute as said above. Yields a context in which they are PEFT's own, for whatever is done to those."""
     layers = [module for module in unet.modules() if hasattr(module, "lora_A")]
-    kinds, dtype = [type(layer) for layer in layers], unet.dtype
+    kinds, dtype, hooks = [type(layer) for layer in layers], unet.dtype, []
     adapters = [(layer, name) for layer in layers for name in layer.lora_A]
     weights = [part[name].weight for layer, name in adapters for part in (layer.lora_A, layer.lora_B)]
-    trained, frozen = ([w for w in weights if w.requires_grad is wanted] for wanted in (True, False))
+    trained = [w for w in weights if w.requires_grad]
+    kept = {id(w): w.detach().to(dtype) for w in weights if not w.requires_grad}
 
     def prepare(*_):
-        """Before each run of the U-Net: this step's weights."""
-        if dtype == torch.float32:
-            ready = weights
-        else:
-            here = dict(zip(map(id, trained), _Round.apply(dtype, *trained) if trained else ())) | {id(w): w.to(dtype) for w in frozen}
-            ready = [here[id(w)] for w in weights]
+        """Before each run of the U-Net: the weights of this step."""
+        ready = trained if dtype == torch.float32 or not trained else _Round.apply(dtype, *trained)
+        here = kept | dict(zip(map(id, trained), ready))
         for layer in layers:
             layer.lean = {}
-        for (layer, name), pair in zip(adapters, zip(ready[::2], ready[1::2])):
-            layer.lean[name] = pair
+        for (layer, name), a, b in zip(adapters, weights[::2], weights[1::2]):
+            layer.lean[name] = (here[id(a)], here[id(b)])
 
-    def become(classes):
-        for layer, kind in zip(layers, classes):
+    def begin():
+        hooks.append(unet.register_forward_pre_hook(prepare))
+        for layer, kind in zip(layers, kinds):
+            layer.__class__ = _lean_class(kind)
+
+    def end():
+        hooks.pop().remove()
+        for layer, kind in zip(layers, kinds):
             layer.__class__ = kind
             layer.__dict__.pop("lean", None)
 
     @contextmanager
     def as_before():
-        become(kinds)
+        end()
         try:
             yield
         finally:
-            become(map(_lean_class, kinds))
+            begin()
 
-    hook = unet.register_forward_pre_hook(prepare)
-    become(map(_lean_class, kinds))
+    begin()
     try:
         yield as_before
     finally:
-        hook.remove()
-        become(kinds)
+        end()

@@ -3,7 +3,7 @@
 Source: arXiv 2403.14572, section 4.2, and the authors' training script. Each piece is a function of its own, so that
 recorded latents, noise, timesteps and LoRA weights of another implementation can be replayed through `blora_loss` and
 `make_optimizer` and compared number by number. What keeps a long training alive is in `watch` and `checkpoints`, what makes it
-fit into a small GPU in `memory`, `execution` and `text_cache`, what changes the loss in `recipes`.
+fit into a small GPU in `memory`, `execution` and `text_cache`, what makes it fast in `lean_lora`, what changes the loss in `recipes`.
 """
 
 from contextlib import ExitStack, contextmanager
