@@ -325,7 +325,7 @@ def applied(pipe):
 
 def remove(pipe):
     """Take every LoRA off the pipeline; afterwards it is the plain model."""
-    if applied(pipe):
+    if applied(pipe) or any(hasattr(module, "base_layer") for module in pipe.unet.modules()):  # where an error came in between, some layers have LoRA that no list names
         pipe.unload_lora_weights()
 
 

@@ -87,6 +87,22 @@ def test_out_of_memory_says_what_to_change_and_keeps_the_checkpoint(pipe, pictur
     assert caught.value.__context__ and kept[0]() is None  # a notebook keeps the error, which must not keep the step's memory
 
 
+def test_lora_that_got_half_on_the_model_comes_off(pipe, picture, monkeypatch):
+    from peft.tuners.lora import Linear
+
+    update, names = Linear.update_layer, [name for name, _ in pipe.unet.named_modules()]
+
+    def too_much(self, *arguments, **more):
+        update(self, *arguments, **more)
+        if sum(hasattr(module, "base_layer") for module in pipe.unet.modules()) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+
+    monkeypatch.setattr(Linear, "update_layer", too_much)
+    with pytest.raises(TrainingError, match="2.00 GiB"):
+        train(pipe, picture, progress=False, max_train_steps=2)
+    assert [name for name, _ in pipe.unet.named_modules()] == names
+
+
 def test_a_picture_too_large_to_encode_leaves_the_vae_as_it_was(picture, monkeypatch):
     from blora_nb import load_pipeline
     from blora_nb.models import tile_vae
