@@ -1,7 +1,7 @@
 """A GPU that is none, to follow what a program does with one: import this before torch, then `with PretendGPU() as gpu:`.
 
 Tensors "on" it call themselves `cuda:0` and are computed by the CPU. What a GPU does not do is an error here too: computing with tensors of
-two devices, holding more than its memory. And it keeps account: `gpu.peak` is the most bytes that were alive at once, `gpu.waits` lists where
+two devices, holding more than its memory. And it keeps account: `gpu.peak` is the most bytes that were alive at once, `gpu.waits` lists most places where
 the computer would have stood still until the GPU had caught up, `gpu.operations` and `gpu.flop` count what it was given to do. With
 `numbers=False` (or with what was made on PyTorch's "meta" device) tensors on it have shapes only and nothing is computed: so SDXL is followed
 at full size on a laptop. It knows nothing of a GPU's speed, rounding, kernels, or memory beside tensors.
