@@ -17,8 +17,7 @@ from blora_nb import TrainingSettings
 from blora_nb.execution import gradient_checkpointing
 from blora_nb.memory import GIB, WORKING, count_activations, lora_of, without_numbers
 from blora_nb.text_cache import constant_text, text_projections
-from full_sdxl import VAE
-from random_sdxl import unet_config
+from random_sdxl import unet_config, vae_config
 
 HERE = Path(__file__).resolve().parent
 SDXL = unet_config("full")
@@ -39,7 +38,7 @@ def step_parts(settings):
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        vae = AutoencoderKL(**VAE)
+        vae = AutoencoderKL(**vae_config("full"))
     unet, forward = without_numbers(SDXL, torch.float16, settings)
     parts = {"VAE encoding": counted(lambda: vae.encode(torch.empty(1, 3, settings.resolution, settings.resolution, device="meta")))[0], "forward": counted(forward)[0]}
     with constant_text(unet, torch.empty(1, 77, SDXL["cross_attention_dim"], device="meta", dtype=torch.float16)):

@@ -4,12 +4,11 @@
         --advanced PATH/train_dreambooth_lora_sdxl_advanced.py --advanced_python ENV/bin/python [--base FOLDER]
 
 Each script runs unchanged through whole training steps in float16 at 1024 px; see pretend_gpu.py for what is and what is not known
-then. The base is the architecture with random weights (random_sdxl.py), 11 GB on disk while this runs.
+then. Without both peers our own is followed and printed, and nothing written. The base is the architecture with random weights (random_sdxl.py), 11 GB on disk while this runs.
 """
 
 import argparse
 import json
-import os
 from pathlib import Path
 import subprocess
 import sys
@@ -115,7 +114,7 @@ Made by `python benchmarks/followed.py`: each script, unchanged, takes whole tra
 def write(rows, made_with):
     ours, text = next(iter(rows.values())), ABOUT
     text += "; ".join(f"{who}: Python {x['python']}, torch {x['torch']}, diffusers {x['diffusers']}" for who, x in made_with.items()) + "\n\n"
-    text += "| | " + " | ".join(f"{what}" for what in WHAT) + " | operations, times ours |\n|---" + "|---" * (len(WHAT) + 1) + "|\n"
+    text += "| | " + " | ".join(WHAT) + " | operations, times ours |\n|---" + "|---" * (len(WHAT) + 1) + "|\n"
     for name, row in rows.items():
         text += f"| {name} | " + " | ".join(f"{row[what]:.{digits}f}" for what, digits in WHAT.items()) + f" | {row['operations'] / ours['operations']:.2f} |\n"
     (HERE / "followed.md").write_text(text)

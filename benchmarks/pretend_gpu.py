@@ -1,7 +1,7 @@
 """A GPU that is none, to follow what a program does with one: import this before torch, then `with PretendGPU() as gpu:`.
 
 Tensors "on" it call themselves `cuda:0` and are computed by the CPU. What a GPU does not do is an error here too: computing with tensors of
-two devices, holding more than its memory. And it keeps account: `gpu.peak` is the most bytes that were alive at once, `gpu.waits` lists most places where
+two devices, holding more than its memory. And it keeps account: `gpu.peak` is the most bytes that were alive at once, `gpu.waits` lists where
 the computer would have stood still until the GPU had caught up, `gpu.operations` and `gpu.flop` count what it was given to do. With
 `numbers=False` (or with what was made on PyTorch's "meta" device) tensors on it have shapes only and nothing is computed: so SDXL is followed
 at full size on a laptop. It knows nothing of a GPU's speed, rounding, kernels, or memory beside tensors.
@@ -42,7 +42,8 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 
 aten = torch.ops.aten
 COPIES = (aten._to_copy, aten.copy_, aten._foreach_copy_)
-INDEXING = (aten.index, aten.index_put, aten.index_put_)
+INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
+ANSWERS_IN_NUMBERS = (aten.nonzero, aten.masked_select, aten.equal, aten.allclose, aten._unique2, aten.unique_dim, aten.repeat_interleave)
 FLOP = flop_registry | {aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop, aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop}
 
 
@@ -107,7 +108,7 @@ class PretendGPU(TorchDispatchMode):
         super().__init__()
         self.total, self.capability, self.numbers = total, capability, numbers
         self.live = self.peak = self.operations = self.flop = 0
-        self.waits, self._held = [], {}
+        self.waits, self._held, self._pinned = [], {}, {}  # pinned memory is kept: the address of what is gone would be used again
 
     def __enter__(self):
         import diffusers.models.autoencoders.autoencoder_kl  # noqa: F401 - bitsandbytes looks for CUDA itself when it is imported, and must not find this one
@@ -184,12 +185,12 @@ class PretendGPU(TorchDispatchMode):
         kwargs, flat, packet = dict(kwargs), tree_flatten((args, kwargs))[0], func.overloadpacket
         here, target = any(isinstance(x, OnGPU) for x in flat), kwargs.get("device")
         if packet is aten.is_pinned:
-            return getattr(args[0], "pretend_pinned", False)
+            return self._is_pinned(args[0])
         pinned = kwargs.pop("pin_memory", False) or packet is aten._pin_memory
         if not here and (pinned or not _on_gpu(target)):
             result = args[0].clone() if packet is aten._pin_memory else func(*args, **kwargs)
             if pinned:
-                result.pretend_pinned = True
+                self._pinned[result.untyped_storage()._cdata] = result
             return result
         if packet not in COPIES:
             _refuse_two_devices(func, flat, packet in INDEXING)
@@ -198,6 +199,7 @@ class PretendGPU(TorchDispatchMode):
         if numberless and packet is aten._local_scalar_dense:
             return 1.0 if args[0].dtype.is_floating_point else 1
         if numberless and packet in (aten.copy_, aten._foreach_copy_):
+            self.operations += 1
             return args[0] if packet is aten.copy_ else None
 
         def inside(x):
@@ -231,17 +233,22 @@ class PretendGPU(TorchDispatchMode):
     def _note_wait(self, packet, args, kwargs, flat):
         if packet is aten._local_scalar_dense:
             self.waits.append("a number is read")
-        elif packet in (aten.nonzero, aten.masked_select):
+        elif packet in ANSWERS_IN_NUMBERS:
             self.waits.append(str(packet))
-        elif packet in INDEXING and any(isinstance(x, torch.Tensor) and x.ndim and not isinstance(x, OnGPU) for x in flat):
-            self.waits.append("an index comes from the computer's memory")
+        elif packet in INDEXING:
+            indices = [x for x in tree_flatten(args[1])[0] if isinstance(x, torch.Tensor)]
+            if any(x.ndim and not isinstance(x, OnGPU) for x in indices) or any(x.dtype in (torch.bool, torch.uint8) for x in indices):
+                self.waits.append("an index is a mask, or comes from the computer's memory")
         elif packet in COPIES:
             tensors = [x for x in flat if isinstance(x, torch.Tensor)]
             places = {isinstance(x, OnGPU) for x in tensors} | ({_on_gpu(kwargs["device"])} if kwargs.get("device") is not None else set())
-            unasked = not (kwargs.get("non_blocking") or (packet is not aten._to_copy and args[2:] == (True,)))
-            unpinned = packet is aten._to_copy and not isinstance(args[0], OnGPU) and not getattr(args[0], "pretend_pinned", False)
-            if len(places) == 2 and (unasked or unpinned):
+            asked = kwargs.get("non_blocking") or (packet is not aten._to_copy and args[2:] == (True,))
+            lands = packet is aten._to_copy and isinstance(args[0], OnGPU)  # in ordinary memory
+            if len(places) == 2 and not (asked and not lands and all(isinstance(x, OnGPU) or self._is_pinned(x) for x in tensors)):
                 self.waits.append(f"a copy of {tuple(tensors[0].shape)}")
+
+    def _is_pinned(self, tensor):
+        return tensor.untyped_storage()._cdata in self._pinned
 
 
 def _refuse_two_devices(func, tensors, indexing):

@@ -16,6 +16,7 @@ SIZES = {  # U-Net widths, heads, transformer layers; text encoder widths; VAE w
     "quarter": {"widths": (80, 160, 320), "heads": (1, 2, 5), "layers": (1, 2, 10), "groups": 16, "text": (192, 320), "vae": (32, 64, 128, 128), "side": 256},
     "full": {"widths": (320, 640, 1280), "heads": (5, 10, 20), "layers": (1, 2, 10), "groups": 32, "text": (768, 1280), "vae": (128, 256, 512, 512), "side": 1024},
 }
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "leading", "steps_offset": 1}
 
 
 def tokenizer(folder):
@@ -42,6 +43,14 @@ def unet_config(size):
     }  # fmt: skip
 
 
+def vae_config(size):
+    """The arguments of `AutoencoderKL`; of "full" they are SDXL's own."""
+    return {
+        "block_out_channels": SIZES[size]["vae"], "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "layers_per_block": 2, "latent_channels": 4,
+        "norm_num_groups": 32 if size == "full" else 8, "scaling_factor": 0.13025, "sample_size": SIZES[size]["side"],
+    }  # fmt: skip
+
+
 def build(folder, size):
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -56,11 +65,7 @@ def build(folder, size):
         encoders.append(kind(config))
     torch.manual_seed(0)  # the same weights whatever the text encoders drew, which differs between versions
     unet = UNet2DConditionModel(**unet_config(size))
-    vae = AutoencoderKL(
-        block_out_channels=s["vae"], down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4, norm_num_groups=8,
-        scaling_factor=0.13025, sample_size=s["side"],
-    )  # fmt: skip
-    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1)
+    vae, scheduler = AutoencoderKL(**vae_config(size)), EulerDiscreteScheduler(**SCHEDULER)
     pipe = StableDiffusionXLPipeline(vae, *encoders, tokens, tokens, unet, scheduler, add_watermarker=False)
     pipe.save_pretrained(folder, safe_serialization=True)
 

@@ -4,6 +4,7 @@ Context managers round an unchanged model; afterwards it is what it was. None ch
 """
 
 from contextlib import contextmanager
+import warnings
 
 import torch
 
@@ -62,15 +63,25 @@ def out_of_the_way(*models):
     try:
         yield back
     finally:
-        move(devices)
+        for model, device in zip(models, devices):
+            move_if_room(model, device)
+
+
+def move_if_room(model, device):
+    """Whether there was room to move it; what was learned, or why it ended, is worth more than a model's place."""
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 @contextmanager
 def all_back(*models):
-    """Afterwards the models are where they were, even where an error left no room for that inside."""
+    """Afterwards the models are where they were, also those for which there was no room yet inside; a warning names what finds none even now."""
     devices = [model.device for model in models]
     try:
         yield
     finally:
-        for model, device in zip(models, devices):
-            model.to(device)
+        if left := [type(model).__name__ for model, device in zip(models, devices) if not move_if_room(model, device)]:
+            warnings.warn(f"There is no room left on {devices[0]} for {' and '.join(left)}. Close what else uses it, and load the pipeline again.", stacklevel=3)

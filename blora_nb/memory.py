@@ -174,10 +174,13 @@ def choose_checkpointing(pipe, settings, free=None):
 
 
 def unet_can_stay(pipe, settings):
-    """Whether the U-Net stays on the device while the picture is encoded and the text encoders are away: where nothing will be recomputed and there is room, or where it cannot be moved."""
+    """Whether the U-Net stays on the device while the picture is encoded: where there is room for both once the text encoders are away, or where it cannot be moved.
+
+    Not where activations are to be recomputed: who asks for that wants the peak of memory low, and encoding beside the U-Net would be the peak.
+    """
     if pipe.unet.device.type != "cuda" or getattr(pipe.unet, "is_quantized", False):
         return True
-    free = free_memory(pipe.unet.device) + size_of(pipe.text_encoder) + size_of(pipe.text_encoder_2)
+    free = free_memory(pipe.unet.device) + sum(size_of(model) for model in (pipe.text_encoder, pipe.text_encoder_2) if model.device == pipe.unet.device)
     return choose_checkpointing(pipe, settings) == "none" and ENCODING * (settings.resolution / 1024) ** 2 + WORKING <= free
 
 
@@ -215,11 +218,9 @@ def is_out_of_memory(error):
 
 
 def forget(error):
-    """Let go of the tensors that an error's traceback keeps alive, and those of the errors before it, so that there is room again for what comes next."""
-    while error:
-        traceback.clear_frames(error.__traceback__)
-        error.__traceback__ = None  # a frame that was cleared still has what its function closed over
-        error = error.__context__
+    """Let go of the tensors that an error's traceback keeps alive, so that there is room again for what comes next."""
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None  # a frame that was cleared still has what its function closed over
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

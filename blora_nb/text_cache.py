@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from .execution import move_if_room
+
 
 class Constant(torch.nn.Module):
     """Stands in for a frozen linear layer: its output [batch, tokens, out] for the one prompt, whatever it is asked."""
@@ -48,11 +50,11 @@ def constant_text(unet, prompt_embeds, wanted=True):
     here = prompt_embeds.device
     aside = "cpu" if here.type == "cuda" else here
 
-    def put(modules, device):
+    def put(modules, device, move=torch.nn.Module.to):
         for (holder, name, _), module in zip(places, modules):
             setattr(holder, name, module)
         for layer in movable(places):
-            layer.to(device)
+            move(layer, device)
 
     @contextmanager
     def as_before():
@@ -66,4 +68,4 @@ def constant_text(unet, prompt_embeds, wanted=True):
     try:
         yield as_before
     finally:
-        put([layer for *_, layer in places], here)
+        put([layer for *_, layer in places], here, move_if_room)

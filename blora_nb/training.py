@@ -329,8 +329,8 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
     pictures = list(image) if isinstance(image, (list, tuple, dict)) else [image]
     checkpoint = prepare_output(output_dir, resume_from_checkpoint)
     content = content and mix("content", content)
-    movable = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2, *([] if getattr(pipe.unet, "is_quantized", False) else [pipe.unet])]
-    with pipeline_lock(pipe), all_back(*movable):
+    moving = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2, *([] if getattr(pipe.unet, "is_quantized", False) else [pipe.unet])]
+    with pipeline_lock(pipe), all_back(*moving):
         try:
             squares, class_squares = squares_of(pictures, settings), squares_of(find_images(settings.class_data_dir), settings) if settings.with_prior_preservation else []
             metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
@@ -340,6 +340,7 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
                 prior = encode_images(pipe, class_squares) if class_squares else None
             del squares, class_squares
             remove(pipe)
+            # no name here for LoRA's parameters: it would keep them on the device when the models come back
             attach = lambda: attach_style_beside(pipe, content, settings) if content else attach_lora(pipe.unet, settings.rank, settings.seed)
             losses = run_steps(pipe, attach(), moments, settings, progress, prompts, prior, output_dir, checkpoint, on_checkpoint, content, learned)
             blora = collect(pipe.unet, settings)

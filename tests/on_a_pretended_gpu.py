@@ -41,6 +41,14 @@ def test_a_mistake_is_noticed(gpu):
     torch.ones(3).to("cuda")
     torch.ones(3).pin_memory().to("cuda", non_blocking=True)
     assert gpu.waits == ["tolist", "a copy of (3,)"] and gpu.live == 2 * 4096
+    gpu.waits.clear()
+    numbers, ordinary = torch.arange(4.0, device="cuda"), torch.empty(4)
+    for wait in (lambda: numbers[numbers > 1], lambda: torch.equal(numbers, numbers), lambda: torch.unique(numbers), lambda: ordinary.copy_(numbers, non_blocking=True), lambda: torch._foreach_copy_([numbers], [ordinary], True)):
+        wait()
+        assert len(gpu.waits) == 1, gpu.waits
+        gpu.waits.clear()
+    torch._foreach_copy_(list(torch.empty(4, pin_memory=True).split(4)), [numbers], non_blocking=True)
+    assert not gpu.waits
     gpu.total = 10_000
     with pytest.raises(torch.OutOfMemoryError):
         torch.ones(1024, device="cuda")
@@ -58,19 +66,21 @@ def test_training_and_pictures_are_those_of_the_cpu(on_gpu, pipe, picture):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("changes", [{}, {"train_batch_size": 2, "gradient_accumulation_steps": 2, "snr_gamma": 5.0, "x0_loss_from": 2}, {"gradient_checkpointing": "full"}])
 def test_no_step_waits_for_the_gpu(gpu, picture, monkeypatch, dtype, changes):
-    """Otherwise the GPU stands idle while the computer prepares the next step. Pictures in turn, a gradient scaler in float16."""
-    waits, step = [], training.take_step
+    """Otherwise the GPU stands idle while the computer prepares the next step. Pictures in turn, a gradient scaler in float16; in between, only losses are read."""
+    waits, between, step = [], [], training.take_step
 
     def listed(*arguments):
+        between.append(set(gpu.waits))
         gpu.waits.clear()
         result = step(*arguments)
         waits.append(list(gpu.waits))
+        gpu.waits.clear()
         return result
 
     monkeypatch.setattr(training, "take_step", listed)
     pictures = [picture, picture.rotate(90)] if changes.get("train_batch_size") else picture
     losses = train(load_pipeline(device="cuda", dtype=getattr(torch, dtype)), pictures, **changes, **SHORT).losses
-    assert waits[1:] == [[], [], []] and np.isfinite(losses).all()  # the noise schedule comes along in the first
+    assert waits[1:] == [[], [], []] and between[1:] == [{"tolist"}] * 3 and np.isfinite(losses).all()  # the noise schedule comes along in the first
 
 
 def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
@@ -112,6 +122,31 @@ def test_what_fits_is_chosen_and_fits(gpu, on_gpu, picture):
         base = gpu.peak = gpu.live
         train(on_gpu, picture, gradient_checkpointing=mode, **SHORT)
         assert gpu.total - gpu.peak > 0.9 * WORKING and gpu.live <= base + 2**20
+
+
+def test_what_finds_no_room_any_more_is_named_and_the_error_is_still_the_explained_one(gpu, on_gpu, picture, tmp_path):
+    """Somebody else took the memory meanwhile. An error that the caller is handling keeps its traceback."""
+    base = gpu.live
+
+    def shrink(step, *_):
+        gpu.total = base - 2**16
+
+    try:
+        raise KeyError("the caller's")
+    except KeyError as mine:
+        with pytest.warns(UserWarning, match="no room left on cuda:0 for .*load the pipeline again"), pytest.raises(TrainingError, match="too small.*checkpoint-1 is complete"):
+            train(on_gpu, picture, progress=shrink, output_dir=tmp_path, gradient_checkpointing="none", checkpointing_steps=1, max_train_steps=3)
+        assert mine.__traceback__ is not None
+    gpu.total = 80 * GIB
+    fresh = load_pipeline(device="cuda")
+    gpu.total = gpu.live + 80 * GIB
+
+    def at_the_end(step, steps, loss):
+        if step == steps:
+            gpu.total = gpu.live
+
+    with pytest.warns(UserWarning, match="no room left"):
+        assert len(train(fresh, picture, progress=at_the_end, max_train_steps=4).losses) == 4  # what was learned is not lost
 
 
 @pytest.mark.parametrize("after", [0, 2])

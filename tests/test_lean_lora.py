@@ -5,28 +5,36 @@ import copy
 import pytest
 import torch
 
-from blora_nb.blocks import STYLE_BLOCK
+from blora_nb.configuration import TrainingSettings
 from blora_nb.lean_lora import lean_lora
 from blora_nb.models import encode_prompt
-from blora_nb.training import attach_lora, micro_conditioning
+from blora_nb.training import attach_lora, attach_style_beside, collect, micro_conditioning
 
+A_LAYERS_INPUT = 2 * 9 * 104  # pictures × positions × channels in the trained blocks
 
 
 def model(pipe, dtype, content=False):
-    """(U-Net with LoRA that changes what it predicts, its trained parameters by name, a function that runs it); perhaps with a content half that is kept."""
-    unet = copy.deepcopy(pipe.unet).to(dtype)
-    attach_lora(unet, 8)
+    """(U-Net with LoRA that changes what it predicts, its trained parameters by name, a function that runs it); perhaps a style half beside a content half that is kept."""
+    settings, pipe = TrainingSettings(rank=8), copy.copy(pipe)
+    unet = pipe.unet = copy.deepcopy(pipe.unet).to(dtype)
+    attach_lora(unet, settings.rank)
+    strengthen(unet)
     if content:
-        kept = {name for name, p in unet.named_parameters() if p.requires_grad and STYLE_BLOCK not in name}
-        for name, p in unet.named_parameters():
-            p.requires_grad_(p.requires_grad and name not in kept)
-    for name, p in unet.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+        kept = collect(unet, settings)
+        unet.unload_lora()
+        attach_style_beside(pipe, kept, settings)
+        assert sum(module.active_adapters == ["content", "new"] for module in unet.modules() if hasattr(module, "lora_A"))
+        strengthen(unet, "new")
     embeds, pooled = (t.to(dtype) for t in encode_prompt(pipe, "A [v]"))
     latents = torch.randn(2, 12, 12, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
     conditions = {"text_embeds": pooled.expand(2, -1), "time_ids": micro_conditioning(96, 2, "cpu", dtype)}
     return unet, {n: p for n, p in unet.named_parameters() if p.requires_grad}, lambda: unet(latents, torch.tensor([200, 700]), embeds.expand(2, -1, -1), added_cond_kwargs=conditions).sample
+
+
+def strengthen(unet, adapter=""):
+    for name, p in unet.named_parameters():
+        if f"lora_B.{adapter}" in name:
+            torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(len(name)))
 
 
 def gradients(parameters, prediction):
@@ -43,14 +51,14 @@ def test_predictions_and_gradients_are_those_of_peft(pipe, dtype, near, content,
     unet, parameters, run = model(pipe, dtype, content)
     for module in unet.modules():
         if hasattr(module, "lora_A"):
-            module.scaling["new"] = scale
+            module.scaling.update(dict.fromkeys(module.scaling, scale))
     with torch.no_grad():
         unet.disable_adapters()
         without = run()
         unet.enable_adapters()
     before = run()
     theirs = gradients(parameters, before)
-    assert (before - without).abs().max() > 0.05 and parameters and all(g.any() for g in theirs.values())
+    assert (before - without).abs().max() > 0.02 and parameters and all(g.any() for g in theirs.values())
     with lean_lora(unet) as pefts_own:
         inside = run()
         ours = gradients(parameters, inside)
@@ -74,5 +82,5 @@ def test_in_16_bits_lora_computes_in_16_bits(pipe):
     with lean_lora(unet), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         run()
     weights = {p.data_ptr() for p in unet.parameters()}
-    wide = [t for t in kept if t.dtype == torch.float32 and t.data_ptr() not in weights and t.numel() > 2 * 9 * 104]
+    wide = [t for t in kept if t.dtype == torch.float32 and t.data_ptr() not in weights and t.numel() >= A_LAYERS_INPUT]
     assert kept and not wide
