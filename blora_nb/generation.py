@@ -41,9 +41,10 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
 def generate_each(pipe, prompt, content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
     """Like `generate`, one picture after another, each as soon as it is ready."""
     content, style = adapters.loaded(content), adapters.loaded(style)
-    adapters.apply(pipe, content, style, content_alpha, style_alpha)
-    common = record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha)
-    embeds, alphas = encode(pipe, prompt, negative_prompt), {"content_alpha": content_alpha, "style_alpha": style_alpha}
+    with memory_explained(pipe):
+        adapters.apply(pipe, content, style, content_alpha, style_alpha)
+        embeds = encode(pipe, prompt, negative_prompt)
+    common, alphas = record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha), {"content_alpha": content_alpha, "style_alpha": style_alpha}
     for image in pictures(pipe, embeds, seeds, num_inference_steps, guidance_scale, height, width, progress, **alphas, **options):
         image.info["blora_nb"] = common | image.info["blora_nb"]
         yield image
@@ -53,7 +54,9 @@ def generate_each(pipe, prompt, content=None, style=None, content_alpha=1.0, sty
 def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
     """Like `generate`, with whatever is on the pipeline at the moment (see `adapters.apply` and `adapters.set_alphas`)."""
     with pipeline_lock(pipe):
-        return list(pictures(pipe, encode(pipe, prompt, negative_prompt), seeds, num_inference_steps, guidance_scale, height, width, progress, **options))
+        with memory_explained(pipe):
+            embeds = encode(pipe, prompt, negative_prompt)
+        return list(pictures(pipe, embeds, seeds, num_inference_steps, guidance_scale, height, width, progress, **options))
 
 
 @torch.no_grad()
@@ -140,6 +143,18 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
             for seed, picture in zip(batch, images):
                 picture.info["blora_nb"] = made_with | {"seed": seed} | ({"batch_seeds": batch} if len(batch) > 1 else {})
                 yield picture
+
+
+@contextmanager
+def memory_explained(pipe):
+    """Inside, running out of memory becomes a MemoryError that says what to change, and keeps none of the memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        forget(error)
+        raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
 
 
 def check_latents(latents, seeds):

@@ -28,6 +28,7 @@ def components():
         mean = patches.mean(0)
         values, vectors = torch.linalg.eigh(torch.cov(patches.T))
         spread, basis = values.flip(0)[:CHANNELS].sqrt(), vectors.flip(1)[:, :CHANNELS].T
+        basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()  # the sign is arbitrary, and differs between machines
         strength = spread**EVENING
         scale = strength / strength.square().mean().sqrt() / spread  # all channels together have variance 1
         torch.save({"kernel": (scale[:, None] * basis).reshape(CHANNELS, 3, 8, 8), "offset": -(scale * (basis @ mean))}, path)

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from blora_nb import load_pipeline
 from blora_nb.structure import outline
 from drawings import OBJECTS, STYLES, draw, free_pose, is_held_out
-from patch_components import NOISE, components, latents_of, to_pixels
-from train_tiny_sdxl import TextEncoding, timesteps
+from patch_components import NOISE
+from train_tiny_sdxl import TextEncoding, all_latents, timesteps
 from training_pictures import SIZE, WORK
 
 COUNT, BATCH = 8_000, 32
@@ -69,11 +69,9 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
     pictures, outlines, names = load_pairs()
-    parts = components()
-    latents = torch.cat([latents_of(to_pixels(pictures[i : i + 500]), parts) for i in range(0, COUNT, 500)])
-
     torch.manual_seed(0)
     pipe = load_pipeline("tiny", "cpu")
+    latents = all_latents(pictures, pipe.vae)
     controlnet = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=HINT_CHANNELS).train()
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=args.learning_rate, weight_decay=1e-3)
     schedule, encode = DDPMScheduler.from_config(pipe.scheduler.config), TextEncoding(pipe)
@@ -90,7 +88,7 @@ def main():
             group["lr"] = args.learning_rate * min(1, (step + 1) / 100, 3 * (1 - spent / limit))
         random_, generator = random.Random(step), torch.Generator().manual_seed(step)
         rows = torch.randint(COUNT, (BATCH,), generator=generator)
-        x = latents[rows] + NOISE * torch.randn(latents[rows].shape, generator=generator)
+        x = latents[rows].float() + NOISE * torch.randn(latents[rows].shape, generator=generator)
         noise, t = torch.randn(x.shape, generator=generator), timesteps(BATCH, generator)
         noisy, hint = schedule.add_noise(x, noise, t), torch.from_numpy(outlines[rows.numpy()])[:, None].float().expand(-1, 3, -1, -1) / 255
         with torch.no_grad():

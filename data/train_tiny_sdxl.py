@@ -32,8 +32,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
 from drawings import COLOURS, HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES
 from matrix_muon import MatrixMuon
-from patch_components import CHANNELS, NOISE, components, latents_of, to_pixels
-from processes import average_gradients, gather, start_processes, wait_for_all
+from patch_components import CHANNELS, NOISE, to_pixels
+from processes import average_gradients, gather, start_processes
 from train_autoencoder import trained_autoencoder
 from training_pictures import SIZE, WORK, load_pictures, training_list
 
@@ -156,10 +156,10 @@ def timesteps(count, generator):
     return (1000 * torch.where(torch.rand(count, generator=generator) < 0.3, uniform, middle)).long().clamp(0, 999)
 
 
-def all_latents(pictures):
-    """The latents of every picture, float16 [count, channels, SIZE / 8, SIZE / 8]."""
-    parts = components()
-    return torch.cat([latents_of(to_pixels(pictures[i : i + 500]), parts).half() for i in range(0, len(pictures), 500)])
+@torch.no_grad()
+def all_latents(pictures, vae):
+    """The latents of every picture as the autoencoder computes them, float16 [count, channels, SIZE / 8, SIZE / 8]."""
+    return torch.cat([vae.encode(to_pixels(pictures[i : i + 500])).latent_dist.mean.half() for i in range(0, len(pictures), 500)])
 
 
 def simple_share(step):
@@ -188,10 +188,7 @@ def main():
 
     rank, world, device = start_processes()
     pictures, listing = load_pictures(), training_list()
-    if rank == 0:
-        components()
-    wait_for_all(world)
-    every_latent = all_latents(pictures)
+    every_latent = all_latents(pictures, trained_autoencoder())
 
     torch.manual_seed(0)
     pipe = build_pipeline().to(device)

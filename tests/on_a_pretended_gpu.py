@@ -179,6 +179,18 @@ def test_a_batch_that_does_not_fit_is_halved(gpu, on_gpu):
     assert len(made) == 4 and len(made[0].info["blora_nb"]["batch_seeds"]) in (2, 1)
 
 
+def test_no_room_for_the_halves_or_the_words_is_explained_as_well(gpu, on_gpu, blora):
+    base = gpu.live
+    for more, halves in ((2**16, {"content": blora}), (2**10, {})):
+        gpu.total = base + more
+        with pytest.raises(MemoryError, match=r"cuda:0 is too small for one picture .*Try, in this order: --vae_tiling"):
+            generate(on_gpu, "A fish", **halves, progress=False)
+        gpu.total = 80 * GIB
+        assert applied(on_gpu) == [] and gpu.live <= base + 2**16
+        assert len(generate(on_gpu, "A fish", **halves, num_inference_steps=1, progress=False)) == 1
+        remove(on_gpu)
+
+
 def test_the_command_line_with_checkpoints_and_pictures(gpu, picture, tmp_path, monkeypatch, capsys):
     picture.save(tmp_path / "star.png")
     command = ["train", "--instance_data_dir", str(tmp_path / "star.png"), "--output_dir", str(tmp_path / "out"), "--max_train_steps", "4", "--checkpointing_steps", "2"]
