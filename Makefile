@@ -5,7 +5,8 @@
 # make test-colab    run the notebooks and panels with the versions that Colab ships, in an environment of their own
 # make test-old-diffusers   have diffusers 0.25, which the original was made with, read what is written here; in an environment of its own
 # make notebooks     execute the notebooks again and store their outputs
-# make bench         measure the teaching model, the separation, the recipes and what training costs (hours on two cores)
+# make bench         measure the teaching model, the separation, the recipes and what training costs (hours on two cores);
+#                    other people's scripts too where they are named: make bench PEERS="--original PATH --original_python ENV/bin/python --advanced …"
 # make teaching-model   train the teaching model and the judge again (hours on two cores, resumable)
 
 PYTHON ?= python3
@@ -44,9 +45,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/separation.py
 	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/structure.py
-	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/training_speed.py $(PEERS)
 	$(BIN)/python benchmarks/arithmetic.py
-	$(BIN)/python benchmarks/followed.py
+	$(BIN)/python benchmarks/followed.py $(PEERS)
 	$(BIN)/python benchmarks/growth.py
 
 teaching-model: $(READY)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blora_nb import TrainingSettings
 from blora_nb.execution import gradient_checkpointing
 from blora_nb.memory import GIB, WORKING, count_activations, lora_of, without_numbers
-from blora_nb.text_cache import constant_text, text_projections
+from blora_nb.text_cache import cached_text, text_projections
 from random_sdxl import unet_config, vae_config
 
 HERE = Path(__file__).resolve().parent
@@ -41,7 +41,7 @@ def step_parts(settings):
         vae = AutoencoderKL(**vae_config("full"))
     unet, forward = without_numbers(SDXL, torch.float16, settings)
     parts = {"VAE encoding": counted(lambda: vae.encode(torch.empty(1, 3, settings.resolution, settings.resolution, device="meta")))[0], "forward": counted(forward)[0]}
-    with constant_text(unet, torch.empty(1, 77, SDXL["cross_attention_dim"], device="meta", dtype=torch.float16)):
+    with cached_text(unet, torch.empty(1, 77, SDXL["cross_attention_dim"], device="meta", dtype=torch.float16)):
         parts["forward, prompt known"], _ = counted(forward)
         for mode in MODES:
             with gradient_checkpointing(unet, mode):
@@ -51,7 +51,7 @@ def step_parts(settings):
 
 
 def memory(settings):
-    """Bytes, one training on one device: {(number format, mode): {part: bytes}}."""
+    """Bytes, one training on one device: {(dtype, mode): {part: bytes}}."""
     unet, _ = without_numbers(SDXL, torch.float16, settings)
     base = [p for p in unet.parameters() if not p.requires_grad]
     text = sum(layer.weight.numel() for *_, layer in text_projections(unet))
@@ -81,10 +81,10 @@ def main():
     known, original = parts["forward"] - parts["forward, prompt known"], parts["VAE encoding"] + parts["forward"] + parts["backward, checkpointing full"]
     text = f"# What a step of the full SDXL costs, counted\n\nMade by `python benchmarks/arithmetic.py`: {settings.resolution} px, batch 1, rank {settings.rank}, prompt of 77 tokens. Counted on the real architecture without weights; not run on a GPU.\n"
     text += "\n| part of a step | TFLOP |\n|---|---|\n" + "".join(f"| {name} | {number:.2f} |\n" for name, number in parts.items())
-    text += f"\nThe prompt's keys and values, computed once, spare {known:.2f} TFLOP a step. The original's step (the picture encoded each time, everything recomputed, as its README runs it) is\n"
+    text += f"\nThe prompt's keys and values, computed once, save {known:.2f} TFLOP a step. The original's step (the picture encoded each time, and gradient checkpointing as in its README) is\n"
     text += f"{original:.2f} TFLOP; here a step is:\n\n| gradient checkpointing | TFLOP a step | the original's step costs |\n|---|---|---|\n" + "".join(f"| {mode} | {number:.2f} | {original / number:.2f} times as much |\n" for mode, number in ours.items())
-    text += f"\nAt {SPEED} TFLOP/s, about what a T4 gives: {settings.max_train_steps} steps take {settings.max_train_steps * ours['none'] / SPEED / 60:.0f} minutes, a picture of {PICTURE_STEPS} steps with guidance {2 * PICTURE_STEPS * parts['forward'] / SPEED:.0f} s.\n"
-    text += "\n## Memory on the device, GiB\n\nThe text encoders and the VAE wait in the computer's memory while a B-LoRA is trained; in float16 the text's key and value layers do too.\n\n| U-Net in | gradient checkpointing | U-Net | LoRA and AdamW | activations | working memory, about | sum |\n|---|---|---|---|---|---|---|\n"
+    text += f"\nAt {SPEED} TFLOP/s, assumed for a T4 (its data sheet promises 65 at best): {settings.max_train_steps} steps take {settings.max_train_steps * ours['none'] / SPEED / 60:.0f} minutes, a picture of {PICTURE_STEPS} steps with guidance {2 * PICTURE_STEPS * parts['forward'] / SPEED:.0f} s.\n"
+    text += "\n## Memory on the device, GiB\n\nThe text encoders and the VAE are offloaded to the CPU while a B-LoRA is trained; in float16 the text's key and value layers do too.\n\n| U-Net in | gradient checkpointing | U-Net | LoRA and AdamW | activations | working memory, about | sum |\n|---|---|---|---|---|---|---|\n"
     for (kind, mode), row in memory(settings).items():
         text += f"| {kind} | {mode} | " + " | ".join(f"{size / GIB:.2f}" for size in row.values()) + f" | **{sum(row.values()) / GIB:.1f}** |\n"
     text += "\n8-bit Adam takes 0.16 GiB less.\n\n## How it grows\n\n| resolution | rank | TFLOP a step | activations, GiB | file, MB (float32) |\n|---|---|---|---|---|\n"

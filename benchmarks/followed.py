@@ -1,9 +1,9 @@
-"""What a training step asks of a GPU, here and in other people's scripts: followed at SDXL's full size on a pretended one.
+"""What a training step asks of a GPU, here and in other people's scripts: followed at SDXL's full size on a simulated one.
 
     python benchmarks/followed.py --original PATH/train_dreambooth_b-lora_sdxl.py --original_python ENV/bin/python \\
         --advanced PATH/train_dreambooth_lora_sdxl_advanced.py --advanced_python ENV/bin/python [--base FOLDER]
 
-Each script runs unchanged through whole training steps in float16 at 1024 px; see pretend_gpu.py for what is and what is not known
+Each script runs unchanged through whole training steps in float16 at 1024 px; see simulated_gpu.py for what is and what is not known
 then. Without both peers our own is followed and printed, and nothing written. The base is the architecture with random weights (random_sdxl.py), 11 GB on disk while this runs.
 """
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-from training_speed import HERE, environment, peer_flags, versions
+from training_speed import HERE, PEERS, environment, peer_flags, versions
 
 STEPS = 3
 WHAT = {"TFLOP": 2, "operations": 0, "waits": 0, "peak memory, GiB": 2}  # digits
@@ -22,9 +22,9 @@ WHAT = {"TFLOP": 2, "operations": 0, "waits": 0, "peak memory, GiB": 2}  # digit
 FOLLOW = """
 import json, sys
 sys.path.insert(0, sys.argv.pop(1))
-from pretend_gpu import PretendGPU
+from simulated_gpu import SimulatedGPU
 result, kind, *arguments = sys.argv[1:]
-with PretendGPU(numbers=False) as gpu:
+with SimulatedGPU(numbers=False) as gpu:
     steps = []
     def note():
         steps.append({"TFLOP": gpu.flop / 1e12, "operations": gpu.operations, "waits": len(gpu.waits), "peak memory, GiB": gpu.peak / 2**30, "which": gpu.waits[:20]})
@@ -51,7 +51,7 @@ with PretendGPU(numbers=False) as gpu:
             return found
         training.take_step = noted
         pipe, settings = full_sdxl(torch.float16), TrainingSettings(gradient_checkpointing=kind, max_train_steps=int(arguments[0]))
-        with training.out_of_the_way(pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
+        with training.offloaded(pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
             moments = training.encode_image(pipe, Image.new("RGB", (1024, 1024)), 1024)
         training.run_steps(pipe, training.attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
 json.dump(steps, open(result, "w"))
@@ -88,7 +88,7 @@ def main():
         pictures.mkdir()
         (pictures / "picture.png").write_bytes((HERE.parent / "data" / "examples" / "star_sunset.png").read_bytes())
         for name, script, python, more in (("original script", args.original, args.original_python, ()), ("diffusers' advanced script, latents cached", args.advanced, args.advanced_python, ("--use_blora", "--cache_latents"))):
-            for how, flags in (("", ()), (" as its README runs it (gradient checkpointing)", ("--gradient_checkpointing",))) if script else ():
+            for how, flags in (("", ()), (" with gradient checkpointing", ("--gradient_checkpointing",))) if script else ():
                 flags = [*peer_flags(str(base), str(pictures), str(folder / "out"), STEPS, "full", True), *more, *flags]
                 rows[name + how] = follow(python, folder, "peer", script, str(folder / "times.json"), *flags)
                 print(name + how, rows[name + how], flush=True)
@@ -96,10 +96,12 @@ def main():
         write(rows, {"ours": versions(sys.executable, False), "original": versions(args.original_python, False), "advanced": versions(args.advanced_python, False)})
 
 
-ABOUT = """# What a training step of SDXL asks of a GPU, followed
+ABOUT = f"""# What a training step of SDXL asks of a GPU, followed
 
-Made by `python benchmarks/followed.py`: each script, unchanged, takes whole training steps at SDXL's full size on a pretended GPU (pretend_gpu.py),
+Made by `python benchmarks/followed.py`: each script, unchanged, takes whole training steps at SDXL's full size on a simulated GPU (simulated_gpu.py),
 1024 px, batch 1, rank 64, float16. The numbers are of the last step. Not run on a GPU: nothing is computed there, and of seconds nothing is known.
+
+{PEERS}
 
 - **TFLOP**: in matrix products, attention and convolutions, attention scores computed again on the way back; what a slow GPU spends its time on.
 - **operations**: what the computer has to hand to the GPU, one by one; what a fast GPU waits for.

@@ -1,4 +1,4 @@
-"""SDXL at full size without numbers, for a pretended GPU: every tensor has its shape, format and place."""
+"""SDXL at full size without numbers, for a simulated GPU: every tensor has its shape, format and place."""
 
 import torch
 

@@ -20,6 +20,9 @@ import tempfile
 HERE = Path(__file__).resolve().parent
 SIDE = {"small": 96, "quarter": 256, "full": 512}  # on a CPU; of full half its own, so that a CPU can be asked
 RANK = {"small": 16, "quarter": 16, "full": 64}
+PEERS = """The peers are the scripts of https://github.com/yardenfren1996/B-LoRA at e08380d and of https://github.com/huggingface/diffusers
+(examples/advanced_diffusion_training) at 58eb52c; both READMEs turn gradient checkpointing on. Without both, named as its help says, the command
+writes nothing."""
 WARM_UP = {"small": 3, "quarter": 3, "full": 1}  # steps that are not counted
 
 OURS = """
@@ -65,10 +68,10 @@ def contestants(args, base, pictures, picture, folder):
     found = {"blora_nb": ours("none"), "blora_nb, blocks compiled": ours("none", "compiled"), "blora_nb, all recomputed": ours("full")}
     if args.original:
         found["original script"] = peer(args.original_python, args.original)
-        found["original script as its README runs it (gradient checkpointing)"] = peer(args.original_python, args.original, "--gradient_checkpointing")
+        found["original script with gradient checkpointing"] = peer(args.original_python, args.original, "--gradient_checkpointing")
     if args.advanced:
         found["diffusers' advanced script, latents cached"] = peer(args.advanced_python, args.advanced, "--use_blora", "--cache_latents")
-        found["diffusers' advanced script as its README runs it (gradient checkpointing), latents cached"] = peer(args.advanced_python, args.advanced, "--use_blora", "--cache_latents", "--gradient_checkpointing")
+        found["diffusers' advanced script with gradient checkpointing, latents cached"] = peer(args.advanced_python, args.advanced, "--use_blora", "--cache_latents", "--gradient_checkpointing")
     return found, result
 
 
@@ -137,7 +140,7 @@ def versions(python, cuda):
 
 
 def write(sizes):
-    text = "# How fast a B-LoRA trains\n\nMade by `python benchmarks/training_speed.py`: one picture, batch 1; the scripts run in turn. On a CPU in float32, and\nseconds are processor seconds (the computer was shared, so that those on the clock tell more of the others), memory that of the\nprocess; the ratio is the median over\n"
+    text = f"# How fast a B-LoRA trains\n\nMade by `python benchmarks/training_speed.py`: one picture, batch 1; the scripts run in turn. {PEERS}\n\nOn a CPU in float32, and\nseconds are processor seconds (the computer was shared, so that those on the clock tell more of the others), memory that of the\nprocess; the ratio is the median over\n"
     text += "the rounds of (their median step / ours in the same round). The models have random weights, so the losses only tell that the\nsame thing is computed: each program draws its own noise." + ("" if any(r["versions"]["ours"].get("gpu") for r in sizes.values()) else " Not run on a GPU.") + "\n"
     for size, r in sizes.items():
         gpu = r["versions"]["ours"].get("gpu")

@@ -32,8 +32,16 @@ def target_modules(*blocks):
 
     Without arguments: the two blocks of B-LoRA (160 linear layers in SDXL).
     """
+    check_blocks(blocks)
     names = "|".join(block.replace(".", r"\.") for block in blocks or (CONTENT_BLOCK, STYLE_BLOCK))
     return f"({names})" + ATTENTION_LINEARS
+
+
+def check_blocks(names):
+    """Raise a ValueError unless all of these are names of transformer blocks."""
+    if unknown := sorted(set(names) - set(TRANSFORMER_BLOCKS)):
+        listed = "a text instead of a list of names" if isinstance(names, str) or all(len(name) == 1 for name in names) else ", ".join(unknown)
+        raise ValueError(f"No transformer block of SDXL: {listed}. The blocks are: {', '.join(TRANSFORMER_BLOCKS)}.")
 
 
 def half_of(key):

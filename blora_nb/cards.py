@@ -159,7 +159,7 @@ def model_card(blora, repo_id):
 
     prompt, license = prompt_of(blora), blora.metadata.get("modelspec.license")
     base = blora.metadata.get("base_model", "")
-    base = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else (SDXL if base_of(blora.state_dict) == "SDXL" else None)
+    base = (base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None) if base else (SDXL if base_of(blora.state_dict) == "SDXL" else None)
     tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora.state_dict) == "SDXL" else [])]
     named = {"license": license and license.lower()} if license is None or license.lower() in LICENSES else {"license": "other", "license_name": safe_name(license).lower()}
     data = ModelCardData(**named, base_model=base, tags=tags, instance_prompt=prompt)

@@ -136,7 +136,7 @@ REFUSED = {
     "--random_flip": "a mirrored picture is another content; the B-LoRA would learn both",
     "--num_train_epochs": "the length of a training is --max_train_steps; with one picture an epoch is one step",
     "--validation_epochs": "validation pictures are made at each checkpoint: --checkpointing_steps",
-    "--prior_generation_precision": "class pictures are made in the number format of the base: --dtype",
+    "--prior_generation_precision": "class pictures are made in the dtype of the base: --dtype",
     "--scale_lr": "say the learning rate you want with --learning_rate; it is not multiplied behind your back",
 }
 # flags of the original and of diffusers' scripts that change nothing here, and why

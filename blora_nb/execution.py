@@ -43,7 +43,7 @@ def compiled(unet, wanted):
 
 
 @contextmanager
-def out_of_the_way(*models):
+def offloaded(*models):
     """Inside, the models wait in the computer's memory instead of the GPU's. Yields a context in which they are back."""
     devices = [model.device for model in models]
 

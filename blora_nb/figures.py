@@ -99,7 +99,7 @@ def alpha_sweep(pipe, prompt="A [c] in [s] style", content=None, style=None, hal
 
 
 def alpha_grid(pipe, prompt="A [c] in [s] style", content=None, style=None, content_alphas=(0, 0.5, 1, 1.5), style_alphas=(0, 0.5, 1, 1.5), seed=0, num_inference_steps=None, progress=True):  # fmt: skip
-    """Pictures of the same seed: the content's alpha grows downwards, the style's to the right."""
+    """A figure of pictures of the same seed: the content's alpha grows downwards, the style's to the right. Arguments as in `generation.generate`."""
     rows = _draw_alphas(pipe, prompt, content, style, content_alphas, style_alphas, seed, num_inference_steps, progress)
     caption = f'"{prompt}", seed {seed}, content alpha {min(content_alphas):g} to {max(content_alphas):g}, style alpha {min(style_alphas):g} to {max(style_alphas):g}' + (f", {num_inference_steps} steps" if num_inference_steps else "")
     return picture_grid(rows, [f"content {a:g}" for a in content_alphas], [f"style {a:g}" for a in style_alphas], caption)
@@ -120,7 +120,7 @@ def _draw_alphas(pipe, prompt, content, style, content_alphas, style_alphas, see
 
 
 def seed_sweep(pipe, prompt="A [c] in [s] style", content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=range(8), num_inference_steps=None, progress=True):  # fmt: skip
-    """The same settings with several seeds, unranked, four to a row; `seed_ranking` also shows scores."""
+    """A figure of the same settings with several seeds, unranked, four to a row; `seed_ranking` also shows scores. Arguments as in `generation.generate`."""
     seeds = list(seeds)
     with pipeline_lock(pipe):
         images = generate(pipe, prompt, content, style, content_alpha, style_alpha, seeds, num_inference_steps, progress=progress)
@@ -132,7 +132,7 @@ def seed_ranking(seeds, images, scores, caption=""):
     """Pictures of several seeds, best first, with their scores beneath.
 
     Args:
-        scores: name ("content kept", "style moved") to a list of numbers 0 to 1, one for each picture.
+        scores: name ("content kept", "style moved") to a list of numbers, one for each picture: the judge's 0 to 1, or cosines.
     """
     order = ranked(*scores.values())
     labels = [f"{place}. seed {seeds[i]}\n" + "\n".join(f"{name} {values[i]:.2f}" for name, values in scores.items()) for place, i in enumerate(order, 1)]

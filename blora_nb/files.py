@@ -183,5 +183,5 @@ def open_weights(path):
     except BLoRAError:
         raise
     except (safetensors.SafetensorError, OSError, MemoryError, RuntimeError) as error:
-        # what the reader raises for headers that contradict themselves or name number formats PyTorch lacks
+        # what the reader raises for headers that contradict themselves or name dtypes PyTorch lacks
         raise BLoRAError(f"{path} is not a complete safetensors file ({shown(error, 200)}). Copy or download it again; other formats are not opened.") from None

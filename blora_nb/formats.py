@@ -338,7 +338,7 @@ def named_weights(layers, format):
 
 
 def converted(tensors, dtype):
-    """The tensors of a file in another number format.
+    """The tensors of a file in another dtype.
 
     Raises:
         BLoRAError: a number is too large for it, or all of a matrix too small.

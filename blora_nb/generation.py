@@ -24,7 +24,7 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
         content, style: `BLoRA`s or paths, of which the named half is used; to mix, lists of (B-LoRA, weight); or None.
         content_alpha, style_alpha: linear, signed strengths.
         seeds: a whole number or several; a picture depends on its own seed only.
-        num_inference_steps, guidance_scale, height, width: by default what suits the pipeline.
+        num_inference_steps, guidance_scale, height, width: by default what suits the pipeline; height and width in pixels.
         progress: True for a progress bar over all steps, or a function called with (steps done, steps in all).
         options: `image` and `strength`, `controlnet` and `control_image`, `batch_size`, `preview`, `asymmetric_guidance`,
             `content_until`, `style_from`; see `pictures`.
@@ -32,6 +32,10 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
     Returns:
         A list of PIL images, in the order of the seeds. Each knows what it was made with, in `info["blora_nb"]`, and
         `images.save_picture` writes that into its file.
+
+    Raises:
+        BLoRAError: a B-LoRA cannot be read or does not fit the base. ValueError: an argument makes no sense, or a picture became NaN.
+        MemoryError: not even one picture fits; it says what to change.
     """
     with pipeline_lock(pipe):
         return list(generate_each(pipe, prompt, content, style, content_alpha, style_alpha, seeds, num_inference_steps, guidance_scale, negative_prompt, height, width, progress, **options))

@@ -8,16 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
-from .blocks import TRANSFORMER_BLOCKS
+from .blocks import TRANSFORMER_BLOCKS, check_blocks
 from .models import encode_prompt
 
 END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
-
-
-def _check_names(blocks):
-    unknown = sorted(set(blocks) - set(TRANSFORMER_BLOCKS))
-    if unknown:
-        raise ValueError(f"No transformer block of SDXL: {', '.join(unknown)}. The blocks are: {', '.join(TRANSFORMER_BLOCKS)}.")
 
 
 def _conditional(pipe, states):
@@ -41,7 +35,7 @@ def prompt_per_block(pipe, prompts):
     Raises:
         ValueError: a name that is no transformer block.
     """
-    _check_names(prompts)
+    check_blocks(prompts)
 
     def swapped_in(embeds):
         def hook(module, args, kwargs):
@@ -131,7 +125,7 @@ def record_attention(pipe, prompt, blocks=TRANSFORMER_BLOCKS, kinds=("cross", "s
     Raises:
         ValueError: a name that is no transformer block.
     """
-    _check_names(blocks)
+    check_blocks(blocks)
     ids = pipe.tokenizer(prompt, truncation=True).input_ids
     record = AttentionRecord(pipe.tokenizer.convert_ids_to_tokens(ids))
     sums, calls, queries, size = {}, defaultdict(int), {}, {}

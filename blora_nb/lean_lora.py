@@ -30,7 +30,7 @@ class _Round(torch.autograd.Function):
 
 
 class _Lean:
-    """Comes before PEFT's class of a layer; `lean` holds A [rank, in] and B [out, rank] of each adapter in the base's number format."""
+    """Comes before PEFT's class of a layer; `lean` holds A [rank, in] and B [out, rank] of each adapter in the base's dtype."""
 
     def forward(self, x, *args, **kwargs):
         result = self.base_layer(x, *args, **kwargs)

@@ -23,7 +23,7 @@ from .text_cache import movable, text_projections
 GIB = 2**30
 PICTURE = 3 * GIB  # of 1024 × 1024 pixels through SDXL's VAE in 16 bits: twice its tensors, since convolutions want room too; a batch that does not fit is halved
 MOST_AT_ONCE = 8  # larger batches gain no speed
-ENCODING = int(2.7 * GIB)  # a picture of 1024 × 1024 pixels through SDXL's VAE in float32: the tensors alive at once (tests/on_a_pretended_gpu.py)
+ENCODING = int(2.7 * GIB)  # a picture of 1024 × 1024 pixels through SDXL's VAE in float32: the tensors alive at once (tests/on_a_simulated_gpu.py)
 WORKING = int(0.7 * GIB)  # CUDA's own memory and the largest temporary tensors; an allowance, not counted
 
 

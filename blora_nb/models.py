@@ -31,7 +31,7 @@ class Defaults:
     guidance_scale: float
 
 
-# SDXL: the original's training recipe. Teaching model: measured by benchmarks/separation.py.
+# SDXL: the original's training recipe. Teaching model: chosen by trying on the pairs of benchmarks/separation.py.
 SDXL_DEFAULTS = Defaults(rank=64, learning_rate=5e-5, max_train_steps=1000, train_batch_size=1, num_inference_steps=30, guidance_scale=7.5)
 TINY_DEFAULTS = Defaults(rank=16, learning_rate=5e-3, max_train_steps=150, train_batch_size=8, num_inference_steps=20, guidance_scale=3.0)
 
@@ -43,16 +43,16 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
         base: "tiny" (the teaching model of this repository), "sdxl" (SDXL base 1.0 from the Hugging Face hub), or the
             id or folder of any SDXL-shaped model; by default what the environment variable BLORA_BASE says, else "tiny".
         device: "cuda", "mps" or "cpu"; by default the best one that works.
-        dtype: of the frozen base; by default float32 on a CPU and for the teaching model, else bfloat16 or float16.
+        dtype: of the frozen base; by default float32 for the teaching model and where there is no NVIDIA GPU, else bfloat16 or float16.
         quantization: "int8" or "nf4" keeps the frozen U-Net in 8 or 4 bits (needs bitsandbytes), "none" does not; by default
             what the device's memory profile says (see `runtime.memory_profile`).
         vae: id or folder of another VAE; by default SDXL in float16 gets one whose activations do not overflow.
         revision, variant, cache_dir: of the base on the hub, as in `from_pretrained`; the variant of "sdxl" is "fp16".
 
     Raises:
-        FileNotFoundError: there is no such folder or device.
+        FileNotFoundError: there is no such folder.
         OSError: the Hugging Face hub did not give it.
-        ValueError: the model is not SDXL-shaped.
+        ValueError: there is no such device, or the model is not SDXL-shaped.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -62,6 +62,7 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     from diffusers.utils import logging
 
     base, device = base or default_base(), device or default_device()
+    base = "tiny" if Path(base).resolve() == TINY_SDXL else base
     check_device(device)
     dtype = dtype or (torch.float32 if base == "tiny" else default_dtype(device))
     source = {"tiny": TINY_SDXL, "sdxl": SDXL}.get(str(base), base)
@@ -122,7 +123,7 @@ def named_source(source, what):
 
 
 def dtype_argument(dtype):
-    """The number format as `from_pretrained` wants it, which has had two names."""
+    """The dtype as `from_pretrained` wants it, which has had two names."""
     import diffusers
     from packaging.version import Version
 

@@ -13,7 +13,7 @@ examples:
   python -m blora_nb train --instance_data_dir cat.png --output_dir outputs/cat
   python -m blora_nb train --instance_data_dir class/ --output_dir outputs/class --resume_from_checkpoint latest
   accelerate launch -m blora_nb train --instance_data_dir class/ --output_dir outputs/class     (spread over GPUs)
-  accelerate launch --multi_gpu --num_processes 2 -m blora_nb train …                           (without GPUs: over two processor cores)
+  accelerate launch --multi_gpu --num_processes 2 -m blora_nb train …                           (without GPUs: over two processor cores; accelerate wants the flag there too)
   python -m blora_nb train --instance_data_dir dog/ --output_dir outputs/dog --together --instance_prompt "A [v] dog"
 
 Ctrl-C ends the training at the end of a step and leaves a checkpoint."""
@@ -117,7 +117,7 @@ def add_generate(generate):
     picture = generate.add_argument_group("pictures")
     picture.add_argument("--prompt", metavar="TEXT", help="needed unless --like is given")
     picture.add_argument("--output_path", required=True, type=not_empty, metavar="FOLDER", help="for the pictures, made if needed; nothing in it is overwritten")
-    picture.add_argument("--like", type=not_empty, metavar="PICTURE.png", help="make a picture of this command again: its settings are the defaults, what is typed goes before them")
+    picture.add_argument("--like", type=not_empty, metavar="PICTURE.png", help="make a picture of this command again: its settings are the defaults, what is typed takes precedence")
     picture.add_argument("--num_images_per_prompt", type=count, default=4, metavar="N", help="how many pictures, with the seeds 0, 1, 2, …")
     picture.add_argument("--seeds", type=seed, nargs="+", metavar="N", help="these seeds instead")
     picture.add_argument("--negative_prompt", metavar="TEXT", help="what is not wanted")
@@ -154,7 +154,7 @@ def add_base_model(command):
     base.add_argument("--cache_dir", type=not_empty, metavar="FOLDER", help="for downloads from the hub")
     base.add_argument("--pretrained_vae_model_name_or_path", type=not_empty, metavar="SOURCE", help="another VAE; by default SDXL in float16 gets one that does not overflow")
     base.add_argument("--device", type=not_empty, metavar="NAME", help="cuda, mps or cpu; by default the best that works")
-    base.add_argument("--dtype", choices=DTYPES, help="number format of the frozen base; by default what the device computes best in (the LoRA is always float32)")
+    base.add_argument("--dtype", choices=DTYPES, help="dtype of the frozen base; by default what the device computes best in (the LoRA is always float32)")
     base.add_argument("--mixed_precision", choices=tuple(MIXED_PRECISION), help="the original's name for --dtype")
     base.add_argument("--quantization", choices=("none", *QUANTIZATIONS), help="keep the frozen U-Net in 8 or 4 bits (bitsandbytes); by default 4 bits (nf4) where memory asks for it")
 

@@ -45,7 +45,7 @@ class Panel(widgets.VBox):
     Args:
         pipe: from `load_pipeline`.
         content, style: where each half comes from: a picture (file or PIL image, to be trained in the panel), a B-LoRA
-            (object, file or folder), a `Source` with both, a name in the gallery, or None to leave the half out.
+            (object, file, folder or hub id) or a mixture (a list of (B-LoRA, weight)), a `Source` with both, a name in the gallery, or None to leave the half out.
         prompt, seed, content_alpha, style_alpha, num_inference_steps: what the controls show first; by default what suits.
         gallery: a `Gallery` to choose from, possibly shared with other panels.
         training_settings: for the Train buttons; by default those that suit the pipeline.

@@ -1,4 +1,4 @@
-"""Where am I running, on which device, in which number format; and a table that says so."""
+"""Where am I running, on which device, in which dtype; and a table that says so."""
 
 from dataclasses import dataclass
 import importlib.metadata

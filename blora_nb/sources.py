@@ -11,9 +11,10 @@ import ipywidgets as widgets
 import traitlets
 from PIL import Image
 
-from .adapters import BLoRA
+from .adapters import BLoRA, mix
 from .cards import THUMBNAIL
 from .examples import example_names, example_picture
+from .files import HUB_ID
 from .images import ImageError, centre_square, free_path, read_image, safe_name
 from .models import DATA
 from .training import train
@@ -32,20 +33,22 @@ class Source:
 
     @classmethod
     def of(cls, thing, half):
-        """A source for a half, made of a PIL image, a picture file, a `BLoRA`, its file or folder, or a `Source`.
+        """A source for a half, made of a PIL image, a picture file, a `BLoRA`, its file, folder or id on the hub, a mixture (see `generation.generate`), or a `Source`.
 
         Raises:
             ImageError, BLoRAError: it cannot be read.
         """
         if isinstance(thing, cls):
             return thing
+        if isinstance(thing, (list, tuple)):
+            thing = mix(half, thing)
         if isinstance(thing, BLoRA):
             return cls(f"{half} B-LoRA", thumbnail_of(thing), thing)
         if isinstance(thing, Image.Image):
             return cls(f"{half} picture", read_image(thing))
         path = Path(thing)
-        if path.suffix == ".safetensors" or path.is_dir():
-            blora = BLoRA.load(path)
+        if path.suffix == ".safetensors" or path.is_dir() or (HUB_ID.fullmatch(str(thing)) and not path.exists() and path.suffix.lower() not in Image.registered_extensions()):
+            blora = BLoRA.load(thing)
             return cls(path.stem, thumbnail_of(blora), blora)
         return cls(path.stem, read_image(path))
 

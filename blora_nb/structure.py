@@ -16,7 +16,7 @@ from .images import centre_square, read_image
 from .models import DATA, dtype_argument, named_source, native_resolution
 
 TINY_CONTROLNET = DATA / "tiny_controlnet"
-# diffusers warns whenever a VAE changes its number format, of an empty list of parts that should not
+# diffusers warns whenever a VAE changes its dtype, of an empty list of parts that should not
 logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda record: "should be kept in float32: []" not in record.getMessage())
 
 
@@ -74,7 +74,7 @@ def structure_of(pipe, image=None, strength=0.6, controlnet=None, control_image=
 
 
 def load_controlnet(pipe, source):
-    """A `ControlNetModel` beside a pipeline: on its device, in its number format.
+    """A `ControlNetModel` beside a pipeline: on its device, in its dtype.
 
     Args:
         source: "tiny" (the teaching model's, which follows what `outline` draws), the id or folder of one for SDXL, or one that is loaded.

@@ -39,7 +39,7 @@ def movable(places):
 
 
 @contextmanager
-def constant_text(unet, prompt_embeds, wanted=True):
+def cached_text(unet, prompt_embeds, wanted=True):
     """Inside, every frozen layer that sees only the prompt answers with what it says to `prompt_embeds` [batch, tokens, channels].
 
     Its weights wait in the computer's memory, unless they are quantized. Yields a context in which all is as before, for other prompts.

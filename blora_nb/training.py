@@ -23,14 +23,14 @@ from .batches import Batches
 from .blocks import STYLE_BLOCK, target_modules
 from .cards import training_metadata, versions
 from .configuration import TrainingSettings
-from .execution import all_back, compiled, gradient_checkpointing, out_of_the_way
+from .execution import all_back, compiled, gradient_checkpointing, offloaded
 from .images import centre_square, find_images, free_path, read_image, to_tensor
 from .lean_lora import lean_lora
 from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory, room_again, unet_can_stay
-from .models import options_of
+from .models import native_resolution, options_of
 from .recipes import sample_weights
 from .sharing import pipeline_lock
-from .text_cache import constant_text
+from .text_cache import cached_text
 from .watch import Report, TrainingError, Watch, stop_at_the_end_of_a_step
 
 ADAPTER = "new"
@@ -38,7 +38,7 @@ __all__ = ["ADAPTER", "TrainingError", "TrainingSettings", "attach_lora", "blora
 
 
 def attach_lora(unet, rank, seed=0, blocks=()):
-    """Put fresh LoRA layers on the two B-LoRA blocks (or the given ones) and return their parameters, always float32.
+    """Put fresh LoRA layers on the two B-LoRA blocks (or those in the list `blocks`) and return their parameters, always float32.
 
     lora_A [rank, in] is drawn from a normal distribution of standard deviation 1/rank, lora_B [out, rank] is zero, and lora_alpha = rank makes the scale 1:
     the training starts from the unchanged model.
@@ -224,8 +224,8 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         checkpoints.resume(resume_from_checkpoint, state, settings)
 
     with ExitStack() as stack:
-        models_back = stack.enter_context(out_of_the_way(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
-        text_back = stack.enter_context(constant_text(pipe.unet, batches.prompt_embeds[:1].expand(size, -1, -1), batches.one_prompt))
+        models_back = stack.enter_context(offloaded(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
+        text_back = stack.enter_context(cached_text(pipe.unet, batches.prompt_embeds[:1].expand(size, -1, -1), batches.one_prompt))
         stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings, free_memory(pipe.unet.device))))
         pefts_own = stack.enter_context(lean_lora(pipe.unet))
         stack.enter_context(compiled(pipe.unet, settings.compile))
@@ -320,11 +320,15 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
         A `BLoRA`; its `losses` lists the loss of each step.
 
     Raises:
-        ImageError: the picture cannot be read. TrainingError: the loss or gradient is no longer a number, or memory is
+        ImageError: the picture cannot be read. ValueError: a setting or argument makes no sense. TrainingError: the loss or gradient is no longer a number, or memory is
         short. CheckpointError: the one to go on from is broken or belongs to another training. KeyboardInterrupt: after
         Ctrl-C, at the end of the step and with a checkpoint written where there is an `output_dir`.
     """
     settings = replace(settings, **changes) if settings else TrainingSettings.for_pipeline(pipe, **changes)
+    if output_dir is None and (resume_from_checkpoint or on_checkpoint):
+        raise ValueError("Checkpoints are in a folder: resume_from_checkpoint and on_checkpoint need an output_dir.")
+    if not native_resolution(pipe) / 2 <= settings.resolution <= 2 * native_resolution(pipe):
+        warnings.warn(f"The base model draws {native_resolution(pipe)} px and resolution is {settings.resolution}. TrainingSettings.for_pipeline(pipe, …) has the values that suit it.", stacklevel=2)
     prompts = list(image.values()) if isinstance(image, dict) else None
     pictures = list(image) if isinstance(image, (list, tuple, dict)) else [image]
     checkpoint = prepare_output(output_dir, resume_from_checkpoint)
@@ -335,7 +339,7 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
             squares, class_squares = squares_of(pictures, settings), squares_of(find_images(settings.class_data_dir), settings) if settings.with_prior_preservation else []
             metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
             learned = what_is_learned(pipe, metadata, squares, prompts, class_squares)
-            with out_of_the_way(*([] if unet_can_stay(pipe, settings) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2), room_again():
+            with offloaded(*([] if unet_can_stay(pipe, settings) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2), room_again():
                 moments = encode_images(pipe, squares)
                 prior = encode_images(pipe, class_squares) if class_squares else None
             del squares, class_squares
@@ -369,11 +373,11 @@ def encode_images(pipe, squares):
 
 
 def what_is_learned(pipe, metadata, squares, prompts=None, class_squares=()):
-    """What a checkpoint belongs to: hashes of the pixels, the prompts and the base model, and the number format that is computed in."""
+    """What a checkpoint belongs to: hashes of the pixels, the prompts and the base model, and the dtype that is computed in."""
     digest = lambda parts: hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     others = [p.detach().cpu().float().numpy().tobytes() for model in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2) for p in model.parameters() if p.ndim == 1]  # enough to tell two apart
     return {
-        "number format": f"{str(pipe.unet.dtype).removeprefix('torch.')} {options_of(pipe).get('quantization', 'none')}",
+        "dtype": f"{str(pipe.unet.dtype).removeprefix('torch.')} {options_of(pipe).get('quantization', 'none')}",
         "picture": digest(square.tobytes() for square in squares), "caption": digest([json.dumps(prompts).encode()]), "set of class pictures": digest(square.tobytes() for square in class_squares),
         "base model": digest([str(metadata.get("base_model_sha256") or metadata["base_model"]).encode(), *others]),
     }  # fmt: skip

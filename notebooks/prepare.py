@@ -1,11 +1,13 @@
 """Write what all notebooks share: badges and facts under the title, the first cell, slide marks, and the solutions.
 
-    python notebooks/prepare.py     # after changing a lesson; execute.py then stores the outputs
+    python notebooks/prepare.py                       # after changing a lesson; execute.py then stores the outputs
+    python notebooks/prepare.py --without-solutions   # the lessons to hand out, without solutions and outputs, into outputs/handout
 
 The address of the repository stands in pyproject.toml. A solution notebook is its lesson's exercises with each stub
 replaced by the solution that is folded into the text, so a solution stands in one place.
 """
 
+from argparse import ArgumentParser
 import re
 import sys
 import tomllib
@@ -16,6 +18,7 @@ import nbformat
 HERE = Path(__file__).resolve().parent
 ADDRESS = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 LESSONS = sorted(HERE.glob("[0-9]*.ipynb"))
+HANDOUT = HERE.parent / "outputs" / "handout"
 
 # what is needed before; minutes on two CPU cores with the teaching model; minutes on a T4 with SDXL, computed
 # (10 TFLOP/s: 41 s a picture of 30 steps, 1.1 s a training step), of these for training B-LoRAs that are then kept
@@ -31,7 +34,7 @@ FACTS = {
 FIRST_CELL = f'''# In a clone of the course this does nothing; on Colab and Kaggle it fetches the course and what is missing.
 import importlib.util, os, subprocess, sys
 
-for folder in ("notebooks", ".."):  # work in the folder of the lessons, wherever Jupyter was started
+for folder in ("notebooks", "..", "../../notebooks"):  # work in the folder of the lessons, wherever Jupyter was started
     if os.path.exists(f"{{folder}}/checks.py") and not os.path.exists("checks.py"):
         os.chdir(folder)
 if not importlib.util.find_spec("blora_nb"):
@@ -57,7 +60,7 @@ def head(stem):
 |---|---|---|
 | minutes | {minutes} | {t4}{kept} |
 | memory | 1 GB | 11 GB of GPU memory |
-| download | nothing beyond the repository | 7 GB |
+| download | nothing beyond the repository | 8 GB, SDXL and the models that score |
 
 **You need** {before}."""
 
@@ -115,11 +118,31 @@ def solutions(notebook, stem):
     return nbformat.v4.new_notebook(cells=cells, metadata={key: notebook.metadata[key] for key in ("kernelspec", "language_info") if key in notebook.metadata})
 
 
+def without_solutions(notebook):
+    """The lesson as it is handed out: nothing solved, nothing executed; `notebook` is changed."""
+    for cell in notebook.cells:
+        if tagged(cell, "for-solutions") and cell.cell_type == "markdown":
+            cell.source = re.sub(r"\n*<details><summary>Solution</summary>.*?</details>", "", cell.source, flags=re.S)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
 def same_sources(one, other):
     return [(c.cell_type, c.source) for c in one.cells] == [(c.cell_type, c.source) for c in other.cells]
 
 
 def main():
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--without-solutions", action="store_true")
+    if parser.parse_args().without_solutions:
+        if HANDOUT.exists():
+            sys.exit(f"{HANDOUT} exists already. Remove it first; somebody may have changed the lessons in it.")
+        HANDOUT.mkdir(parents=True)
+        for path in LESSONS:
+            nbformat.write(without_solutions(nbformat.read(path, as_version=4)), HANDOUT / path.name)
+        print("written:", HANDOUT)
+        return
     (HERE / "solutions").mkdir(exist_ok=True)
     for path in LESSONS:
         notebook = prepare(nbformat.read(path, as_version=4), path.stem)

@@ -38,8 +38,9 @@ def test_it_fetches_the_course_and_can_run_twice(bare_python, tmp_path):
     assert out.split() == [str(tmp_path / "blora-nb" / "notebooks"), str(tmp_path / "blora-nb" / "blora_nb" / "__init__.py")]
 
 
-@pytest.mark.parametrize("start", [".", "notebooks", "notebooks/solutions"])
+@pytest.mark.parametrize("start", [".", "notebooks", "notebooks/solutions", "outputs/handout"])
 def test_in_a_clone_it_only_finds_the_folder_of_the_lessons(bare_python, start):
+    (ROOT / start).mkdir(parents=True, exist_ok=True)
     out = run(bare_python, f"{FIRST_CELL}\nimport os, blora_nb, checks\nprint(os.getcwd())", ROOT / start)
     assert out.split() == [str(ROOT / "notebooks")]
 

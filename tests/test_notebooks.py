@@ -12,6 +12,7 @@ LESSONS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 ALL = [*LESSONS, *sorted(FOLDER.glob("solutions/*.ipynb"))]
 sys.path.insert(0, str(FOLDER))
 import execute  # noqa: E402
+import prepare  # noqa: E402
 
 
 def code_cells(path):
@@ -50,6 +51,16 @@ def test_a_lesson_is_short_cells_between_prose(path):
     assert sum("**Predict" in c.source or "**Before you run" in c.source for c in notebook.cells) >= 2
     figures = [o for c in cells for o in c.outputs if "image/png" in o.get("data", {}) and "Figure" not in str(o.data.get("text/plain"))]
     assert len(figures) >= 3 and all(o.metadata.get("image/png", {}).get("alt") or "PIL" in o.data["text/plain"] for o in figures), "a figure without a caption"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_lesson_is_handed_out_without_its_solutions_and_with_all_else(path):
+    lesson, handout = nbformat.read(path, as_version=4), prepare.without_solutions(nbformat.read(path, as_version=4))
+    solved = [prepare.folded_solution(cell.source) for cell in lesson.cells if "### BEGIN SOLUTION" in cell.source]
+    text = "\n".join(cell.source for cell in handout.cells)
+    assert len(solved) >= 2 and not any(solution in text for solution in solved) and "SOLUTION" not in text
+    assert text.count("<summary>Hint</summary>") == len(solved) and not any(cell.get("outputs") for cell in handout.cells)
+    assert [c.source for c in handout.cells if c.cell_type == "code"] == [c.source for c in lesson.cells if c.cell_type == "code"]
 
 
 def test_enough_cells_are_really_compared():

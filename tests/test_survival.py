@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_training_is_refused(pipe, picture, half_way, tm
         train(pipe, picture.rotate(90), progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
     with pytest.raises(CheckpointError, match="another caption"):
         train(pipe, {picture_file(picture, tmp_path): "A [v] star"}, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
-    for other, words in ((load_pipeline(device="cpu", dtype=torch.bfloat16), "another number format"), (with_another("text_encoder"), "another base model"), (with_another("vae"), "another base model")):
+    for other, words in ((load_pipeline(device="cpu", dtype=torch.bfloat16), "another dtype"), (with_another("text_encoder"), "another base model"), (with_another("vae"), "another base model")):
         with pytest.raises(CheckpointError, match=words):
             train(other, picture, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
     with pytest.raises(CheckpointError, match="12 steps behind it, more than the 9"):

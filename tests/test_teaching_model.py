@@ -93,8 +93,8 @@ def test_the_readme_quotes_what_was_followed():
     readme, rows = (ROOT / "README.md").read_text(), json.loads((ROOT / "benchmarks" / "followed.json").read_text())["rows"]
     quoted = {
         "blora_nb": "blora_nb, checkpointing none", "blora_nb, activations recomputed": "blora_nb, checkpointing full",
-        "original script": "original script", "original script as its README runs it": "original script as its README runs it (gradient checkpointing)",
-        "diffusers' advanced script": "diffusers' advanced script, latents cached", "diffusers' advanced script as its README runs it": "diffusers' advanced script, latents cached as its README runs it (gradient checkpointing)",
+        "original script": "original script", "original script with gradient checkpointing": "original script with gradient checkpointing",
+        "diffusers' advanced script": "diffusers' advanced script, latents cached", "diffusers' advanced script with gradient checkpointing": "diffusers' advanced script, latents cached with gradient checkpointing",
     }  # fmt: skip
     for name, row in quoted.items():
         assert f"| {name} | {rows[row]['TFLOP']:.2f} | {rows[row]['operations']} | {rows[row]['peak memory, GiB']:.2f} |" in readme, name

@@ -17,7 +17,7 @@ from blora_nb.generation import sample
 from blora_nb.images import ImageError
 from blora_nb.models import encode_prompt
 from blora_nb.recipes import sample_weights
-from blora_nb.text_cache import constant_text
+from blora_nb.text_cache import cached_text
 from blora_nb.training import ADAPTER, TrainingError, attach_lora, blora_loss, diffusion_target, encode_image, make_optimizer, micro_conditioning
 from blora_nb.watch import Watch, steps_between_looks
 from conftest import ROOT
@@ -300,7 +300,7 @@ def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, 
     for handle in handles:
         handle.remove()
     with monkeypatch.context() as patch:
-        patch.setattr(training, "constant_text", lambda unet, embeds, wanted: constant_text(unet, embeds, False))
+        patch.setattr(training, "cached_text", lambda unet, embeds, wanted: cached_text(unet, embeds, False))
         every_time = train(pipe, picture, **options)
     assert cached.losses == every_time.losses and all(torch.equal(t, every_time.state_dict[k]) for k, t in cached.state_dict.items())
     for folder, image in made:

@@ -1,4 +1,4 @@
-"""A GPU that is none, to follow what a program does with one: import this before torch, then `with PretendGPU() as gpu:`.
+"""A GPU that is none, to follow what a program does with one: import this before torch, then `with SimulatedGPU() as gpu:`.
 
 Tensors "on" it call themselves `cuda:0` and are computed by the CPU. What a GPU does not do is an error here too: computing with tensors of
 two devices, holding more than its memory. And it keeps account: `gpu.peak` is the most bytes that were alive at once, `gpu.waits` lists where
@@ -24,7 +24,7 @@ import weakref
 def _believe():
     """Tell PyTorch, before it is imported, that there is a device of the type CUDA."""
     if "torch" in sys.modules:
-        raise ImportError("Import pretend_gpu before torch; what PyTorch has once learned of its devices it keeps.")
+        raise ImportError("Import simulated_gpu before torch; what PyTorch has once learned of its devices it keeps.")
     torch = Path(find_spec("torch").origin).parent
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "believe.so"
@@ -94,7 +94,7 @@ def _on_gpu(device):
     return device is not None and torch.device(device).type == "cuda"
 
 
-class PretendGPU(TorchDispatchMode):
+class SimulatedGPU(TorchDispatchMode):
     """Inside, `torch.cuda` knows one GPU of `total` bytes and of the given compute capability.
 
     Attributes:
@@ -119,7 +119,7 @@ class PretendGPU(TorchDispatchMode):
         self._stack = ExitStack()
         free = lambda *device: (self.total - self.live, self.total)
         cuda = {
-            "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda device: None, "get_device_name": lambda *device: "pretended GPU",
+            "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda device: None, "get_device_name": lambda *device: "simulated GPU",
             "get_device_capability": lambda *device: self.capability, "get_device_properties": lambda *device: self, "is_bf16_supported": lambda *more: self.capability[0] >= 8,
             "mem_get_info": free, "memory_allocated": lambda *device: self.live, "memory_reserved": lambda *device: self.live, "max_memory_allocated": lambda *device: self.peak,
             "empty_cache": lambda: None, "synchronize": lambda *device: None, "get_rng_state": lambda *device: torch.zeros(16, dtype=torch.uint8), "set_rng_state": lambda *more: None,
@@ -155,7 +155,7 @@ class PretendGPU(TorchDispatchMode):
         stack.push(lambda *error: TorchDispatchMode.__exit__(self, *error))
         return stack
 
-    name, major, minor = "pretended GPU", property(lambda self: self.capability[0]), property(lambda self: self.capability[1])
+    name, major, minor = "simulated GPU", property(lambda self: self.capability[0]), property(lambda self: self.capability[1])
     total_memory = property(lambda self: self.total)  # this object also stands for the properties of its device
 
     def hold(self, tensor):

@@ -1,17 +1,17 @@
-"""What runs on a GPU and nowhere else, followed without one (see benchmarks/pretend_gpu.py). Run by test_pretended_gpu.py, in a process of its own."""
+"""What runs on a GPU and nowhere else, followed without one (see benchmarks/simulated_gpu.py). Run by test_simulated_gpu.py, in a process of its own."""
 
 import sys
 
 import numpy as np
 from PIL import Image
-from pretend_gpu import PretendGPU
+from simulated_gpu import SimulatedGPU
 import pytest
 import torch
 
 from blora_nb import TrainingSettings, generate, load_pipeline, train, training
 from blora_nb.__main__ import main
 from blora_nb.adapters import applied, remove
-from blora_nb.execution import out_of_the_way
+from blora_nb.execution import offloaded
 from blora_nb.memory import ENCODING, GIB, PICTURE, WORKING, choose_checkpointing, free_for_training, need, pictures_at_once, unet_can_stay
 from blora_nb.training import TrainingError, attach_lora, encode_image, run_steps
 from full_sdxl import full_sdxl
@@ -21,8 +21,8 @@ SHORT = {"progress": False, "max_train_steps": 4}
 
 @pytest.fixture
 def gpu():
-    with PretendGPU() as pretended:
-        yield pretended
+    with SimulatedGPU() as simulated:
+        yield simulated
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
     for total, mode in ((14.6, "none"), (7.6, "partial"), (6.8, "full")):
         gpu.total = int(total * GIB)
         assert choose_checkpointing(pipe, settings) == mode and unet_can_stay(pipe, settings) == (mode == "none")
-        with out_of_the_way(*([] if unet_can_stay(pipe, settings) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2):
+        with offloaded(*([] if unet_can_stay(pipe, settings) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2):
             before = gpu.peak = gpu.live
             moments = encode_image(pipe, Image.new("RGB", (1024, 1024)), 1024)
             assert 0.9 * ENCODING < gpu.peak - before < ENCODING and gpu.total - gpu.peak > 0.9 * WORKING
