@@ -57,10 +57,10 @@ def memory(settings):
     text = sum(layer.weight.numel() for *_, layer in text_projections(unet))
     linear = sum(m.weight.numel() for name, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and "lora_" not in name)
     lora, rows = sum(p.numel() for p in lora_of(unet)), {}
-    activations = {mode: count_activations(SDXL, torch.float16, settings, mode)[0] for mode in MODES}
+    activations = {(kind, mode): count_activations(SDXL, torch.float16, settings, mode, quantization=kind)[0] for kind in BYTES for mode in MODES}
     for kind, size in BYTES.items():
         weights = sum(p.numel() for p in base) * 2 + linear * (size - 2) - (text * 2 if kind == "float16" else 0)  # quantized layers stay where they are
-        rows |= {(kind, mode): {"U-Net": weights, "LoRA and optimizer": lora * 16, "activations": activations[mode], "working memory, about": WORKING} for mode in MODES}
+        rows |= {(kind, mode): {"U-Net": weights, "LoRA and optimizer": lora * 16, "activations": activations[kind, mode], "working memory, about": WORKING} for mode in MODES}
     return rows
 
 
@@ -87,6 +87,7 @@ def main():
     text += "\n## Memory on the device, GiB\n\nThe text encoders and the VAE are offloaded to the CPU while a B-LoRA is trained; in float16 the text's key and value layers do too.\n\n| U-Net in | gradient checkpointing | U-Net | LoRA and AdamW | activations | working memory, about | sum |\n|---|---|---|---|---|---|---|\n"
     for (kind, mode), row in memory(settings).items():
         text += f"| {kind} | {mode} | " + " | ".join(f"{size / GIB:.2f}" for size in row.values()) + f" | **{sum(row.values()) / GIB:.1f}** |\n"
+    text += "\nbitsandbytes' 8-bit layers keep what goes into them, also where activations are recomputed; its 4-bit layers do not.\n"
     text += "\n8-bit Adam takes 0.16 GiB less.\n\n## How it grows\n\n| resolution | rank | TFLOP a step | activations, GiB | file, MB (float32) |\n|---|---|---|---|---|\n"
     grown = growth()
     text += "".join(f"| {resolution} | {rank} | {flop:.2f} | {kept:.2f} | {size:.0f} |\n" for resolution, rank, flop, kept, size in grown)

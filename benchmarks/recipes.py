@@ -54,12 +54,18 @@ def measure(seeds):
     return rows
 
 
+def chance(row):
+    """What a difference has to exceed to say something, in a sentence."""
+    error = (row["both"] * (1 - row["both"]) / row["pictures"]) ** 0.5
+    return f"Chance alone moves a share of {row['both']:.2f} of {row['pictures']} pictures by {error:.2f} (standard error): differences of less than twice that say little."
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     rows = measure(args.seeds)
-    text = f"# Optional recipes on the teaching model\n\nMade by `python benchmarks/recipes.py`; model {fingerprint()}, {rows['plain']['pictures']} pictures a row (24 pairs of held-out combinations, {args.seeds} seeds).\n"
+    text = f"# Optional recipes on the teaching model\n\nMade by `python benchmarks/recipes.py`; model {fingerprint()}, {rows['plain']['pictures']} pictures a row (24 pairs of held-out combinations, {args.seeds} seeds).\n{chance(rows['plain'])}\n"
     text += "Share of pictures in which the judge finds the content picture's object, the style picture's style, both.\n\n| | object right | style right | both right |\n|---|---|---|---|\n"
     text += "".join(f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} |\n" for name, r in rows.items())
     (HERE / "recipes.md").write_text(text)

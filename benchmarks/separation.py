@@ -120,7 +120,7 @@ def main():
                 verdicts.append((found_object == goal_object(i, j), found_style == goal_style(i, j), found_style == pictures[i][1]))
         verdicts = torch.tensor(verdicts, dtype=torch.float32)
         table[name] = {
-            "object": verdicts[:, 0].mean().item(), "style": verdicts[:, 1].mean().item(), "both": (verdicts[:, 0] * verdicts[:, 1]).mean().item(),
+            "pictures": len(verdicts), "object": verdicts[:, 0].mean().item(), "style": verdicts[:, 1].mean().item(), "both": (verdicts[:, 0] * verdicts[:, 1]).mean().item(),
             "style of the content picture": verdicts[:, 2].mean().item(), "seconds per picture": (time.time() - clock) / len(verdicts),
         }  # fmt: skip
     rest = () if len(pictures) < 24 else (("transfer of an object it has never seen", "content"), ("transfer of a style it has never seen", "style"))
@@ -135,10 +135,10 @@ def main():
             shown.setdefault(label, []).append(images[0])
             verdicts += [(o == content[0], s == style[1], s == content[1]) for o, s in judge.name(images)]
         verdicts = torch.tensor(verdicts, dtype=torch.float32)
-        table[label] = {"object": verdicts[:, 0].mean().item(), "style": verdicts[:, 1].mean().item(), "both": (verdicts[:, 0] * verdicts[:, 1]).mean().item(), "style of the content picture": verdicts[:, 2].mean().item()}
+        table[label] = {"pictures": len(verdicts), "object": verdicts[:, 0].mean().item(), "style": verdicts[:, 1].mean().item(), "both": (verdicts[:, 0] * verdicts[:, 1]).mean().item(), "style of the content picture": verdicts[:, 2].mean().item()}
     remove(pipe)
-    lines = ["| | object right | style right | **both right** | has the content picture's style |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {r['object']:.2f} | {r['style']:.2f} | **{r['both']:.2f}** | {r['style of the content picture']:.2f} |" for name, r in table.items()]
+    lines = ["| | pictures | object right | style right | **both right** | has the content picture's style |", "|---|---|---|---|---|---|"]
+    lines += [f"| {name} | {r['pictures']} | {r['object']:.2f} | {r['style']:.2f} | **{r['both']:.2f}** | {r['style of the content picture']:.2f} |" for name, r in table.items()]
     print("\n".join(lines), f"\n{seconds_per_blora:.1f} s per B-LoRA, {time.time() - start:.0f} s in all")
     rows = [[pictures[i][2].resize((96, 96)) for i, _ in chosen], [pictures[j][2].resize((96, 96)) for _, j in chosen], *shown.values()]
     figure = picture_grid([row[:12] for row in rows], ["content picture", "style picture", *shown], caption="The first twelve pairs, seed 0, alphas 1 and 1", side=0.9)
@@ -148,7 +148,7 @@ def main():
     figure.savefig(HERE / "separation.png")
     report = {"table": table, "settings": asdict(settings), "pairs": len(chosen), "seeds": args.seeds, "seconds_per_blora": seconds_per_blora, "model": fingerprint()}
     (HERE / "separation.json").write_text(json.dumps(report, indent=1) + "\n")
-    head = f"{len(chosen)} pairs of pictures of combinations the model never saw × {args.seeds} seeds; B-LoRA rank {settings.rank}, {settings.max_train_steps} steps at {settings.learning_rate}, {seconds_per_blora:.0f} s each; made by `python benchmarks/separation.py --pictures {len(pictures)}`.\n\n"
+    head = f"{len(chosen)} pairs of pictures of combinations the model never saw × {args.seeds} seeds; B-LoRA rank {settings.rank}, {settings.max_train_steps} steps at {settings.learning_rate} (chosen by trying on these pairs), {seconds_per_blora:.0f} s each on a busy computer; of unseen objects and styles eight pictures each; made by `python benchmarks/separation.py --pictures {len(pictures)}`.\n\n"
     (HERE / "separation.md").write_text("# Separation on the teaching model\n\n" + head + "\n".join(lines) + "\n\n![the first twelve pairs](separation.png)\n")
 
 

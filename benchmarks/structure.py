@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "data")]
 
 from drawings import draw, free_pose  # noqa: E402
+from recipes import chance  # noqa: E402
 from separation import PROMPT, held_out_pictures, pairs  # noqa: E402
 
 from blora_nb import generate, load_pipeline, train  # noqa: E402
@@ -81,7 +82,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     rows, shown = measure(args.pictures, args.seeds)
-    text = f"# Layouts kept, on the teaching model\n\nMade by `python benchmarks/structure.py`; model {fingerprint()}, {next(iter(rows.values()))['pictures']} pictures a row ({args.pictures} pairs, {args.seeds} seeds).\n"
+    text = f"# Layouts kept, on the teaching model\n\nMade by `python benchmarks/structure.py`; model {fingerprint()}, {next(iter(rows.values()))['pictures']} pictures a row ({args.pictures} pairs, {args.seeds} seeds).\n{chance(rows['halves only'])}\n"
     text += "Share of pictures in which the judge finds the content picture's object, the style picture's style, both; and the mean\noverlap with the object drawn in the content picture's pose, in its own style or the one wanted (intersection over union of the\nsilhouettes).\n\n"
     text += "| | object right | style right | both right | layout |\n|---|---|---|---|---|\n" + "".join(f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} | {r['layout']:.2f} |\n" for name, r in rows.items())
     (HERE / "structure.md").write_text(text)

@@ -46,7 +46,7 @@ class TrainingSettings:
     adam_beta1: float = option(0.9, "AdamW's memory of the gradient", OPTIMIZER)
     adam_beta2: float = option(0.999, "AdamW's memory of the squared gradient", OPTIMIZER)
     adam_epsilon: float = option(1e-8, "AdamW's guard against division by 0", OPTIMIZER)
-    use_8bit_adam: bool = option(False, "keep AdamW's state in 8 bits (bitsandbytes): 0.16 GiB less at rank 64", OPTIMIZER)
+    use_8bit_adam: bool = option(False, "keep AdamW's state in 8 bits (bitsandbytes): 0.16 GiB less at rank 64, but it waits for the GPU after each weight", OPTIMIZER)
 
     snr_gamma: float | None = option(None, "min-SNR: weigh each timestep by min(SNR, gamma)/SNR, 5 is usual; evens out easy and hard timesteps (arXiv 2303.09556)", RECIPES)
     x0_loss_from: int | None = option(None, "from this step on compare pictures instead of noise (error divided by SNR): more weight on layout and palette (ConsisLoRA, arXiv 2503.10614)", RECIPES)

@@ -44,7 +44,7 @@ def compiled(unet, wanted):
 
 @contextmanager
 def offloaded(*models):
-    """Inside, the models wait in the computer's memory instead of the GPU's. Yields a context in which they are back."""
+    """Inside, the models are in the CPU's memory instead of the GPU's. Yields a context in which they are back."""
     devices = [model.device for model in models]
 
     def move(places):
@@ -53,8 +53,8 @@ def offloaded(*models):
 
     @contextmanager
     def back():
-        move(devices)
         try:
+            move(devices)
             yield
         finally:
             move(["cpu"] * len(models))

@@ -98,13 +98,14 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
     structure = structure_of(pipe, image, strength, controlnet, control_image, controlnet_conditioning_scale, height, width)
     made = structure.steps(steps)
     made_with = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width, "asymmetric_guidance": asymmetric_guidance, "content_until": content_until, "style_from": style_from} | structure.made_with
-    done, total, first, size = 0, made * len(seeds), 0, batch_size or pictures_at_once(pipe, height, width)
+    done, total, first, size, vae_dtype = 0, made * len(seeds), 0, batch_size or pictures_at_once(pipe, height, width), pipe.vae.dtype
 
     def set_time(step):
         adapters.set_alphas(pipe, content_alpha * (step < content_until * made), style_alpha * (step >= style_from * made))
 
     pipe._guidance_scale = guidance  # for `inspection`, which asks this pipeline also where another one, made of its parts, draws
     with ExitStack() as stack:
+        stack.callback(torch.nn.Module.to, pipe.vae, vae_dtype)  # diffusers leaves it in float32 where a float16 VAE that overflows is stopped at its work
         bar = stack.enter_context(tqdm(total=total, desc="generating", disable=progress is not True))
         if asymmetric_guidance and guidance > 1:
             stack.enter_context(lora_in_the_conditional_pass_only(pipe.unet))
@@ -142,6 +143,7 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
                 if len(batch) == 1:
                     raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
                 size = len(batch) // 2
+                torch.nn.Module.to(pipe.vae, vae_dtype)
                 continue
             first += len(batch)
             for seed, picture in zip(batch, images):

@@ -17,7 +17,7 @@ from .blocks import target_modules
 from .configuration import TrainingSettings
 from .execution import gradient_checkpointing
 from .lean_lora import lean_lora
-from .models import native_resolution
+from .models import native_resolution, options_of
 from .text_cache import movable, text_projections
 
 GIB = 2**30
@@ -95,10 +95,17 @@ def lora_of(unet):
     return [p for p in unet.parameters() if p.requires_grad]
 
 
-def count_activations(config, dtype, settings, mode, tokens=77):
-    """(bytes that one loss keeps for its backward pass, number of LoRA weights) of a U-Net given by its configuration."""
+def count_activations(config, dtype, settings, mode, tokens=77, quantization=None):
+    """(bytes that one loss keeps for its backward pass, number of LoRA weights) of a U-Net given by its configuration.
+
+    bitsandbytes' 8-bit layers keep what goes into them where gradient checkpointing cannot reach it (`MatMul8bitLt` in its source).
+    """
     unet, forward = without_numbers(config, dtype, settings, tokens)
     kept = []
+    if quantization == "int8":
+        for name, layer in unet.named_modules():
+            if isinstance(layer, torch.nn.Linear) and "lora_" not in name:
+                layer.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]) if inputs[0].requires_grad else None)
     with _counted_attention(), lean_lora(unet), gradient_checkpointing(unet, mode), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         forward()
     frozen = {t.untyped_storage()._cdata for t in (*unet.parameters(), *unet.buffers())}
@@ -111,8 +118,8 @@ def _native(config):
 
 
 @lru_cache(maxsize=64)
-def _counted(config, dtype, rank, resolution, batch, mode, tokens):
-    return count_activations(json.loads(config), dtype, TrainingSettings(rank=rank, resolution=resolution, train_batch_size=batch), mode, tokens)
+def _counted(config, dtype, rank, resolution, batch, mode, tokens, quantization):
+    return count_activations(json.loads(config), dtype, TrainingSettings(rank=rank, resolution=resolution, train_batch_size=batch), mode, tokens, quantization)
 
 
 def need(pipe, settings, mode, one_prompt=True):
@@ -123,7 +130,7 @@ def need(pipe, settings, mode, one_prompt=True):
     """
     batch = settings.train_batch_size * (2 if settings.with_prior_preservation else 1)
     config = json.dumps({name: value for name, value in pipe.unet.config.items() if not name.startswith("_") and name != "quantization_config"})
-    activations, lora = _counted(config, pipe.unet.dtype, settings.rank, settings.resolution, batch, mode, pipe.tokenizer.model_max_length)
+    activations, lora = _counted(config, pipe.unet.dtype, settings.rank, settings.resolution, batch, mode, pipe.tokenizer.model_max_length, options_of(pipe).get("quantization"))
     weights = size_of(pipe.unet) - (sum(size_of(layer) for layer in text_layers(pipe.unet)) if one_prompt else 0)
     return Need(weights, lora * (4 + 4 + (2 if settings.use_8bit_adam else 8)), activations, mode)
 
@@ -250,7 +257,8 @@ def pictures_at_once(pipe, height=None, width=None, free=None):
         return 1
     side = native_resolution(pipe)
     pixels = (height or side) * (width or side)
-    return max(1, min(MOST_AT_ONCE, int(free / (PICTURE * pixels / 1024**2 * pipe.unet.dtype.itemsize / 2))))
+    upcast = pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast  # diffusers decodes in float32 with a VAE that overflows
+    return max(1, min(MOST_AT_ONCE, int(free / (PICTURE * pixels / 1024**2 * (4 if upcast else pipe.vae.dtype.itemsize) / 2))))
 
 
 def explain_out_of_memory_generating(pipe, error):

@@ -77,7 +77,7 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     quantization = quantization or (profile.quantization if base != "tiny" else None) or "none"
     if quantization != "none":
         with named_source(source, "base model"):
-            parts["unet"] = _quantized_unet(source, quantization, dtype, options)
+            parts["unet"] = _quantized_unet(source, quantization, dtype, device, options)
     if vae or (source == SDXL and dtype == torch.float16):
         with named_source(vae or SDXL_VAE_FP16, "VAE"):
             parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, use_safetensors=True, cache_dir=cache_dir, **dtype_argument(dtype))
@@ -135,8 +135,8 @@ def options_of(pipe):
     return getattr(pipe, "blora_nb_options", {"pretrained_model_name_or_path": str(pipe.config.get("_name_or_path") or "")})
 
 
-def _quantized_unet(source, quantization, dtype, options):
-    """The U-Net with its linear layers in 8 or 4 bits; computed in `dtype`."""
+def _quantized_unet(source, quantization, dtype, device, options):
+    """The U-Net with its linear layers in 8 or 4 bits, on its device from the start; computed in `dtype`."""
     from diffusers import BitsAndBytesConfig, UNet2DConditionModel
     from diffusers.utils import is_bitsandbytes_available
 
@@ -145,8 +145,9 @@ def _quantized_unet(source, quantization, dtype, options):
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization must be none, {' or '.join(QUANTIZATIONS)}, not {quantization}.")
     kinds = {"int8": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}}
+    place = {"device_map": {"": torch.device(device)}} if torch.device(device).index is not None else {}  # else it is the first GPU, from which 8 bits do not move
     try:
-        return UNet2DConditionModel.from_pretrained(source, subfolder="unet", quantization_config=BitsAndBytesConfig(**kinds[quantization]), **options)
+        return UNet2DConditionModel.from_pretrained(source, subfolder="unet", quantization_config=BitsAndBytesConfig(**kinds[quantization]), **place, **options)
     except RuntimeError as error:
         if "No GPU" not in str(error):
             raise
@@ -178,8 +179,10 @@ def merge_few_step_lora(pipe, source):
             "user/repository/file.safetensors"). The base model stays changed until it is loaded again.
 
     Raises:
-        BLoRAError: it is no such file. ValueError: there is no weight in it that diffusers knows.
+        BLoRAError: it is no such file. ValueError: there is no weight in it that diffusers knows, or the base model has 4 bits.
     """
+    if getattr(pipe.unet, "is_loaded_in_4bit", False):
+        raise ValueError("A few-step LoRA cannot be merged into a base model of 4 bits, whose steps are coarser than what it adds. Use quantization int8 or none.")
     path, _ = find_weights(source)
     with open_weights(path):  # a complete safetensors file, or an error; diffusers would also open others
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="few_steps", use_safetensors=True)

@@ -46,7 +46,7 @@ def attach_lora(unet, rank, seed=0, blocks=()):
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # without the list it warns where there are several
         torch.manual_seed(seed)
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=target_modules(*blocks)), adapter_name=ADAPTER)
     cast_training_params(unet, torch.float32)
@@ -97,7 +97,7 @@ def exact_vae(vae):
 def encode_image(pipe, image, resolution):
     """Mean and standard deviation of a picture's latents, float32 [1, channels, resolution/8, resolution/8] each.
 
-    The VAE runs once, in float32, as in the original. The training draws a new sample from mean and
+    The VAE runs once, computing in float32 as in the original (with its weights as they were loaded). The training draws a new sample from mean and
     std at every step, as the original does by encoding the picture again each time.
     """
     pixels = to_tensor(centre_square(image, resolution)).to(pipe.vae.device)
@@ -239,8 +239,14 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
             report.look()
             path = write_checkpoint(pipe.unet, state, settings, output_dir)
             if path and on_checkpoint and not stop.asked:
-                with models_back(), text_back(), pefts_own():
-                    on_checkpoint(pipe, path)
+                try:
+                    with models_back(), text_back(), pefts_own():
+                        on_checkpoint(pipe, path)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    forget(error)
+                    warnings.warn(f"There was no room for what is made at checkpoints ({str(error).splitlines()[0]}). {path} is complete, and the training goes on.", stacklevel=2)
                 if ADAPTER not in applied(pipe):
                     raise TrainingError(f"The function called at checkpoints took the B-LoRA in training off the pipeline. Let it draw with generation.sample instead of generate. {path} is complete.")
             return path

@@ -191,6 +191,46 @@ def test_no_room_for_the_halves_or_the_words_is_explained_as_well(gpu, on_gpu, b
         remove(on_gpu)
 
 
+def test_no_room_for_pictures_at_a_checkpoint_ends_nothing(gpu, on_gpu, picture, tmp_path, monkeypatch):
+    """Also not where it is the models that draw which find no room to come back."""
+    drawn, room, step, write = [], gpu.total, training.take_step, training.write_checkpoint
+
+    def with_room(*arguments):
+        gpu.total = room
+        return step(*arguments)
+
+    def then_none(*arguments):
+        path = write(*arguments)
+        gpu.total = gpu.live + 2**18 if path.name == "checkpoint-2" else room
+        return path
+
+    monkeypatch.setattr(training, "take_step", with_room)
+    monkeypatch.setattr(training, "write_checkpoint", then_none)
+    with pytest.warns(UserWarning, match="no room for what is made at checkpoints .*checkpoint-2 is complete"):
+        made = train(on_gpu, picture, output_dir=tmp_path, checkpointing_steps=2, on_checkpoint=lambda pipe, path: drawn.append(path.name), **SHORT)
+    assert len(made.losses) == 4 and drawn == ["checkpoint-4"] and on_gpu.vae.device.type == "cuda"
+
+
+def test_a_float16_vae_that_overflows_is_itself_again_after_a_picture_that_did_not_fit(gpu, monkeypatch):
+    """diffusers decodes with it in float32, and sets it back only if that went well."""
+    pipe, seen = load_pipeline(device="cuda", dtype=torch.float16), []
+    decode = pipe.vae.decode
+
+    def too_large(latents, **options):
+        seen.append(len(latents))
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+        return decode(latents, **options)
+
+    monkeypatch.setattr(pipe.vae, "decode", too_large)
+    assert len(generate(pipe, "A fish", seeds=[0, 1], num_inference_steps=1, batch_size=2, progress=False)) == 2
+    assert seen == [2, 1, 1] and pipe.vae.dtype == torch.float16
+    monkeypatch.setattr(pipe.vae, "decode", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        generate(pipe, "A fish", num_inference_steps=1, progress=False)
+    assert pipe.vae.dtype == torch.float16
+
+
 def test_the_command_line_with_checkpoints_and_pictures(gpu, picture, tmp_path, monkeypatch, capsys):
     picture.save(tmp_path / "star.png")
     command = ["train", "--instance_data_dir", str(tmp_path / "star.png"), "--output_dir", str(tmp_path / "out"), "--max_train_steps", "4", "--checkpointing_steps", "2"]

@@ -87,6 +87,7 @@ def test_a_model_card_has_the_header_the_hub_reads(described):
     assert card.data.license == "cc-by-4.0" and "lora" in card.data.tags and card.data.get("instance_prompt") == "A [v] | fish"
     sdxl = made(width=1280, context=2048, depth=1, rank=lambda layer: 1)
     assert ModelCard(model_card(sdxl, "user/x")).data.base_model == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert ModelCard(model_card(BLoRA(sdxl.state_dict, {"base_model": "my_own_sdxl"}), "user/x")).data.base_model is None  # a folder; the hub knows no such model
     assert ("licence", "cc-by-4.0") in facts(described, norms(described)) and ModelCard(model_card(described, "user/x")).data.license == "cc-by-4.0"
     own = BLoRA(described.state_dict, described.metadata | {"modelspec.license": "My School Only"})
     data = ModelCard(model_card(own, "user/x")).data

@@ -11,7 +11,7 @@ from blora_nb.adapters import applied
 from blora_nb.checkpoints import checkpoints
 from blora_nb.execution import gradient_checkpointing
 from blora_nb.memory import GIB, choose_checkpointing, count_activations, need, report
-from blora_nb.models import encode_prompt
+from blora_nb.models import encode_prompt, merge_few_step_lora
 from blora_nb.runtime import memory_profile
 from blora_nb.training import TrainingError, attach_lora, blora_loss, draw_step, encode_image, micro_conditioning
 from random_sdxl import unet_config
@@ -24,6 +24,7 @@ def test_sdxl_is_counted_without_its_weights():
     assert {lora for _, lora in counted.values()} == {28_180_480}
     gib = {mode: size / GIB for mode, (size, _) in counted.items()}
     assert 2.5 < gib["none"] < 3.0 and 1.5 < gib["partial"] < 2.0 and gib["full"] < 0.5
+    assert 1.0 < count_activations(SDXL_UNET, torch.float16, TrainingSettings(), "full", quantization="int8")[0] / GIB < 1.5  # what goes into its layers is kept
 
 
 def test_the_count_is_what_a_real_loss_keeps(pipe, picture):
@@ -134,6 +135,9 @@ def test_a_quantized_base_trains(kind, dtype, picture, monkeypatch):
 
     pipe = load_pipeline(device="cpu", quantization=kind, dtype=dtype)
     assert sum(type(m).__name__ in ("Linear4bit", "Linear8bitLt") for m in pipe.unet.modules()) > 100
+    if kind == "nf4":
+        with pytest.raises(ValueError, match="merged into a base model of 4 bits.*int8"):
+            merge_few_step_lora(pipe, "any.safetensors")
     for module in pipe.unet.modules():
         module.support_avx512bf16_for_cpu = False  # a packing for inference on some CPUs, which wants wider layers than these
     blora, idle = (train(pipe, picture, progress=False, max_train_steps=40, learning_rate=rate) for rate in (5e-3, 1e-9))  # the same draws

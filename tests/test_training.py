@@ -10,7 +10,7 @@ import torch
 
 from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
 from blora_nb.adapters import applied, remove
-from blora_nb.blocks import half_of
+from blora_nb.blocks import CONTENT_BLOCK, half_of
 from blora_nb.checkpoints import CheckpointError
 from blora_nb.formats import BLoRAError
 from blora_nb.generation import sample
@@ -159,6 +159,16 @@ def test_faults_are_explained(pipe, picture):
     with pytest.raises(TrainingError, match="smaller learning rate"):
         train(pipe, picture, progress=False, learning_rate=1e30, max_train_steps=20)
     assert applied(pipe) == []
+
+
+def test_what_would_be_ignored_or_far_off_is_said(pipe, picture):
+    for wrong in ({"resume_from_checkpoint": "latest"}, {"on_checkpoint": print}):
+        with pytest.raises(ValueError, match="need an output_dir"):
+            train(pipe, picture, progress=False, **wrong)
+    with pytest.raises(ValueError, match="a text instead of a list of names"):
+        attach_lora(pipe.unet, 4, 0, CONTENT_BLOCK)
+    with pytest.warns(UserWarning, match="draws 96 px and resolution is 256.*for_pipeline"):
+        train(pipe, picture, TrainingSettings(resolution=256, rank=4, max_train_steps=1), progress=False)
 
 
 def test_recipes_weigh_the_error_as_their_papers_say(pipe):
