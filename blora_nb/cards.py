@@ -180,7 +180,7 @@ other half of another B-LoRA.
 ```python
 from blora_nb import generate, load_pipeline
 
-pipe = load_pipeline("{base or 'tiny'}")
+pipe = load_pipeline("{base or ('sdxl' if base_of(blora.state_dict) == 'SDXL' else 'tiny')}")
 generate(pipe, {json.dumps(example_prompt(blora), ensure_ascii=False)}, {", ".join(f'{half}="{repo_id}"' for half in blora.halves)})
 ```
 
