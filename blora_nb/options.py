@@ -184,10 +184,10 @@ def with_settings_of_a_picture(parser, generate):
         args.then = then
         for what, flags in (("image", ("image",)), ("control_image", ("control_image", "outline_of")), ("controlnet", ("controlnet",))):
             if (f"{what}_sha256" in then or what in then) and not any(getattr(args, flag) for flag in flags):
-                generate.error(f"the {what} of {args.like} was in no file when the picture was made; name it with --{flags[-1]}")
+                generate.error(f"the {what} of {args.like} was not in a file when the picture was made; name it with --{flags[-1]}")
         for half in HALVES:
             if f"{half}_fingerprint" in then and not getattr(args, f"{half}_B_LoRA"):
-                generate.error(f"the {half} half of {args.like} was in no file when the picture was made; name it with --{half}_B_LoRA (fingerprint {shown(then[f'{half}_fingerprint'], 12)})")
+                generate.error(f"the {half} half of {args.like} was not in a file when the picture was made; name it with --{half}_B_LoRA (fingerprint {shown(then[f'{half}_fingerprint'], 12)})")
     if args.command == "generate" and args.prompt is None:
         generate.error("name a --prompt, or a picture with --like")
     return args

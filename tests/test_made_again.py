@@ -72,7 +72,7 @@ def test_pictures_made_in_python_batches_and_mixtures_too_are_made_again(pipe, t
     (nameless,) = generate(pipe, "A [c]", weights, num_inference_steps=2, progress=False)
     like = ["generate", "--like", save_picture(nameless, tmp_path), "--output_path", tmp_path / "named"]
     refused = run(*like)
-    assert refused.returncode == 2 and "was in no file" in refused.stderr and "--content_B_LoRA" in refused.stderr
+    assert refused.returncode == 2 and "was not in a file" in refused.stderr and "--content_B_LoRA" in refused.stderr
     weights.save(tmp_path / "five")
     named = run(*like, "--content_B_LoRA", tmp_path / "five")
     assert named.returncode == 0 and "note:" not in named.stderr, named.stderr

@@ -86,7 +86,7 @@ def test_pictures_with_a_layout_are_made_again(pipe, turned, tmp_path):
     assert changed.returncode == 0 and "note: image_sha256 was" in changed.stderr and "note: control_image_sha256 was" in changed.stderr, changed.stderr
     save_picture(generate(pipe, "A cat", image=turned[0], num_inference_steps=4, progress=False)[0], tmp_path / "four")
     nameless = run("--like", "four/A_cat_seed0.png", "--output_path", "five")
-    assert nameless.returncode == 2 and "was in no file" in nameless.stderr and "--image" in nameless.stderr
+    assert nameless.returncode == 2 and "was not in a file" in nameless.stderr and "--image" in nameless.stderr
 
 
 def test_a_batch_that_does_not_fit_is_halved(pipe, monkeypatch):
