@@ -100,8 +100,8 @@ def main():
     text = f"# The teaching model, measured\n\nMade by `python benchmarks/teaching_model.py` in {time.time() - start:.0f} s. The judge is right on {judge_accuracy()}.\n\n"
     text += f"## Prompts of combinations it never saw\n\n{scores['pictures']} pictures: object right {scores['object']:.3f}, style right {scores['style']:.3f}, both right {scores['both']:.3f}.\n\n![prompts](teaching_model.png)\n"
     for name, rows_ in maps.items():
-        less = " of the same pictures, 100,000 of them; the teaching model saw eight times as many" if name == NATURAL else ""
-        text += f"\n## Block map: {name}{less}\n\nOne block gets another prompt ({args.map_pictures} pictures each). Share in which …\n\n| block | object follows | style follows | object stays | style stays |\n|---|---|---|---|---|\n"
+        less = "Of the same shape, trained on 100,000 of the same pictures; the teaching model saw four times as many. " if name == NATURAL else ""
+        text += f"\n## Block map: {name}\n\n{less}One block gets another prompt ({args.map_pictures} pictures each). Share in which …\n\n| block | object follows | style follows | object stays | style stays |\n|---|---|---|---|---|\n"
         text += "".join(f"| `{b}` | {r['object follows']:.2f} | {r['style follows']:.2f} | {r['object stays']:.2f} | {r['style stays']:.2f} |\n" for b, r in rows_.items())
     (HERE / "teaching_model.md").write_text(text)
     stored.write_text(json.dumps({"model": fingerprint(), "unseen prompts": scores, "by object": by_object, "by style": by_style, "block maps": maps}, indent=1) + "\n")
