@@ -40,6 +40,7 @@ with SimulatedGPU(numbers=False) as gpu:
         except SystemExit:
             pass
     else:
+        from contextlib import nullcontext
         import torch
         from PIL import Image
         from blora_nb import TrainingSettings, training
@@ -50,7 +51,9 @@ with SimulatedGPU(numbers=False) as gpu:
             note()
             return found
         training.take_step = noted
-        pipe, settings = full_sdxl(torch.float16), TrainingSettings(gradient_checkpointing=kind, max_train_steps=int(arguments[0]))
+        if kind == "PEFT":
+            training.lean_lora = lambda unet: nullcontext(nullcontext)
+        pipe, settings = full_sdxl(torch.float16), TrainingSettings(gradient_checkpointing="none" if kind == "PEFT" else kind, max_train_steps=int(arguments[0]))
         with training.offloaded(pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
             moments = training.encode_image(pipe, Image.new("RGB", (1024, 1024)), 1024)
         training.run_steps(pipe, training.attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
@@ -82,6 +85,7 @@ def main():
         for mode in ("none", "partial", "full"):
             rows[f"blora_nb, checkpointing {mode}"] = follow(sys.executable, folder, mode, str(STEPS))
             print(rows, flush=True)
+        rows["blora_nb, LoRA as PEFT computes it"] = follow(sys.executable, folder, "PEFT", str(STEPS))
         base, pictures = Path(args.base or folder / "base"), folder / "pictures"
         if (args.original or args.advanced) and not args.base:
             subprocess.run([args.original_python or sys.executable, str(HERE / "random_sdxl.py"), str(base), "full"], check=True, capture_output=True)

@@ -3,7 +3,8 @@
 PEFT's way is made for every kind of LoRA. Of what we train, base(x) + B(A(x)), the sum is part of the second product here, and a
 scale of 1 is not multiplied by. On a base in 16 bits LoRA is computed in 16 bits, as autocast does it in the original, while its
 weights and gradients stay float32: all of them are rounded at once before the U-Net runs, and not one by one in every layer. A fast
-GPU waits for the computer to hand out operations, so each one less is time.
+GPU waits for the computer to hand out operations, so each one less is time (counted in
+benchmarks/followed.md).
 """
 
 from contextlib import contextmanager

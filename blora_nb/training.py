@@ -238,20 +238,27 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         def checkpoint():
             report.look()
             path = write_checkpoint(pipe.unet, state, settings, output_dir)
-            if path and on_checkpoint and not stop.asked:
-                try:
-                    with models_back(), text_back(), pefts_own():
-                        on_checkpoint(pipe, path)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    forget(error)
-                    warnings.warn(f"There was no room for what is made at checkpoints ({str(error).splitlines()[0]}). {path} is complete, and the training goes on.", stacklevel=2)
-                if ADAPTER not in applied(pipe):
-                    raise TrainingError(f"The function called at checkpoints took the B-LoRA in training off the pipeline. Let it draw with generation.sample instead of generate. {path} is complete.")
+            if path and not stop.asked:
+                show(path)
             return path
 
+        def show(path):
+            if not on_checkpoint:
+                return
+            try:
+                with models_back(), text_back(), pefts_own():
+                    on_checkpoint(pipe, path)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                forget(error)
+                warnings.warn(f"There was no room for what is made at checkpoints ({str(error).splitlines()[0]}). {path} is complete, and the training goes on.", stacklevel=2)
+            if ADAPTER not in applied(pipe):
+                raise TrainingError(f"The function called at checkpoints took the B-LoRA in training off the pipeline. Let it draw with generation.sample instead of generate. {path} is complete.")
+
         try:
+            if resume_from_checkpoint:
+                show(resume_from_checkpoint)  # what was made there may have been interrupted
             for step in range(state.step + 1, steps + 1):
                 if step == settings.x0_loss_from:
                     report.look()
@@ -317,8 +324,8 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
         progress: True for a progress bar with the loss, or a function called with (step, steps, loss).
         output_dir: folder for checkpoints; without it there are none. The B-LoRA itself is yours to save.
         resume_from_checkpoint: "latest" or a checkpoint's name: go on from there, on a CPU bit for bit.
-        on_checkpoint: called with (pipe, folder) after each checkpoint, the unfinished B-LoRA being on the pipeline; it draws
-            with `generation.sample` (`generate` would take that off).
+        on_checkpoint: called with (pipe, folder) after each checkpoint, and again for the one that is gone on from, the unfinished
+            B-LoRA being on the pipeline; it draws with `generation.sample` (`generate` would take that off).
         content: a B-LoRA of the same picture, or its file, whose content half is kept as it is: only a fresh style half is
             trained beside it (the two-step style training of ConsisLoRA, arXiv 2503.10614).
 

@@ -241,7 +241,22 @@ def test_going_on_from_an_earlier_checkpoint_keeps_the_pictures_of_the_later_one
     for wanted in ("checkpoint-9", "checkpoint-24"):
         again = train(pipe, picture, resume_from_checkpoint=wanted, **options)
         assert len(again.losses) == 30
-    assert [p.name for p, pictures in validated(folder).items() if len(pictures) == 1] == [f"checkpoint-{step}" for step in range(12, 31, 3)]
+    assert [p.name for p, pictures in validated(folder).items() if len(pictures) == 1] == [f"checkpoint-{step}" for step in range(9, 31, 3)]
+
+
+def test_pictures_that_a_kill_interrupted_are_made_when_it_goes_on(pipe, picture, tmp_path):
+    validate, options = validation_pictures(pipe, "A star", 2), {"progress": False, "output_dir": tmp_path, **CHANGES}
+
+    def killed(pipe, folder):
+        validate(pipe, folder)
+        if folder.name == "checkpoint-6":
+            next(folder.glob("*seed1.png")).unlink()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(pipe, picture, on_checkpoint=killed, **options)
+    train(pipe, picture, on_checkpoint=validate, resume_from_checkpoint="latest", **options)
+    assert [len(pictures) for pictures in validated(tmp_path).values()] == [2] * 10
 
 
 def test_a_checkpoint_from_before_anything_was_learned_is_whole(pipe, picture, tmp_path):
