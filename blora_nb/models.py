@@ -62,9 +62,9 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     from diffusers.utils import logging
 
     base, device = base or default_base(), device or default_device()
-    base = "tiny" if Path(base).resolve() == TINY_SDXL else base
+    tiny = base == "tiny" or Path(base).resolve() == TINY_SDXL
     check_device(device)
-    dtype = dtype or (torch.float32 if base == "tiny" else default_dtype(device))
+    dtype = dtype or (torch.float32 if tiny else default_dtype(device))
     source = {"tiny": TINY_SDXL, "sdxl": SDXL}.get(str(base), base)
     if source == TINY_SDXL and not (TINY_SDXL / "model_index.json").exists():
         raise FileNotFoundError(f"The teaching model is not in {TINY_SDXL}. Clone the whole repository and install it with: pip install -e .")
@@ -74,7 +74,7 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     options = {"use_safetensors": True, **dtype_argument(dtype)} | {name: value for name, value in named.items() if value}
     parts = {}
     profile = memory_profile(device)
-    quantization = quantization or (profile.quantization if base != "tiny" else None) or "none"
+    quantization = quantization or (None if tiny else profile.quantization) or "none"
     if quantization != "none":
         with named_source(source, "base model"):
             parts["unet"] = _quantized_unet(source, quantization, dtype, device, options)
