@@ -13,6 +13,7 @@ import torch
 
 SIZES = {  # U-Net widths, heads, transformer layers; text encoder widths; VAE widths; side in pixels
     "small": {"widths": (48, 64, 104), "heads": (4, 4, 4), "layers": (1, 1, 2), "groups": 8, "text": (64, 64), "vae": (16, 24, 48, 64), "side": 96},
+    "thin": {"widths": (16, 32, 32), "heads": (1, 1, 1), "layers": (1, 2, 10), "groups": 8, "text": (32, 32), "vae": (16, 16, 16, 16), "side": 64},
     "quarter": {"widths": (80, 160, 320), "heads": (1, 2, 5), "layers": (1, 2, 10), "groups": 16, "text": (192, 320), "vae": (32, 64, 128, 128), "side": 256},
     "full": {"widths": (320, 640, 1280), "heads": (5, 10, 20), "layers": (1, 2, 10), "groups": 32, "text": (768, 1280), "vae": (128, 256, 512, 512), "side": 1024},
 }

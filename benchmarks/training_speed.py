@@ -18,12 +18,12 @@ import sys
 import tempfile
 
 HERE = Path(__file__).resolve().parent
-SIDE = {"small": 96, "quarter": 256, "full": 512}  # on a CPU; of full half its own, so that a CPU can be asked
-RANK = {"small": 16, "quarter": 16, "full": 64}
+SIDE = {"thin": 64, "small": 96, "quarter": 256, "full": 512}  # on a CPU; of full half its own, so that a CPU can be asked
+RANK = {"thin": 4, "small": 16, "quarter": 16, "full": 64}
 PEERS = """The peers are the scripts of https://github.com/yardenfren1996/B-LoRA at e08380d and of https://github.com/huggingface/diffusers
 (examples/advanced_diffusion_training) at 58eb52c; both READMEs turn gradient checkpointing on. Without both, named as its help says, the command
 writes nothing."""
-WARM_UP = {"small": 3, "quarter": 3, "full": 1}  # steps that are not counted
+WARM_UP = {"thin": 3, "small": 3, "quarter": 3, "full": 1}  # steps that are not counted
 
 OURS = """
 import json, sys

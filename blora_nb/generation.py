@@ -6,6 +6,7 @@ import math
 import torch
 
 from . import adapters
+from .lean_attention import lean_attention
 from .memory import explain_out_of_memory_generating, forget, is_out_of_memory, pictures_at_once
 from .models import defaults_for
 from .records import record
@@ -106,6 +107,7 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
     pipe._guidance_scale = guidance  # for `inspection`, which asks this pipeline also where another one, made of its parts, draws
     with ExitStack() as stack:
         stack.callback(torch.nn.Module.to, pipe.vae, vae_dtype)  # diffusers leaves it in float32 where a float16 VAE that overflows is stopped at its work
+        stack.enter_context(lean_attention(pipe.unet))
         bar = stack.enter_context(tqdm(total=total, desc="generating", disable=progress is not True))
         if asymmetric_guidance and guidance > 1:
             stack.enter_context(lora_in_the_conditional_pass_only(pipe.unet))

@@ -3,7 +3,7 @@
 Source: arXiv 2403.14572, section 4.2, and the authors' training script. Each piece is a function of its own, so that
 recorded latents, noise, timesteps and LoRA weights of another implementation can be replayed through `blora_loss` and
 `make_optimizer` and compared number by number. What keeps a long training alive is in `watch` and `checkpoints`, what makes it
-fit into a small GPU in `memory`, `execution` and `text_cache`, what makes it fast in `lean_lora`, what changes the loss in `recipes`.
+fit into a small GPU in `memory`, `execution` and `text_cache`, what makes it fast in `lean_attention` and `lean_lora`, what changes the loss in `recipes`.
 """
 
 from contextlib import ExitStack, contextmanager
@@ -25,6 +25,7 @@ from .cards import training_metadata, versions
 from .configuration import TrainingSettings
 from .execution import all_back, compiled, gradient_checkpointing, offloaded
 from .images import centre_square, find_images, free_path, read_image, to_tensor
+from .lean_attention import lean_attention
 from .lean_lora import lean_lora
 from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory, room_again, unet_can_stay
 from .models import native_resolution, options_of
@@ -69,7 +70,7 @@ def attach_style_beside(pipe, content, settings):
 
 
 def make_optimizer(parameters, settings):
-    """AdamW with the original's betas .9 and .999, eps 1e-8; on a GPU in one fused kernel, elsewhere in PyTorch's loop over all tensors at once."""
+    """AdamW with the original's betas .9 and .999, eps 1e-8; on a GPU in one fused kernel, elsewhere in a loop over all tensors at once, which gives the bits of a plain one."""
     kind, fast = torch.optim.AdamW, {"fused": True} if parameters[0].is_cuda else {"foreach": True}
     if settings.use_8bit_adam:
         try:
@@ -227,6 +228,7 @@ def run_steps(pipe, parameters, moments, settings, progress=True, prompts=None, 
         models_back = stack.enter_context(offloaded(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
         text_back = stack.enter_context(cached_text(pipe.unet, batches.prompt_embeds[:1].expand(size, -1, -1), batches.one_prompt))
         stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings, free_memory(pipe.unet.device))))
+        stack.enter_context(lean_attention(pipe.unet))
         pefts_own = stack.enter_context(lean_lora(pipe.unet))
         stack.enter_context(compiled(pipe.unet, settings.compile))
         stack.enter_context(warnings.catch_warnings())

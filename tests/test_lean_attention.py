@@ -1,0 +1,70 @@
+"""Attention with less ado gives the same bits as diffusers' own, and nothing stays behind."""
+
+import copy
+
+from diffusers.models import attention_processor
+from diffusers.models.attention_processor import Attention, AttnProcessor
+import pytest
+import torch
+
+from blora_nb import generate, train
+from blora_nb.adapters import remove
+from blora_nb.lean_attention import lean_attention
+from blora_nb.models import encode_prompt
+from blora_nb.training import micro_conditioning
+
+
+def runner(pipe):
+    """(a U-Net of our own, a function that runs it)"""
+    remove(pipe)
+    unet = copy.deepcopy(pipe.unet)
+    embeds, pooled = encode_prompt(pipe, "A [v]")
+    latents = torch.randn(2, 12, 12, 12, generator=torch.Generator().manual_seed(0))
+    conditions = {"text_embeds": pooled.expand(2, -1), "time_ids": micro_conditioning(96, 2, "cpu", torch.float32)}
+    return unet, lambda: unet(latents, torch.tensor([200, 700]), embeds.expand(2, -1, -1), added_cond_kwargs=conditions).sample
+
+
+@pytest.fixture
+def looked_up(monkeypatch):
+    """What diffusers looked up with `inspect.signature`."""
+    found, own = [], attention_processor.inspect.signature
+    monkeypatch.setattr(attention_processor.inspect, "signature", lambda *a, **k: found.append(a) or own(*a, **k))
+    return found
+
+
+def test_predictions_and_gradients_are_the_same_bits(pipe, looked_up):
+    unet, run = runner(pipe)
+    weight = unet.get_parameter("up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight").requires_grad_()
+    predicted = run()
+    (gradient,) = torch.autograd.grad(predicted.square().mean(), weight)
+    assert looked_up and gradient.any()
+    looked_up.clear()
+    with lean_attention(unet):
+        again = run()
+        assert torch.equal(again, predicted) and torch.equal(torch.autograd.grad(again.square().mean(), weight)[0], gradient)
+        assert not looked_up
+    assert {type(module) for module in unet.modules() if isinstance(module, Attention)} == {Attention}
+
+
+def test_another_processor_and_an_attention_with_more_to_it_are_left_to_diffusers(pipe):
+    unet, run = runner(pipe)
+    seen, layer = [], unet.get_submodule("mid_block.attentions.0.transformer_blocks.0")
+
+    class Seeing(AttnProcessor):
+        def __call__(self, *args, **kwargs):
+            seen.append(self)
+            return super().__call__(*args, **kwargs)
+
+    layer.attn1.set_processor(Seeing())
+    layer.attn2.rescale_output_factor = 2.0
+    with torch.no_grad():
+        plain = run()
+        with lean_attention(unet):
+            assert torch.equal(run(), plain) and len(seen) == 2
+
+
+def test_training_and_drawing_use_it(pipe, picture, looked_up):
+    train(pipe, picture, max_train_steps=1, progress=False)
+    generate(pipe, "A fish", num_inference_steps=1, progress=False)
+    assert not looked_up
+    assert not any(type(module).__name__ == "LeanAttention" for module in pipe.unet.modules())
