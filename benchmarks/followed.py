@@ -43,20 +43,20 @@ with SimulatedGPU(numbers=False) as gpu:
         from contextlib import nullcontext
         import torch
         from PIL import Image
-        from blora_nb import TrainingSettings, training
+        from blora_nb import TrainingSettings, trainer, training
         from full_sdxl import full_sdxl
-        step = training.take_step
+        step = trainer.take_step
         def noted(*given):
             found = step(*given)
             note()
             return found
-        training.take_step = noted
+        trainer.take_step = noted
         if kind == "PEFT":
-            training.lean_lora = lambda unet: nullcontext(nullcontext)
+            trainer.lean_lora = lambda unet: nullcontext(nullcontext)
         pipe, settings = full_sdxl(torch.float16), TrainingSettings(gradient_checkpointing="none" if kind == "PEFT" else kind, max_train_steps=int(arguments[0]))
-        with training.offloaded(pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
+        with trainer.offloaded(pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
             moments = training.encode_image(pipe, Image.new("RGB", (1024, 1024)), 1024)
-        training.run_steps(pipe, training.attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
+        trainer.run_steps(pipe, training.attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
 json.dump(steps, open(result, "w"))
 """
 

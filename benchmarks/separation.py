@@ -26,7 +26,8 @@ from blora_nb.figures import picture_grid  # noqa: E402
 from blora_nb.generation import sample  # noqa: E402
 from blora_nb.metrics import Judge  # noqa: E402
 from blora_nb.models import fingerprint  # noqa: E402
-from blora_nb.training import ADAPTER, attach_lora, encode_image, run_steps  # noqa: E402
+from blora_nb.trainer import run_steps  # noqa: E402
+from blora_nb.training import ADAPTER, attach_lora, encode_image  # noqa: E402
 from drawings import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, draw, is_held_out  # noqa: E402
 
 PROMPT = "A [c] in [s] style"

@@ -1,14 +1,15 @@
 """blora_nb: learn and use B-LoRA, implicit style-content separation, in notebooks.
 
-The method in reading order: `blocks`, `training`, `adapters`, `generation`. Source: arXiv 2403.14572.
+The method in reading order: `blocks`, `training`, `adapters`, `generation`; `trainer` runs it. Source: arXiv 2403.14572.
 """
 
 from .adapters import BLoRA
+from .configuration import TrainingSettings
 from .generation import generate
 from .images import save_picture
 from .inspection import prompt_per_block, record_attention
 from .models import load_pipeline
-from .training import TrainingSettings, train
+from .trainer import train
 
 __all__ = ["AlphaPanel", "BLoRA", "CheckpointPicker", "SeedPanel", "TrainingSettings", "alpha_grid", "generate", "load_pipeline", "prompt_per_block", "record_attention", "save_picture", "train"]
 __version__ = "0.1.0"

@@ -325,7 +325,8 @@ def applied(pipe):
 
 def remove(pipe):
     """Take every LoRA off the pipeline; afterwards it is the plain model."""
-    if applied(pipe) or any(hasattr(module, "base_layer") for module in pipe.unet.modules()):  # where an error came in between, some layers have LoRA that no list names
+    began = getattr(pipe.unet, "_hf_peft_config_loaded", False)  # diffusers' note, made before the first layer gets LoRA; an error may have come before there was a list
+    if began or applied(pipe) or any(hasattr(module, "base_layer") for module in pipe.unet.modules()):
         pipe.unload_lora_weights()
 
 

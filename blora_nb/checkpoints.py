@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from .adapters import FILE_NAME, BLoRA, BLoRAError
+from .adapters import BLoRA, BLoRAError
 
 STATE_NAME = "training_state.safetensors"
 # settings that change how a training runs, not what comes out of it
@@ -35,7 +35,7 @@ class TrainingState:
         optimizer, lr_scheduler, scaler, generator: as PyTorch makes them.
         losses: the loss of each step so far.
         learned: what the training is of, such as {"pictures": a hash, "base model": a hash}, or None.
-        content: the fingerprint of the content half that is kept while a style half is trained, or None.
+        resumed_from: the checkpoint that it was brought to by `resume`, or None.
     """
 
     parameters: dict
@@ -45,7 +45,7 @@ class TrainingState:
     generator: torch.Generator
     losses: list
     learned: dict | None
-    content: str | None = None
+    resumed_from: Path | None = None
 
     @property
     def step(self):
@@ -61,7 +61,7 @@ class TrainingState:
             else:
                 numbers[f"optimizer/{path}"] = value
         schedule = {"last_epoch": self.lr_scheduler.last_epoch}
-        return tensors, {"step": self.step, "learned": self.learned, "content": self.content, "groups": optimizer["param_groups"], "numbers": numbers, "schedule": schedule, "scaler": self.scaler.state_dict()}
+        return tensors, {"step": self.step, "learned": self.learned, "groups": optimizer["param_groups"], "numbers": numbers, "schedule": schedule, "scaler": self.scaler.state_dict()}
 
     def unpack(self, tensors, rest, weights):
         """The other way round, in place."""
@@ -103,6 +103,12 @@ def checkpoints(folder):
     """The checkpoint folders in a folder, the oldest first, whole or broken."""
     folder = Path(folder)
     return sorted((p for p in folder.iterdir() if p.is_dir() and step_of(p)), key=step_of) if folder.is_dir() else []
+
+
+def check_unused(folder):
+    """Raise a FileExistsError where a new training would mix its checkpoints with those of an earlier one."""
+    if checkpoints(folder):
+        raise FileExistsError(f'{folder} holds the checkpoints of an earlier training. To go on with it, or to have its B-LoRA where it had come to its end: resume_from_checkpoint="latest". For a new training choose another folder.')
 
 
 def validated(folder):
@@ -217,15 +223,9 @@ def resume(path, state, settings):
     for what, now in (state.learned or {}).items():
         if rest["learned"].get(what) != now:
             raise CheckpointError(f"{path} belongs to another {what}. Name the same one, or start in another folder.")
-    if rest.get("content") != state.content:
-        raise CheckpointError(f"{path} was written beside another content half ({rest.get('content')}, now {state.content}). Name the same one, or start in another folder.")
     if len(tensors["losses"]) > settings.max_train_steps:
         raise CheckpointError(f"{path} has {len(tensors['losses'])} steps behind it, more than the {settings.max_train_steps} asked for. Ask for more, or use the checkpoint as it is: it is a B-LoRA like any other.")
     if {k: t.shape for k, t in blora.state_dict.items()} != {k: p.shape for k, p in state.parameters.items()}:
         raise CheckpointError(f"{path} does not fit this base model's layers. Name the same base, or start in another folder.")
     state.unpack(tensors, rest, blora.state_dict)
-
-
-def has_unfinished(folder):
-    """True if a folder holds checkpoints and no finished B-LoRA."""
-    return bool(checkpoints(folder)) and not (Path(folder) / FILE_NAME).exists()
+    state.resumed_from = path

@@ -7,6 +7,7 @@ The names are those of the authors' script, so that their README can be typed he
 import argparse
 from dataclasses import dataclass, field, fields
 import math
+import operator
 import sys
 from types import UnionType
 from typing import get_args
@@ -70,7 +71,8 @@ class TrainingSettings:
 
     def __post_init__(self):
         for f in fields(self):
-            value = getattr(self, f.name)
+            value = as_number(f, getattr(self, f.name))
+            object.__setattr__(self, f.name, value)
             if "choices" in f.metadata and value is not None and value not in f.metadata["choices"]:
                 raise ValueError(f"{f.name} must be one of {', '.join(f.metadata['choices'])}, not {value}.")
             if value is not None and f.name in POSITIVE and not value > 0:
@@ -158,6 +160,20 @@ WITHOUT_VALUE = {"--center_crop", "--enable_xformers_memory_efficient_attention"
 def _kind(f):
     """The type of a field's values, without the None of an optional one."""
     return next(t for t in get_args(f.type) if t is not type(None)) if isinstance(f.type, UnionType) else f.type
+
+
+def as_number(f, value):
+    """A field's value as a number of Python's where it is one, perhaps of NumPy's or PyTorch's; everything else as it is.
+
+    Raises:
+        ValueError: it should be a number, or a whole one.
+    """
+    if value is None or _kind(f) not in (int, float):
+        return value
+    try:
+        return operator.index(value) if _kind(f) is int else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{f.name} must be a {'whole number' if _kind(f) is int else 'number'}, not {value!r}.") from None
 
 
 def add_settings(parser, settings=TrainingSettings):

@@ -5,7 +5,7 @@ from pathlib import Path
 from .adapters import BLoRA
 from .images import read_image
 from .models import DATA, TINY_DEFAULTS, defaults_for
-from .training import train
+from .trainer import train
 
 OUTPUTS = DATA.parent / "outputs"
 

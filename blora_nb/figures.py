@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from .adapters import apply, set_alphas
 from .checkpoints import validated
-from .generation import generate, sample
+from .generation import generate, sample, seed_list
 from .images import read_image, read_settings
 from .metrics import ranked
 from .sharing import pipeline_lock
@@ -90,6 +90,8 @@ def alpha_sweep(pipe, prompt="A [c] in [s] style", content=None, style=None, hal
     Args:
         content, style: `BLoRA`s or paths, or None. half: whose alpha changes. other_alpha: of the other half.
     """
+    if half not in ("content", "style"):
+        raise ValueError(f'half is "content" or "style", not {half!r}.')
     grid = {half: alphas, "style" if half == "content" else "content": (other_alpha,)}
     rows = _draw_alphas(pipe, prompt, content, style, grid["content"], grid["style"], seed, num_inference_steps, progress)
     other = "style" if half == "content" else "content"
@@ -121,7 +123,7 @@ def _draw_alphas(pipe, prompt, content, style, content_alphas, style_alphas, see
 
 def seed_sweep(pipe, prompt="A [c] in [s] style", content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=range(8), num_inference_steps=None, progress=True):  # fmt: skip
     """A figure of the same settings with several seeds, unranked, four to a row; `seed_ranking` also shows scores. Arguments as in `generation.generate`."""
-    seeds = list(seeds)
+    seeds = seed_list(seeds)
     with pipeline_lock(pipe):
         images = generate(pipe, prompt, content, style, content_alpha, style_alpha, seeds, num_inference_steps, progress=progress)
     alphas = [f"{half} alpha {alpha:g}" for half, blora, alpha in (("content", content, content_alpha), ("style", style, style_alpha)) if blora is not None]

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack, contextmanager
 import math
+import operator
 
 import torch
 
@@ -46,6 +47,7 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
 def generate_each(pipe, prompt, content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
     """Like `generate`, one picture after another, each as soon as it is ready."""
     content, style = adapters.loaded(content), adapters.loaded(style)
+    content_alpha, style_alpha = float(content_alpha), float(style_alpha)  # also NumPy's and PyTorch's, which no record could hold
     with memory_explained(pipe):
         adapters.apply(pipe, content, style, content_alpha, style_alpha)
         embeds = encode(pipe, prompt, negative_prompt)
@@ -67,6 +69,8 @@ def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, guidance_scale=No
 @torch.no_grad()
 def encode(pipe, prompt, negative_prompt=None):
     """A prompt and its negative as the pipeline's keyword arguments; encoded once, they serve any number of seeds."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"The prompt is one text, not {prompt!r}. For several, draw once for each.")
     prompt_embeds, negative, pooled, negative_pooled = pipe.encode_prompt(prompt, negative_prompt=negative_prompt, device=pipe.device)
     return {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative, "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative_pooled}
 
@@ -83,18 +87,17 @@ def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None,
         batch_size: pictures made at once; by default one on a CPU and as many as fit on a GPU, where it is faster. A picture still
             depends on its own seed only, but sums are added up in another order in a batch, which can change a pixel by a step or two.
             Halved where the memory turns out to be too small.
-        preview: a function called with (index of the batch's first picture, step, latents) after each step.
+        preview: a function called with (index of the batch's first picture, step, latents [batch, channels, height/8, width/8]) after each step.
         asymmetric_guidance: no LoRA in the unconditional pass, so that guidance pushes towards what the LoRA adds (CRAFT-LoRA, arXiv 2602.18936).
         content_until, style_from: timed halves: the content half only up to this share of the steps, the style half only from
             this one (content first, style late: arXiv 2602.18936). Outside its time a half's alpha is 0, inside it `content_alpha` or `style_alpha`.
     """
     from tqdm.auto import tqdm
 
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    suited = defaults_for(pipe)
-    steps = num_inference_steps or suited.num_inference_steps
+    seeds, suited = seed_list(seeds), defaults_for(pipe)
+    steps = suited.num_inference_steps if num_inference_steps is None else num_inference_steps
     guidance = suited.guidance_scale if guidance_scale is None else guidance_scale
-    check_sampling(guidance, content_until, style_from)
+    check_sampling(steps, guidance, content_until, style_from)
     timed = content_until < 1 or style_from > 0
     structure = structure_of(pipe, image, strength, controlnet, control_image, controlnet_conditioning_scale, height, width)
     made = structure.steps(steps)
@@ -169,11 +172,25 @@ def check_latents(latents, seeds):
     """Raise a ValueError that names the seeds whose latents [batch, channels, h, w] are no numbers any more."""
     whole = torch.isfinite(latents).flatten(1).all(1).tolist()
     if broken := [str(seed) for seed, fine in zip(seeds, whole) if not fine]:
-        raise ValueError(f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas, a smaller guidance scale, or in float16 --dtype bfloat16 or float32.")
+        raise ValueError(f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas, a smaller guidance scale, or load a base in float16 with dtype bfloat16 or float32.")
 
 
-def check_sampling(guidance_scale, content_until, style_from):
+def seed_list(seeds):
+    """One seed, or any collection of them, as a list of Python's whole numbers."""
+    try:
+        return [operator.index(seeds)]
+    except TypeError:
+        pass
+    try:
+        return [operator.index(seed) for seed in seeds]
+    except TypeError:
+        raise ValueError(f"Seeds are whole numbers, which {seeds!r} is not.") from None
+
+
+def check_sampling(num_inference_steps, guidance_scale, content_until, style_from):
     """Raise a ValueError for what no picture can be made with."""
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}.")
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be an ordinary number, not {guidance_scale}.")
     for name, share in (("content_until", content_until), ("style_from", style_from)):

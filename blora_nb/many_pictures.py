@@ -14,10 +14,11 @@ import safetensors
 import torch
 
 from .adapters import FILE_NAME, BLoRA, BLoRAError
-from .checkpoints import CheckpointError, checkpoints
+from .checkpoints import CheckpointError, check_unused
 from .files import complete_file
 from .images import find_images, free_path, read_image, safe_name, save_image, writable_folder
-from .training import TrainingError, train
+from .trainer import train
+from .watch import TrainingError
 
 MANIFEST = "manifest.json"
 PATIENCE = timedelta(days=30)  # a process waits for the others as long as they train; the default, 10 minutes on GPUs, would end them all
@@ -107,9 +108,9 @@ def check_output(jobs, resume):
                 raise BLoRAError(f"{error} Remove it, and the training goes on from its last checkpoint.") from None
             print(f"finished already: {job.folder}", flush=True)
         if not resume and job.finished:
-            raise FileExistsError(f"{job.folder / FILE_NAME} exists already. Choose another --output_dir, remove it, or keep what is finished with --resume_from_checkpoint latest.")
-        if not resume and checkpoints(job.folder):
-            raise FileExistsError(f"{job.folder} holds the checkpoints of a training that did not end. Go on with --resume_from_checkpoint latest, or choose another folder.")
+            raise FileExistsError(f'{job.folder / FILE_NAME} exists already. Choose another output_dir, remove it, or keep what is finished with resume_from_checkpoint="latest".')
+        if not resume:
+            check_unused(job.folder)
         writable_folder(job.folder)
     return [job for job in jobs if not job.finished]
 

@@ -204,17 +204,17 @@ def report(pipe, settings, free=None, one_prompt=True):
 
 
 def advice(pipe, settings):
-    """What to change, the cheapest first."""
+    """What to change, the cheapest first; settings by the names they have in Python and, after two dashes, on the command line."""
     mode = choose_checkpointing(pipe, settings)
     batch = settings.train_batch_size
     quantized = getattr(pipe.unet, "is_quantized", False)
     steps = [
-        (batch > 1, f"--train_batch_size 1 --gradient_accumulation_steps {batch * settings.gradient_accumulation_steps} (the same result, slower)"),
-        (mode != "full", "--gradient_checkpointing full (the same result, a quarter slower)"),
-        (not settings.use_8bit_adam, "--use_8bit_adam"),
-        (not quantized and pipe.unet.device.type == "cuda", "--quantization nf4 (the U-Net in a third of the memory)"),
-        (True, f"--resolution {settings.resolution * 3 // 4 // 8 * 8} (activations shrink with the square)"),
-        (settings.rank > 16, "--rank 16"),
+        (batch > 1, f"train_batch_size=1 and gradient_accumulation_steps={batch * settings.gradient_accumulation_steps} (the same on average, slower)"),
+        (mode != "full", 'gradient_checkpointing="full" (the same result, a quarter slower)'),
+        (not settings.use_8bit_adam, "use_8bit_adam"),
+        (not quantized and pipe.unet.device.type == "cuda", 'loading the base with quantization="nf4" (the U-Net in a third of the memory)'),
+        (True, f"resolution={settings.resolution * 3 // 4 // 8 * 8} (activations shrink with the square)"),
+        (settings.rank > 16, "rank=16"),
     ]
     return "Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."
 
@@ -246,7 +246,7 @@ def room_again():
 def explain_out_of_memory(pipe, settings, error, checkpoint):
     """The message for a training that ran out of memory: how much it wanted, what to change, what is kept (the newest checkpoint's path, or None)."""
     first = str(error).split("\n")[0].split(". GPU")[0]
-    kept = f" {checkpoint} is complete: with --gradient_checkpointing full --resume_from_checkpoint latest the training goes on from there; the other changes need a folder of their own." if checkpoint else ""
+    kept = f' {checkpoint} is complete: with gradient_checkpointing="full" and resume_from_checkpoint="latest" the training goes on from there; the other changes need a folder of their own.' if checkpoint else ""
     return f"The memory of {pipe.unet.device} is too small ({first}).{kept} {advice(pipe, settings)}"
 
 
@@ -266,8 +266,8 @@ def explain_out_of_memory_generating(pipe, error):
     first = str(error).split("\n")[0].split(". GPU")[0]
     steps = [
         (not getattr(pipe.vae, "use_tiling", False), "--vae_tiling (in Python: models.tile_vae(pipe))"),
-        (pipe.unet.dtype == torch.float32, "--dtype float16"),
-        (not getattr(pipe.unet, "is_quantized", False) and pipe.unet.device.type == "cuda", "--quantization nf4 (the U-Net in a third of the memory)"),
-        (True, "a smaller --height and --width"),
+        (pipe.unet.dtype == torch.float32, "loading the base with dtype float16"),
+        (not getattr(pipe.unet, "is_quantized", False) and pipe.unet.device.type == "cuda", 'loading the base with quantization="nf4" (the U-Net in a third of the memory)'),
+        (True, "a smaller height and width"),
     ]
     return f"The memory of {pipe.unet.device} is too small for one picture ({first}). Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."

@@ -17,7 +17,7 @@ from .examples import example_names, example_picture
 from .files import HUB_ID
 from .images import ImageError, centre_square, free_path, read_image, safe_name
 from .models import DATA
-from .training import train
+from .trainer import train
 
 SIDE, LABEL = 96, 94  # pixels: of a source's picture, of the words before a control
 INDENT = SIDE + 12 + LABEL  # where the inputs begin, under each other

@@ -88,7 +88,7 @@ class Watch:
         step, weights = self.good
         with torch.no_grad():
             torch._foreach_copy_([p.detach() for p in self.parameters], weights)
-        overflow = " In float16 the base model itself may overflow: try --dtype bfloat16 or float32." if self.scaled else ""
+        overflow = " In float16 the base model itself may overflow: load it with dtype bfloat16 or float32." if self.scaled else ""
         error = TrainingError(f"{what} Try a smaller learning rate than {self.learning_rate}.{overflow} The weights of step {step} were still good.")
         error.step = step
         raise error

@@ -152,7 +152,8 @@ def _trained_alone(pipe, picture, settings):
     """The weights of a LoRA on the content block, trained without the style block."""
     from blora_nb.adapters import remove
     from blora_nb.blocks import CONTENT_BLOCK
-    from blora_nb.training import attach_lora, collect, encode_image, run_steps
+    from blora_nb.trainer import run_steps
+    from blora_nb.training import attach_lora, collect, encode_image
 
     remove(pipe)
     run_steps(pipe, attach_lora(pipe.unet, settings.rank, settings.seed, [CONTENT_BLOCK]), encode_image(pipe, picture, settings.resolution), settings, progress=False)

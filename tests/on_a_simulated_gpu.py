@@ -8,12 +8,13 @@ from simulated_gpu import SimulatedGPU
 import pytest
 import torch
 
-from blora_nb import TrainingSettings, generate, load_pipeline, train, training
+from blora_nb import TrainingSettings, generate, load_pipeline, train, trainer
 from blora_nb.__main__ import main
 from blora_nb.adapters import applied, remove
 from blora_nb.execution import offloaded
 from blora_nb.memory import ENCODING, GIB, PICTURE, WORKING, choose_checkpointing, free_for_training, need, pictures_at_once, unet_can_stay
-from blora_nb.training import TrainingError, attach_lora, encode_image, run_steps
+from blora_nb.trainer import run_steps
+from blora_nb.training import TrainingError, attach_lora, encode_image
 from full_sdxl import full_sdxl
 
 SHORT = {"progress": False, "max_train_steps": 4}
@@ -67,7 +68,7 @@ def test_training_and_pictures_are_those_of_the_cpu(on_gpu, pipe, picture):
 @pytest.mark.parametrize("changes", [{}, {"train_batch_size": 2, "gradient_accumulation_steps": 2, "snr_gamma": 5.0, "x0_loss_from": 2}, {"gradient_checkpointing": "full"}])
 def test_no_step_waits_for_the_gpu(gpu, picture, monkeypatch, dtype, changes):
     """Otherwise the GPU stands idle while the computer prepares the next step. Pictures in turn, a gradient scaler in float16; in between, only losses are read."""
-    waits, between, step = [], [], training.take_step
+    waits, between, step = [], [], trainer.take_step
 
     def listed(*arguments):
         between.append(set(gpu.waits))
@@ -77,7 +78,7 @@ def test_no_step_waits_for_the_gpu(gpu, picture, monkeypatch, dtype, changes):
         gpu.waits.clear()
         return result
 
-    monkeypatch.setattr(training, "take_step", listed)
+    monkeypatch.setattr(trainer, "take_step", listed)
     pictures = [picture, picture.rotate(90)] if changes.get("train_batch_size") else picture
     losses = train(load_pipeline(device="cuda", dtype=getattr(torch, dtype)), pictures, **changes, **SHORT).losses
     assert waits[1:] == [[], [], []] and between[1:] == [{"tolist"}] * 3 and np.isfinite(losses).all()  # the noise schedule comes along in the first
@@ -85,7 +86,7 @@ def test_no_step_waits_for_the_gpu(gpu, picture, monkeypatch, dtype, changes):
 
 def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
     """Followed through real training steps, tensor by tensor, without their numbers; on a T4, and on cards of 8 GB and less."""
-    pipe, peaks, step = full_sdxl(torch.float16), [], training.take_step
+    pipe, peaks, step = full_sdxl(torch.float16), [], trainer.take_step
 
     def followed(*arguments):
         gpu.peak = gpu.live
@@ -93,7 +94,7 @@ def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
         peaks.append(gpu.peak)
         return result
 
-    monkeypatch.setattr(training, "take_step", followed)
+    monkeypatch.setattr(trainer, "take_step", followed)
     settings = TrainingSettings(max_train_steps=2)
     for total, mode in ((14.6, "none"), (7.6, "partial"), (6.8, "full")):
         gpu.total = int(total * GIB)
@@ -159,7 +160,7 @@ def test_a_card_that_is_too_small_is_explained_and_nothing_stays_on_it(gpu, on_g
             gpu.total = base + 2**18
 
     shrink()
-    with pytest.raises(TrainingError, match=r"memory of cuda:0 is too small .*--train_batch_size 1.*--quantization nf4") as caught:
+    with pytest.raises(TrainingError, match=r"memory of cuda:0 is too small .*train_batch_size=1.*quantization=\"nf4\"") as caught:
         train(on_gpu, picture, progress=shrink, **options)
     assert ("checkpoint-2 is complete" in str(caught.value)) == (after == 2)
     assert applied(on_gpu) == [] and gpu.live <= base + 2**16 and {on_gpu.vae.device.type, on_gpu.text_encoder.device.type, on_gpu.unet.device.type} == {"cuda"}
@@ -193,7 +194,7 @@ def test_no_room_for_the_halves_or_the_words_is_explained_as_well(gpu, on_gpu, b
 
 def test_no_room_for_pictures_at_a_checkpoint_ends_nothing(gpu, on_gpu, picture, tmp_path, monkeypatch):
     """Also not where it is the models that draw which find no room to come back."""
-    drawn, room, step, write = [], gpu.total, training.take_step, training.write_checkpoint
+    drawn, room, step, write = [], gpu.total, trainer.take_step, trainer.try_checkpoint
 
     def with_room(*arguments):
         gpu.total = room
@@ -204,8 +205,8 @@ def test_no_room_for_pictures_at_a_checkpoint_ends_nothing(gpu, on_gpu, picture,
         gpu.total = gpu.live + 2**18 if path.name == "checkpoint-2" else room
         return path
 
-    monkeypatch.setattr(training, "take_step", with_room)
-    monkeypatch.setattr(training, "write_checkpoint", then_none)
+    monkeypatch.setattr(trainer, "take_step", with_room)
+    monkeypatch.setattr(trainer, "try_checkpoint", then_none)
     with pytest.warns(UserWarning, match="no room for what is made at checkpoints .*checkpoint-2 is complete"):
         made = train(on_gpu, picture, output_dir=tmp_path, checkpointing_steps=2, on_checkpoint=lambda pipe, path: drawn.append(path.name), **SHORT)
     assert len(made.losses) == 4 and drawn == ["checkpoint-4"] and on_gpu.vae.device.type == "cuda"

@@ -10,6 +10,7 @@ from blora_nb import generate, load_pipeline, prompt_per_block, train
 from blora_nb.adapters import applied, remove
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 from blora_nb.generation import lora_in_the_conditional_pass_only
+from blora_nb.images import read_settings, save_picture
 from blora_nb.models import SCHEDULERS, encode_prompt, merge_few_step_lora, use_scheduler
 from blora_nb.preview import LatentPreview
 
@@ -24,6 +25,20 @@ def test_progress_counts_every_step(pipe):
     seen = []
     generate(pipe, "A fish", seeds=[0, 1], num_inference_steps=3, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 6) for i in range(1, 7)]
+
+
+def test_numbers_may_come_from_numpy_and_pytorch(pipe, blora, tmp_path):
+    options = {"num_inference_steps": 1, "progress": False}
+    made = generate(pipe, "A fish", blora, content_alpha=np.float32(0.5), seeds=np.arange(2), **options)
+    same = [*generate(pipe, "A fish", blora, content_alpha=torch.tensor(0.5), seeds=np.int64(0), **options), *generate(pipe, "A fish", blora, content_alpha=0.5, seeds=torch.tensor(1), **options)]
+    assert [image.tobytes() for image in made] == [image.tobytes() for image in same]
+    assert read_settings(save_picture(made[1], tmp_path))["seed"] == 1
+
+
+@pytest.mark.parametrize("wrong, why", [({"prompt": ["A fish", "A cat"]}, "one text"), ({"num_inference_steps": 0}, "at least 1"), ({"seeds": 0.5}, "whole numbers"), ({"seeds": "12"}, "whole numbers")])
+def test_what_makes_no_sense_is_said(pipe, wrong, why):
+    with pytest.raises(ValueError, match=why):
+        generate(pipe, **{"prompt": "A fish", "progress": False} | wrong)
 
 
 def test_any_prompt_is_accepted(pipe):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from blora_nb import generate, load_pipeline, prompt_per_block, record_attention
-from blora_nb.adapters import remove
+from blora_nb.adapters import apply, remove
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 from drawings import draw
 
@@ -44,18 +44,35 @@ def test_recorded_weights_are_what_the_attention_computes(pipe):
         query, key = module.head_to_batch_dim(module.to_q(states)), module.head_to_batch_dim(module.to_k(text))
         by_hand.append(module.get_attention_scores(query, key))  # diffusers' own, [heads, positions, tokens]
     by_hand = torch.stack(by_hand).mean(0)
-    recorded = attention.cross[CONTENT_BLOCK]
+    recorded = attention.cross_attention[CONTENT_BLOCK]
     assert recorded.shape == (4, 3, 3, 7)
     torch.testing.assert_close(recorded.flatten(1, 2), by_hand[..., :7])
     torch.testing.assert_close(attention.word(CONTENT_BLOCK, "cat", head=2), by_hand[2, :, 2].view(3, 3))
-    torch.testing.assert_close(attention.itself[CONTENT_BLOCK].sum((-1, -2)), torch.ones(4, 3, 3))
+    torch.testing.assert_close(attention.self_attention[CONTENT_BLOCK].sum((-1, -2)), torch.ones(4, 3, 3))
+
+
+def test_what_is_recorded_is_the_attention_with_the_b_lora_that_is_put_on_inside(pipe, blora):
+    remove(pipe)
+
+    def looked(*before):
+        apply(pipe, *before)
+        with record_attention(pipe, PROMPT, [CONTENT_BLOCK]) as attention:
+            picture(pipe, content=blora, style=blora)
+        remove(pipe)
+        return attention.cross_attention[CONTENT_BLOCK], attention.self_attention[CONTENT_BLOCK]
+
+    with record_attention(pipe, PROMPT, [CONTENT_BLOCK]) as plain:
+        picture(pipe)
+    (cross, itself), again, after_another = looked(), looked(blora, blora), looked(None, blora)
+    assert torch.equal(cross, again[0]) and torch.equal(itself, again[1]) and torch.equal(cross, after_another[0])
+    assert (cross - plain.cross_attention[CONTENT_BLOCK]).abs().max() > 0.05
 
 
 def test_all_blocks_with_guidance_and_other_shapes(pipe):
     with record_attention(pipe, PROMPT) as attention:
         generate(pipe, PROMPT, seeds=[0, 1], num_inference_steps=2, height=64, width=128, progress=False)
-    assert list(attention.cross) == list(TRANSFORMER_BLOCKS)
-    assert attention.cross[CONTENT_BLOCK].shape == (4, 2, 4, 7) and attention.itself["up_blocks.1.attentions.0"].shape == (4, 4, 8, 4, 8)
+    assert list(attention.cross_attention) == list(TRANSFORMER_BLOCKS)
+    assert attention.cross_attention[CONTENT_BLOCK].shape == (4, 2, 4, 7) and attention.self_attention["up_blocks.1.attentions.0"].shape == (4, 4, 8, 4, 8)
     assert attention.position("up_blocks.1.attentions.0", 3, 7).shape == (4, 8)
 
 
@@ -64,7 +81,7 @@ def test_words_cut_into_pieces_and_words_that_are_not_there(pipe):
         picture(pipe, "A zebra in neon style")
     pieces = [i for i, t in enumerate(attention.tokens) if i > 1 and t not in ("in</w>", "neon</w>", "style</w>") and not t.startswith("<|")]
     assert len(pieces) > 1, "the tokenizer knows zebras by now; take another word"
-    torch.testing.assert_close(attention.word(STYLE_BLOCK, "zebra"), attention.cross[STYLE_BLOCK][..., pieces].sum(-1).mean(0))
+    torch.testing.assert_close(attention.word(STYLE_BLOCK, "zebra"), attention.cross_attention[STYLE_BLOCK][..., pieces].sum(-1).mean(0))
     with pytest.raises(ValueError, match="dog.*no word of the prompt"):
         attention.word(STYLE_BLOCK, "dog")
     with pytest.raises(ValueError, match="Nothing of this kind"):

@@ -15,7 +15,7 @@ from blora_nb.adapters import FILE_NAME
 from blora_nb.images import ImageError
 from blora_nb.many_pictures import check_output, plan, read_captions, train_all, write_manifest
 from blora_nb.batches import Batches
-from blora_nb.training import TrainingSettings
+from blora_nb.configuration import TrainingSettings
 from drawings import draw
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 10, "checkpointing_steps": 5}
@@ -70,7 +70,7 @@ def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_pa
 
 def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(pipe, folder, tmp_path, monkeypatch):
     from blora_nb import many_pictures
-    from blora_nb.training import TrainingError
+    from blora_nb.watch import TrainingError
 
     def sometimes(pipe_, pictures, *rest):
         if "cat" in str(pictures):
@@ -83,7 +83,7 @@ def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(pipe, folde
     rows = {row["folder"]: row for row in json.loads(write_manifest(jobs, tmp_path / "out", failed).read_text())}
     assert len(failed) == 1 and rows["cat_wood"] == {"pictures": ["cat_wood.png"], "folder": "cat_wood", "state": "failed", "why": "The loss became nan at step 3."}
     assert [row["state"] for row in rows.values()].count("finished") == 3
-    with pytest.raises(FileExistsError, match="resume_from_checkpoint latest"):
+    with pytest.raises(FileExistsError, match='resume_from_checkpoint="latest"'):
         check_output(jobs, resume=None)
     check_output(jobs, resume="latest")
 

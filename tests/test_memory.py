@@ -60,7 +60,7 @@ def test_the_first_that_fits_is_chosen_and_reported(pipe):
     none, partial, full = (need(pipe, settings, mode).beside_the_base for mode in ("none", "partial", "full"))
     assert [choose_checkpointing(pipe, settings, free) for free in (none, none - 1, partial - 1, full - 1)] == ["none", "partial", "full", "full"]
     assert choose_checkpointing(pipe, TrainingSettings(gradient_checkpointing="partial"), 10**15) == "partial"
-    assert "it fits" in report(pipe, settings, none) and "NOT fit" in report(pipe, settings, 10**6) and "--train_batch_size 1" in report(pipe, settings, 10**6)
+    assert "it fits" in report(pipe, settings, none) and "NOT fit" in report(pipe, settings, 10**6) and "train_batch_size=1" in report(pipe, settings, 10**6)
     assert "are free beside the base model: it fits" in report(pipe, settings)  # of the computer's memory
     assert [memory_profile("cuda", gib * GIB).quantization for gib in (80, 14.6, 7.8)] == [None, None, "nf4"]
     assert memory_profile("cpu").quantization is None
@@ -81,7 +81,7 @@ def test_out_of_memory_says_what_to_change_and_keeps_the_checkpoint(pipe, pictur
         return blora_loss(*arguments)
 
     monkeypatch.setattr(training, "blora_loss", too_much)
-    with pytest.raises(TrainingError, match=r"1.20 GiB\).*checkpoint-2 is complete: with --gradient_checkpointing full --resume_from_checkpoint latest.*a folder of their own.*train_batch_size 1.*gradient_checkpointing full") as caught:
+    with pytest.raises(TrainingError, match=r"1.20 GiB\).*checkpoint-2 is complete: with gradient_checkpointing=\"full\" and resume_from_checkpoint=\"latest\" .*a folder of their own.*train_batch_size=1.*gradient_checkpointing=\"full\"") as caught:
         train(pipe, picture, progress=False, max_train_steps=8, checkpointing_steps=2, output_dir=tmp_path)
     assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2"] and applied(pipe) == []
     assert "nf4" not in str(caught.value)  # which needs a GPU
@@ -102,6 +102,15 @@ def test_lora_that_got_half_on_the_model_comes_off(pipe, picture, monkeypatch):
     with pytest.raises(TrainingError, match="2.00 GiB"):
         train(pipe, picture, progress=False, max_train_steps=2)
     assert [name for name, _ in pipe.unet.named_modules()] == names
+
+
+def test_after_lora_that_could_not_even_begin_the_next_training_works(pipe, picture, monkeypatch):
+    from peft.tuners.lora import Linear
+
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(Linear, "__init__", lambda self: None)
+        train(pipe, picture, progress=False, max_train_steps=1)
+    assert len(train(pipe, picture, progress=False, max_train_steps=1).losses) == 1
 
 
 def test_a_picture_too_large_to_encode_leaves_the_vae_as_it_was(picture, monkeypatch):

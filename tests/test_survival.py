@@ -19,7 +19,7 @@ from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
 from blora_nb.adapters import FILE_NAME, BLoRAError, applied
 from blora_nb.checkpoints import STATE_NAME, CheckpointError, checkpoints, find_checkpoint, validated
 from blora_nb.many_pictures import check_output, plan, train_all, validation_pictures, write_manifest
-from blora_nb.training import TrainingError
+from blora_nb.watch import TrainingError
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 30, "checkpointing_steps": 3, "lr_scheduler": "cosine", "lr_warmup_steps": 3}
 
@@ -86,7 +86,7 @@ def test_ctrl_c_ends_at_a_step_and_saves(picture, tmp_path, number):
     wait_for(tmp_path / "out" / "checkpoint-3", process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "--resume_from_checkpoint latest" in errors and "Traceback" not in errors, errors
+    assert process.returncode == 130 and 'resume_from_checkpoint="latest"' in errors and "Traceback" not in errors, errors
     kept = find_checkpoint(tmp_path / "out")
     assert BLoRA.load(kept).rank == 4 and f"after step {kept.name.split('-')[1]}." in errors
 
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_another_training_is_refused(pipe, picture, half_way, tm
         train(pipe, picture, progress=False, output_dir=shortened(half_way, tmp_path / "old", learned=False), resume_from_checkpoint="latest", **CHANGES | {"lr_scheduler": "constant"})
     with pytest.raises(CheckpointError, match="There is no checkpoint .*lates.*checkpoint-9"):
         train(pipe, picture, progress=False, output_dir=half_way, resume_from_checkpoint="lates", **CHANGES)
-    with pytest.raises(FileExistsError, match="resume_from_checkpoint latest"):
+    with pytest.raises(FileExistsError, match='resume_from_checkpoint="latest"'):
         train(pipe, picture, progress=False, output_dir=half_way, **CHANGES)
     assert applied(pipe) == []
 

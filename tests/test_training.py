@@ -1,9 +1,12 @@
 """The training is the original's: replayed step by step by an independent loop, and deterministic."""
 
 import copy
+from dataclasses import asdict
 import functools
+import json
 import shutil
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 import torch
@@ -171,6 +174,19 @@ def test_what_would_be_ignored_or_far_off_is_said(pipe, picture):
         train(pipe, picture, TrainingSettings(resolution=256, rank=4, max_train_steps=1), progress=False)
 
 
+def test_settings_are_numbers_whoever_made_them(pipe, picture, blora):
+    """NumPy's and PyTorch's are numbers as well; a float where a whole number belongs, and a text, are not."""
+    settings = TrainingSettings(rank=np.int64(4), learning_rate=np.float32(0.5), max_train_steps=torch.tensor(3))
+    assert (settings.rank, settings.learning_rate, settings.max_train_steps) == (4, 0.5, 3) and json.dumps(asdict(settings))
+    for name, wrong in (("rank", 8.0), ("max_train_steps", "many"), ("learning_rate", "slow"), ("train_batch_size", 0)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            train(pipe, picture, progress=False, **{name: wrong})
+    again = train(pipe, picture, TrainingSettings(resolution=96, rank=4, max_train_steps=1), progress=False, rank=None, max_train_steps=2)
+    assert again.rank == 4 and len(again.losses) == 2
+    with pytest.raises(ImageError, match="list is empty"):
+        train(pipe, [], progress=False)
+
+
 def test_recipes_weigh_the_error_as_their_papers_say(pipe):
     """x0 loss: the weighted error of the prediction is the error of the picture that follows from it, for noise and for velocity."""
     from diffusers import DDPMScheduler
@@ -296,7 +312,7 @@ def test_a_stop_button_in_a_thread_works(pipe, picture):
 
 def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, monkeypatch):
     """The same bits as computing them at each step; and pictures made between the steps hear their own prompts."""
-    from blora_nb import training
+    from blora_nb import trainer
     from blora_nb.text_cache import text_projections
 
     made = []
@@ -310,7 +326,7 @@ def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, 
     for handle in handles:
         handle.remove()
     with monkeypatch.context() as patch:
-        patch.setattr(training, "cached_text", lambda unet, embeds, wanted: cached_text(unet, embeds, False))
+        patch.setattr(trainer, "cached_text", lambda unet, embeds, wanted: cached_text(unet, embeds, False))
         every_time = train(pipe, picture, **options)
     assert cached.losses == every_time.losses and all(torch.equal(t, every_time.state_dict[k]) for k, t in cached.state_dict.items())
     for folder, image in made:
@@ -322,7 +338,7 @@ def test_a_style_half_is_trained_beside_a_content_half_that_stays(pipe, picture,
     """The second step of two-step training: the content half is on the model and does not move; resume knows which one it was."""
     options = {"progress": False, "max_train_steps": 6, "checkpointing_steps": 3}
     whole = train(pipe, picture, output_dir=tmp_path / "a", content=blora, **options)
-    assert whole.halves == ("content", "style") and whole.content.fingerprint == blora.content.fingerprint == whole.metadata["content_kept"]
+    assert whole.halves == ("content", "style") and whole.content.fingerprint == blora.content.fingerprint == whole.metadata["content_fingerprint"]
     assert applied(pipe) == [] and not torch.equal(*(next(iter(b.style.layers.values()))[1] for b in (whole, blora)))
     plain = train(pipe, picture, **options)
     assert whole.losses[0] < plain.losses[0]  # what the content half knows already is no error any more
@@ -331,7 +347,7 @@ def test_a_style_half_is_trained_beside_a_content_half_that_stays(pipe, picture,
         shutil.copytree(tmp_path / "a" / "checkpoint-3", tmp_path / folder / "checkpoint-3")
     again = train(pipe, picture, output_dir=tmp_path / "b", content=blora, resume_from_checkpoint="latest", **options)
     assert again.losses == whole.losses and again.fingerprint == whole.fingerprint
-    with pytest.raises(CheckpointError, match="beside another content half"):
+    with pytest.raises(CheckpointError, match="belongs to another content half"):
         train(pipe, picture, output_dir=tmp_path / "c", content=plain, resume_from_checkpoint="latest", **options)
     with pytest.raises(BLoRAError, match="no content half"):
         train(pipe, picture, content=blora.style, **options)
