@@ -3,30 +3,22 @@
 The method in reading order: `blocks`, `training`, `adapters`, `generation`; `trainer` runs it. Source: arXiv 2403.14572.
 """
 
-from .adapters import BLoRA
-from .configuration import TrainingSettings
-from .generation import generate
-from .images import save_picture
-from .inspection import prompt_per_block, record_attention
-from .models import load_pipeline
-from .trainer import train
+from importlib import import_module
 
-__all__ = ["AlphaPanel", "BLoRA", "CheckpointPicker", "SeedPanel", "TrainingSettings", "alpha_grid", "generate", "load_pipeline", "prompt_per_block", "record_attention", "save_picture", "train"]
 __version__ = "0.1.0"
+WHERE = {
+    "AlphaPanel": "panels", "BLoRA": "adapters", "CheckpointPicker": "picker", "SeedPanel": "panels", "TrainingSettings": "configuration", "alpha_grid": "figures", "generate": "generation",
+    "load_pipeline": "models", "prompt_per_block": "inspection", "record_attention": "inspection", "save_picture": "images", "train": "trainer",
+}  # fmt: skip
+__all__ = list(WHERE)
 
 
 def __getattr__(name):
-    """Widgets and figures are imported when they are used: the command line needs neither ipywidgets nor matplotlib."""
-    if name in ("AlphaPanel", "SeedPanel"):
-        from . import panels
+    """Imported when it is asked for: a help text need not wait for PyTorch, and the command line needs neither ipywidgets nor matplotlib."""
+    if name not in WHERE:
+        raise AttributeError(f"blora_nb has no {name!r}")
+    return getattr(import_module(f".{WHERE[name]}", __name__), name)
 
-        return getattr(panels, name)
-    if name == "CheckpointPicker":
-        from .picker import CheckpointPicker
 
-        return CheckpointPicker
-    if name == "alpha_grid":
-        from .figures import alpha_grid
-
-        return alpha_grid
-    raise AttributeError(f"blora_nb has no {name!r}")
+def __dir__():
+    return sorted({*globals(), *WHERE})

@@ -3,13 +3,12 @@
 import sys
 import warnings
 
-from .blocks import HALVES
-from .options import MIXED_PRECISION, parse
 
 
 def halves_of(args):
     """The content and the style that the options name, as `generate` takes them; every file is read."""
     from .adapters import BLoRA
+    from .blocks import HALVES
 
     given = []
     for half in HALVES:
@@ -26,6 +25,7 @@ def load(args, device=None):
     import torch
 
     from .models import load_pipeline
+    from .options import MIXED_PRECISION
 
     dtype = args.dtype or MIXED_PRECISION.get(args.mixed_precision)
     return load_pipeline(
@@ -53,11 +53,11 @@ def run_train(args):
     failed = []
     try:
         failed += gather(train_all(pipe, mine, settings, args.resume_from_checkpoint, validate, progress=main))
-        for job in mine if validate else ():
-            if job.finished:
+        for job in jobs if validate and main else ():
+            if job.finished and not (job.folder / "validation.png").exists():
                 try:
                     print("written:", write_validation_sheet(job.folder), "(a row for each checkpoint; use one by its folder)")
-                except OSError as error:
+                except (OSError, ValueError) as error:
                     print(f"note: no sheet of validation pictures: {error}", file=sys.stderr)
     finally:
         if main and len(jobs) > 1:
@@ -82,10 +82,10 @@ def run_generate(args):
         use_scheduler(pipe, args.scheduler or "lcm")
     if args.vae_tiling:
         tile_vae(pipe)
-    seeds = args.seeds if args.seeds is not None else range(args.num_images_per_prompt)
+    seeds = args.seeds if args.seeds is not None else range(args.num_images_per_prompt or 4)
     control_image = outline(args.outline_of, min(args.height or native_resolution(pipe), args.width or native_resolution(pipe))) if args.outline_of else args.control_image
     names = ("image", "strength", "controlnet", "controlnet_conditioning_scale", "num_inference_steps", "guidance_scale", "negative_prompt", "height", "width", "batch_size", "asymmetric_guidance", "content_until", "style_from", "content_alpha", "style_alpha")
-    only = args.then.get("seed") if args.seeds == args.then.get("batch_seeds") else None  # the others of its batch are drawn with it
+    only = args.then.get("seed") if args.seeds and args.seeds == args.then.get("batch_seeds") else None  # the others of its batch are drawn with it
     for number, picture in enumerate(generate_each(pipe, args.prompt, content, style, seeds=seeds, control_image=control_image, **{name: getattr(args, name) for name in names})):
         made_with = picture.info["blora_nb"]
         for line in differences(args.like, made_with) if args.like and number == 0 else ():
@@ -113,8 +113,13 @@ def run_export(args):
 
 
 def main():
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     warnings.formatwarning = lambda message, category, *_: f"{'note' if category.__module__.startswith('blora_nb') else category.__name__}: {message}\n"
     try:
+        from .options import parse  # within, so that Ctrl-C is answered while PyTorch is imported
+
         args = parse()
         if args.command == "check":
             from .runtime import print_check

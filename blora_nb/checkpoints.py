@@ -5,9 +5,11 @@
 """
 
 from dataclasses import asdict, dataclass
+import hashlib
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 import warnings
 
@@ -18,6 +20,7 @@ import torch
 from .adapters import BLoRA, BLoRAError
 
 STATE_NAME = "training_state.safetensors"
+VALIDATION = re.compile(r"_seed(-?\d+)\.png$")
 # settings that change how a training runs, not what comes out of it
 WITHOUT_EFFECT = {"gradient_checkpointing", "compile", "checkpointing_steps", "checkpoints_total_limit", "class_data_dir", "num_class_images", "sample_batch_size", "license"}
 
@@ -117,8 +120,7 @@ def validated(folder):
     Raises:
         FileNotFoundError: there is none with pictures.
     """
-    seed = lambda path: int(path.stem.rpartition("_seed")[2])
-    found = {path: sorted(path.glob("*_seed*.png"), key=seed) for path in checkpoints(folder)}
+    found = {path: sorted((p for p in path.iterdir() if VALIDATION.search(p.name)), key=lambda p: int(VALIDATION.search(p.name)[1])) for path in checkpoints(folder)}
     if not any(found.values()):
         raise FileNotFoundError(f"{folder} has no checkpoint with pictures. They are made with --validation_prompt, from Python with train(…, output_dir=…, on_checkpoint=validation_pictures(…)).")
     return {path: pictures for path, pictures in found.items() if pictures}
@@ -139,22 +141,30 @@ def write_checkpoint(folder, blora, state, settings, limit=None):
             os.replace(path, path.with_name(path.name + ".broken"))
         shutil.rmtree(part, ignore_errors=True)
         tensors, rest = state.pack()
-        content = safetensors.torch.save(tensors, {"state": json.dumps(rest), "settings": json.dumps(asdict(settings))})
+        texts = {"state": json.dumps(rest), "settings": json.dumps(asdict(settings)), "weights": blora.fingerprint}
         part.mkdir(parents=True)
-        blora.save(part)
-        with open(part / STATE_NAME, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # a power cut must not find a new name on old blocks
+        safetensors.torch.save_file(tensors, part / STATE_NAME, texts | {"sha256": checksum(tensors, texts)})
+        for file in (part / STATE_NAME, blora.save(part)):
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())  # a power cut must not find a new name on old blocks
         os.replace(part, path)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         earlier = checkpoints(folder)
         kept = f"The last complete one is {earlier[-1]}." if earlier else "There is no earlier one."
         raise CheckpointError(f"The checkpoint of step {state.step} cannot be written to {folder} ({getattr(error, 'strerror', None) or error}). {kept}") from None
-    for old in checkpoints(folder)[: -limit or None] if limit else []:
-        shutil.rmtree(old)
+    earlier = [p for p in checkpoints(folder) if step_of(p) <= state.step]  # later ones are broken, or of a training that went on from an earlier step
+    for old in earlier[:-limit] if limit else []:
+        shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def checksum(tensors, texts):
+    """The sha256 of a training state, in hexadecimal digits: of its tensors and of the texts beside them."""
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _is_whole(path):
@@ -177,6 +187,9 @@ def read_checkpoint(path):
         with safetensors.safe_open(path / STATE_NAME, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}
             metadata = opened.metadata()
+        if expected := metadata.pop("sha256", None):  # checkpoints of earlier versions have none
+            if metadata.get("weights") != blora.fingerprint or checksum(tensors, {name: text for name, text in metadata.items() if name != "format"}) != expected:
+                raise ValueError("its content is not what was written")
         return blora, tensors, json.loads(metadata["state"]), json.loads(metadata["settings"])
     except (BLoRAError, OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"The checkpoint {path} is not complete ({error}).") from None
@@ -227,5 +240,8 @@ def resume(path, state, settings):
         raise CheckpointError(f"{path} has {len(tensors['losses'])} steps behind it, more than the {settings.max_train_steps} asked for. Ask for more, or use the checkpoint as it is: it is a B-LoRA like any other.")
     if {k: t.shape for k, t in blora.state_dict.items()} != {k: p.shape for k, p in state.parameters.items()}:
         raise CheckpointError(f"{path} does not fit this base model's layers. Name the same base, or start in another folder.")
-    state.unpack(tensors, rest, blora.state_dict)
+    try:
+        state.unpack(tensors, rest, blora.state_dict)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"The training state in {path} cannot be used ({type(error).__name__}: {error}). Name an earlier checkpoint, or use this one as it is: it is a B-LoRA like any other.") from None
     state.resumed_from = path

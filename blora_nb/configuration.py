@@ -77,16 +77,23 @@ class TrainingSettings:
                 raise ValueError(f"{f.name} must be one of {', '.join(f.metadata['choices'])}, not {value}.")
             if value is not None and f.name in POSITIVE and not value > 0:
                 raise ValueError(f"{f.name} must be greater than 0, not {value}.")
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{f.name} must be an ordinary number, and not negative, which {value} is not.")
+        if self.rank > 1280:
+            raise ValueError(f"rank must be at most 1280, the channels of SDXL's blocks, beyond which nothing is gained; not {self.rank}.")
         if self.resolution % 8 or self.resolution < 32:
             raise ValueError(f"resolution must be a multiple of 8 (a latent position is 8 pixels wide) and at least 32, not {self.resolution}: take {max(32, round(self.resolution / 8) * 8)}.")
         if not (0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1 and self.lr_warmup_steps >= 0):
             raise ValueError(f"adam_beta1 and adam_beta2 must be from 0 to below 1, lr_warmup_steps at least 0, not {self.adam_beta1}, {self.adam_beta2} and {self.lr_warmup_steps}.")
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed must be between -2^63 and 2^64, which {self.seed} is not.")
+        if self.lr_scheduler != "constant" and self.lr_warmup_steps and self.lr_warmup_steps >= self.max_train_steps:
+            raise ValueError(f"lr_warmup_steps ({self.lr_warmup_steps}) must be fewer than max_train_steps ({self.max_train_steps}): the learning rate would never reach its value.")
         if self.x0_loss_from and self.x0_loss_from > self.max_train_steps:
             raise ValueError(f"x0_loss_from names step {self.x0_loss_from}, after the last one, {self.max_train_steps}.")
-        if self.class_prompt and not self.with_prior_preservation:
-            raise ValueError("class_prompt is only used with with_prior_preservation.")
+        for name in ("class_prompt", "class_data_dir"):
+            if getattr(self, name) and not self.with_prior_preservation:
+                raise ValueError(f"{name} is only used with with_prior_preservation.")
         if self.with_prior_preservation and not (self.class_prompt and self.class_data_dir):
             raise ValueError("with_prior_preservation needs class_prompt and class_data_dir.")
 
@@ -116,7 +123,7 @@ class TrainingSettings:
 
 POSITIVE = {
     "resolution", "rank", "learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "checkpoints_total_limit",
-    "snr_gamma", "x0_loss_from", "num_class_images", "max_grad_norm", "lr_num_cycles", "sample_batch_size",
+    "snr_gamma", "x0_loss_from", "num_class_images", "max_grad_norm", "lr_num_cycles", "lr_power", "sample_batch_size", "adam_epsilon",
 }  # fmt: skip
 SUITED = {"resolution", "rank", "learning_rate", "max_train_steps", "train_batch_size"}  # their default depends on the base model
 
@@ -141,6 +148,8 @@ REFUSED = {
     "--prior_generation_precision": "class pictures are made in the dtype of the base: --dtype",
     "--scale_lr": "say the learning rate you want with --learning_rate; it is not multiplied behind your back",
 }
+# values of refused flags that ask for what is done anyway
+AS_HERE = {"--optimizer": {"adamw"}, **dict.fromkeys(("--crops_coords_top_left_h", "--crops_coords_top_left_w", "--lora_dropout", "--noise_offset"), {"0", "0.0"})}
 # flags of the original and of diffusers' scripts that change nothing here, and why
 NEEDLESS = {
     "--center_crop": "the middle square is always used",
@@ -199,7 +208,8 @@ def add_settings(parser, settings=TrainingSettings):
 
 class _Refuse(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"{option_string} is refused: {REFUSED[option_string]}.")
+        if str(values).lower() not in AS_HERE.get(option_string, ()):
+            parser.error(f"{option_string} is refused: {REFUSED[option_string]}.")
 
 
 class _Needless(argparse.Action):

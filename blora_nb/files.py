@@ -23,24 +23,34 @@ NO_SAFETENSORS = {
 }
 
 
+class NotWritten(OSError):
+    """A file that could not be written; the message says which one, why, and what to do."""
+
+
 @contextmanager
 def complete_file(path):
     """A path to write to; the file is at its place when the block ends without error, and nowhere otherwise.
 
     Raises:
-        FileExistsError: there is such a file already.
+        FileExistsError: there is such a file already. NotWritten: the disk is full or read-only, or the folder is not there.
     """
-    path = Path(path)
+    path, part = Path(path), None
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already. Choose another name, or remove it first.")
-    handle, part = tempfile.mkstemp(".part", path.name[:40], path.parent)
-    os.close(handle)
     try:
+        handle, part = tempfile.mkstemp(".part", path.name[:40], path.parent)
+        os.close(handle)
         yield Path(part)
         os.chmod(part, 0o666 & ~_umask())
         _put(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
+    except BaseException as error:
+        if part:
+            Path(part).unlink(missing_ok=True)
+        if isinstance(error, (OSError, safetensors.SafetensorError)) and not isinstance(error, (FileExistsError, NotWritten)):
+            why = getattr(error, "strerror", None) or str(error)
+            trouble = NotWritten(f"{path} cannot be written ({why}). Make room there, or name another place.")
+            trouble.strerror = why
+            raise trouble from None
         raise
 
 
@@ -109,7 +119,7 @@ def _from_hub(source):
     from huggingface_hub import HfApi, errors
 
     repo_id, name = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
-    api = HfApi()
+    api, reached = HfApi(), True
     try:
         if not name:
             try:
@@ -117,9 +127,10 @@ def _from_hub(source):
             except (BLoRAError, errors.RepositoryNotFoundError):
                 raise
             except Exception:  # no network, which has many names; perhaps it is in the cache
-                name = FILE_NAME
-        _check_size(api, repo_id, name)
-        path, config = Path(api.hf_hub_download(repo_id, name)), {}
+                name, reached = FILE_NAME, False
+        if reached:
+            _check_size(api, repo_id, name)
+        path, config = Path(api.hf_hub_download(repo_id, name, local_files_only=not reached)), {}
         if path.name == PEFT_FILE:
             try:
                 config = read_json(api.hf_hub_download(repo_id, str(PurePosixPath(name).with_name(PEFT_CONFIG))))

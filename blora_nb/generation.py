@@ -9,7 +9,7 @@ import torch
 from . import adapters
 from .lean_attention import lean_attention
 from .memory import explain_out_of_memory_generating, forget, is_out_of_memory, pictures_at_once
-from .models import defaults_for
+from .models import check_prompt, defaults_for
 from .records import record
 from .sharing import pipeline_lock
 from .structure import structure_of
@@ -69,8 +69,8 @@ def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, guidance_scale=No
 @torch.no_grad()
 def encode(pipe, prompt, negative_prompt=None):
     """A prompt and its negative as the pipeline's keyword arguments; encoded once, they serve any number of seeds."""
-    if not isinstance(prompt, str):
-        raise ValueError(f"The prompt is one text, not {prompt!r}. For several, draw once for each.")
+    for text in (prompt, negative_prompt or ""):
+        check_prompt(text)
     prompt_embeds, negative, pooled, negative_pooled = pipe.encode_prompt(prompt, negative_prompt=negative_prompt, device=pipe.device)
     return {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative, "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative_pooled}
 

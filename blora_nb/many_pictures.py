@@ -1,24 +1,25 @@
 """A folder of pictures: one B-LoRA from each with the base model loaded once, or one from all; over several processes where there are some."""
 
 import atexit
-import json
-import os
-import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+import json
+import os
 from pathlib import Path
+import shutil
+import sys
 import tempfile
 import warnings
 
-import safetensors
 import torch
 
 from .adapters import FILE_NAME, BLoRA, BLoRAError
-from .checkpoints import CheckpointError, check_unused
+from .checkpoints import CheckpointError, check_unused, checkpoints
 from .files import complete_file
 from .images import find_images, free_path, read_image, safe_name, save_image, writable_folder
 from .trainer import train
-from .watch import TrainingError
+from .watch import TrainingError, stop_at_the_end_of_a_step
 
 MANIFEST = "manifest.json"
 PATIENCE = timedelta(days=30)  # a process waits for the others as long as they train; the default, 10 minutes on GPUs, would end them all
@@ -55,6 +56,8 @@ def plan(instance_data_dir, output_dir, together=False, captions_file=None, cont
     if together or len(paths) == 1:
         return [Job({path: captions.get(path) for path in paths}, Path(output_dir), with_content(content))]
     folders = [Path(output_dir) / path.stem for path in paths]
+    if taken := [path.name for path in paths if path.stem == MANIFEST]:
+        raise ValueError(f"{taken[0]} would get a folder where the list of all B-LoRAs, {MANIFEST}, is written. Rename it.")
     if twice := [path.name for path, folder in zip(paths, folders) if folders.count(folder) > 1]:
         raise ValueError(f"{' and '.join(twice[:2])} have the same name but for the ending; their B-LoRAs would get the same folder. Rename one.")
     return [Job({path: None}, folder, with_content(content and Path(content) / path.stem)) for path, folder in zip(paths, folders)]
@@ -76,6 +79,8 @@ def read_captions(file, paths):
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"{file} is no text in UTF-8. Save it as UTF-8.") from None
+    except OSError as error:
+        raise ValueError(f"The captions file {file} cannot be read ({error.strerror or error}).") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -103,33 +108,39 @@ def check_output(jobs, resume):
     for job in jobs:
         if resume and job.finished:
             try:
-                BLoRA.load(job.folder)
-            except BLoRAError as error:
+                learned = json.loads(BLoRA.load(job.folder).metadata.get("pictures", "null"))
+            except (BLoRAError, ValueError) as error:
                 raise BLoRAError(f"{error} Remove it, and the training goes on from its last checkpoint.") from None
+            if learned and learned != [path.name for path in job.pictures]:
+                raise FileExistsError(f"{job.folder / FILE_NAME} is the B-LoRA of {', '.join(learned)}. Choose another output_dir.")
             print(f"finished already: {job.folder}", flush=True)
         if not resume and job.finished:
             raise FileExistsError(f'{job.folder / FILE_NAME} exists already. Choose another output_dir, remove it, or keep what is finished with resume_from_checkpoint="latest".')
         if not resume:
             check_unused(job.folder)
-        writable_folder(job.folder)
+        for left in writable_folder(job.folder).glob(f"{FILE_NAME}*.part") if not job.finished else ():
+            left.unlink()  # by a process that was killed while it wrote
     return [job for job in jobs if not job.finished]
 
 
 def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=True):
     """Train every job that is not finished; one that fails does not stop the others. Returns (job, why) of the failed ones."""
     failed = []
-    for job in jobs:
-        names = ", ".join(str(path) for path in job.pictures)
-        print(f"{names} -> {job.folder}", flush=True)
-        prompted = any(job.pictures.values())
-        try:
-            blora = train(pipe, job.pictures if prompted else list(job.pictures), settings, progress, job.folder, resume, on_checkpoint, job.content)
-            blora.metadata["pictures"] = json.dumps([path.name for path in job.pictures])
-            blora.metadata["final_loss"] = f"{sum(blora.losses[-20:]) / len(blora.losses[-20:]):.4f}"
-            print("written:", save_somewhere(blora, job.folder / FILE_NAME), flush=True)
-        except (TrainingError, CheckpointError, OSError, MemoryError, ValueError) as error:
-            print(f"failed: {names}: {error}", file=sys.stderr, flush=True)
-            failed.append((job, str(error)))
+    with stop_at_the_end_of_a_step() as stop:  # also where it is asked for between the last step and the saving, which would lose all of them
+        for job in jobs:
+            names = ", ".join(str(path) for path in job.pictures)
+            print(f"{names} -> {job.folder}", flush=True)
+            prompted = any(job.pictures.values())
+            try:
+                blora = train(pipe, job.pictures if prompted else list(job.pictures), settings, progress, job.folder, resume, on_checkpoint, job.content)
+                blora.metadata["pictures"] = json.dumps([path.name for path in job.pictures])
+                blora.metadata["final_loss"] = f"{sum(blora.losses[-20:]) / len(blora.losses[-20:]):.4f}"
+                print("written:", save_somewhere(blora, job.folder / FILE_NAME), flush=True)
+            except (TrainingError, CheckpointError, OSError, MemoryError, ValueError) as error:
+                print(f"failed: {names}: {error}", file=sys.stderr, flush=True)
+                failed.append((job, str(error)))
+            if stop.asked:
+                raise KeyboardInterrupt('What is not finished goes on with resume_from_checkpoint="latest".')
     return failed
 
 
@@ -140,9 +151,17 @@ def save_somewhere(blora, file):
     except FileExistsError:
         saved = blora.save(free_path(file.parent, file.stem, file.suffix))
         raise OSError(f"{file} was written by another program during the training. This training's B-LoRA is in {saved}.") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        saved = blora.save(Path(tempfile.mkdtemp(prefix="blora_nb_")) / FILE_NAME)
-        raise OSError(f"{file} cannot be written ({error}). The trained B-LoRA is not lost: it is in {saved}; copy it before you restart the computer.") from None
+    except OSError as error:
+        try:
+            with ExitStack() as undone:
+                folder = Path(tempfile.mkdtemp(prefix="blora_nb_"))
+                undone.callback(shutil.rmtree, folder, ignore_errors=True)
+                saved = blora.save(folder / FILE_NAME)
+                undone.pop_all()
+        except OSError:
+            last = next((f" The last checkpoint is whole: {path}." for path in reversed(checkpoints(file.parent))), "")
+            raise OSError(f"{error} The computer's temporary folder, {tempfile.gettempdir()}, has no room for it either.{last} Make room, then train again with resume_from_checkpoint=\"latest\".") from None
+        raise OSError(f"{error} The trained B-LoRA is not lost: it is in {saved}; copy it before you restart the computer.") from None
 
 
 def write_manifest(jobs, output_dir, failed=()):
@@ -163,10 +182,11 @@ def write_manifest(jobs, output_dir, failed=()):
         rows.append(row)
     path = Path(output_dir) / MANIFEST
     part = path.with_name(MANIFEST + ".part")
-    try:
-        part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:  # names that are no UTF-8 become JSON's own escapes
+        part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
         os.replace(part, path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written ({error.strerror or error}). What was trained is listed above.") from None
     return path
 
@@ -234,9 +254,9 @@ def write_validation_sheet(folder):
     """`validation.png`: the pictures of all checkpoints of a training side by side."""
     from .figures import checkpoint_grid
 
-    path = free_path(folder, "validation", ".png")
+    path, sheet = free_path(folder, "validation", ".png"), checkpoint_grid(folder).png()
     with complete_file(path) as part:
-        part.write_bytes(checkpoint_grid(folder).png())
+        part.write_bytes(sheet)
     return path
 
 

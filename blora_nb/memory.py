@@ -221,7 +221,7 @@ def advice(pipe, settings):
 
 def is_out_of_memory(error):
     """Whether an error says that the memory of a GPU, or the computer's, is too small."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in ("out of memory", "can't allocate memory"))
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory"))
 
 
 def forget(error):

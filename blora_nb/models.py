@@ -211,7 +211,18 @@ def fingerprint(folder=TINY_SDXL):
 
 
 @torch.no_grad()
+def check_prompt(prompt):
+    """Raise a ValueError for what is not one text, or no text at all."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"The prompt is one text, not {prompt!r}. For several, draw once for each.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The prompt {prompt!r} has bytes in it that are no UTF-8. Type it again.") from None
+
+
 def encode_prompt(pipe, prompt):
     """`prompt_embeds` [1, tokens, dim] and `pooled_prompt_embeds` [1, dim] of one prompt."""
+    check_prompt(prompt)
     embeds, _, pooled, _ = pipe.encode_prompt(prompt, device=pipe.device, do_classifier_free_guidance=False)
     return embeds, pooled

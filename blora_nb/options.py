@@ -82,6 +82,9 @@ def parse():
     for half in HALVES if args.command in ("generate", "export") else ():
         if getattr(args, f"{half}_alpha") != 1 and not getattr(args, f"{half}_B_LoRA"):
             parser.error(f"--{half}_alpha is the strength of a half that is not there; name it with --{half}_B_LoRA")
+    for option, default, of in (("strength", 0.6, "image"), ("controlnet_conditioning_scale", 1.0, "controlnet")) if args.command == "generate" else ():
+        if getattr(args, option) != default and not getattr(args, of):
+            parser.error(f"--{option} changes nothing without --{of}")
     return args
 
 
@@ -118,7 +121,7 @@ def add_generate(generate):
     picture.add_argument("--prompt", metavar="TEXT", help="needed unless --like is given")
     picture.add_argument("--output_path", required=True, type=not_empty, metavar="FOLDER", help="for the pictures, made if needed; nothing in it is overwritten")
     picture.add_argument("--like", type=not_empty, metavar="PICTURE.png", help="make a picture of this command again: its settings are the defaults, what is typed takes precedence")
-    picture.add_argument("--num_images_per_prompt", type=count, default=4, metavar="N", help="how many pictures, with the seeds 0, 1, 2, …")
+    picture.add_argument("--num_images_per_prompt", type=count, metavar="N", help="how many pictures, with the seeds 0, 1, 2, … (default: 4)")
     picture.add_argument("--seeds", type=seed, nargs="+", metavar="N", help="these seeds instead")
     picture.add_argument("--negative_prompt", metavar="TEXT", help="what is not wanted")
     picture.add_argument("--height", type=count, metavar="N", help=f"in pixels; {suited}")
@@ -179,7 +182,8 @@ def with_settings_of_a_picture(parser, generate):
         batch = then.get("batch_seeds") or [then.get("seed", 0)]
         if not isinstance(batch, list):
             raise ValueError(f"The picture names {shown(batch)} as the seeds of its batch, which is no list. It was not written by this command.")
-        generate.set_defaults(seeds=[whole_number(seed) for seed in batch], batch_size=len(batch))
+        if args.num_images_per_prompt is None:
+            generate.set_defaults(seeds=[whole_number(seed) for seed in batch], batch_size=len(batch))
         args = parser.parse_args()
         args.then = then
         for what, flags in (("image", ("image",)), ("control_image", ("control_image", "outline_of")), ("controlnet", ("controlnet",))):
@@ -204,4 +208,7 @@ def several(command, action, value):
 def whole_number(value):
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"The picture names {value!r} as its seed, which is no whole number. It was not written by this command.")
-    return value
+    try:
+        return seed(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"The picture's seed {error}. It was not written by this command.") from None

@@ -130,14 +130,18 @@ class Report:
 
 class Stop:
     asked = False
+    outer = None  # the one that listens to the signals at the moment
 
 
 @contextmanager
 def stop_at_the_end_of_a_step():
-    """Inside, Ctrl-C (and the kernel's interrupt button, and a polite kill) only sets `asked`; the second one stops at once."""
+    """Inside, Ctrl-C (and the kernel's interrupt button, and a polite kill) only sets `asked`; the second one stops at once. One within another is the same."""
     stop, signals = Stop(), (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread only
+        return
+    if Stop.outer:
+        yield Stop.outer
         return
 
     def ask(number, frame):
@@ -145,9 +149,10 @@ def stop_at_the_end_of_a_step():
             raise KeyboardInterrupt
         stop.asked = True
 
-    before = {s: signal.signal(s, ask) for s in signals}
+    before, Stop.outer = {s: signal.signal(s, ask) for s in signals}, stop
     try:
         yield stop
     finally:
+        Stop.outer = None
         for s, handler in before.items():
             signal.signal(s, handler)

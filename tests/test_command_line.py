@@ -6,8 +6,10 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -106,6 +108,13 @@ def test_what_makes_no_sense_is_said_and_not_done(trained, tmp_path):
         ([*generate, "--pretrained_model_name_or_path", tmp_path / "w.pt"], "is a file; a folder"),
         ([*generate, "--dtype", "float32", "--mixed_precision", "fp16"], "contradict"),
         (["train", *picture, "--class_prompt", "A dog"], "only used with"),
+        (["train", *picture, "--class_data_dir", "dogs"], "only used with"),
+        (["train", *picture, "--learning_rate", "inf"], "an ordinary number"),
+        (["train", *picture, "--lr_scheduler", "linear", "--lr_warmup_steps", "150"], "would never reach"),
+        (["train", *picture, "--together", "--captions_file", tmp_path / "none"], "cannot be read (No such file"),
+        (["train", *picture, "--instance_prompt", "A \udce9", "--max_train_steps", "1"], "no UTF-8"),
+        ([*generate[:2], "A \udcff", *out], "no UTF-8"),
+        ([*generate, "--strength", "0.3"], "changes nothing without --image"),
         (["train", *picture, "--x0_loss_from", "900"], "after the last one"),
         (["train", *picture, "--adam_beta1", "1.5"], "adam_beta1"),
         (["train", *picture, "--resolution", "100"], "take 96"),
@@ -123,6 +132,22 @@ def test_what_makes_no_sense_is_said_and_not_done(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     settings = json.loads(Image.open(next((tmp_path / "o").iterdir())).text["blora_nb"])
     assert settings["style_alpha"] == -0.001 and settings["pretrained_model_name_or_path"] == str(TINY_SDXL) and "content_alpha" not in settings
+
+
+def test_a_picture_made_again_with_other_seeds(trained, tmp_path):
+    first = run("generate", "--prompt", "A [c]", "--content_B_LoRA", trained / "out", "--num_inference_steps", 1, "--seeds", 5, "--output_path", tmp_path)
+    again = run("generate", "--like", tmp_path / "A_c_seed5.png", "--num_images_per_prompt", 2, "--output_path", tmp_path / "more")
+    assert first.returncode == again.returncode == 0 and sorted(p.name for p in (tmp_path / "more").iterdir()) == ["A_c_seed0.png", "A_c_seed1.png"]
+
+
+def test_ctrl_c_is_answered_from_the_start(trained, tmp_path):
+    """Also while PyTorch is imported."""
+    command = [sys.executable, "-m", "blora_nb", "generate", "--prompt", "A", "--output_path", tmp_path / "o"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.startswith("stopped;") and "Traceback" not in errors
 
 
 def test_check_says_what_it_found():

@@ -1,6 +1,8 @@
 """A class's pictures in one command: one load, several processes, a kill in between, one manifest; and one B-LoRA from several pictures."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -95,6 +97,21 @@ def test_a_broken_picture_shows_before_the_work(folder, tmp_path):
     (folder / "broken.png").unlink()
     Image.open(folder / "cat_wood.png").save(folder / "cat_wood.jpg")
     with pytest.raises(ValueError, match="same name"):
+        plan(folder, tmp_path / "out")
+
+
+def test_names_are_no_trouble(pipe, folder, tmp_path):
+    """One that is no UTF-8, as old archives have them; one that is taken; a folder that holds another picture's B-LoRA."""
+    odd = folder / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(folder / "cat_wood.png", odd)
+    jobs = plan(odd, tmp_path / "odd")
+    assert not train_all(pipe, jobs, TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 2}), progress=False)
+    assert json.loads(write_manifest(jobs, tmp_path).read_text())[0]["pictures"] == [odd.name]
+    assert check_output(jobs, "latest") == []
+    with pytest.raises(FileExistsError, match="is the B-LoRA of caf"):
+        check_output(plan(folder / "cat_wood.png", tmp_path / "odd"), "latest")
+    odd.rename(folder / "manifest.json.png")
+    with pytest.raises(ValueError, match="Rename it"):
         plan(folder, tmp_path / "out")
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
 from blora_nb.adapters import FILE_NAME, BLoRAError, applied
 from blora_nb.checkpoints import STATE_NAME, CheckpointError, checkpoints, find_checkpoint, validated
-from blora_nb.many_pictures import check_output, plan, train_all, validation_pictures, write_manifest
+from blora_nb.many_pictures import Job, check_output, plan, train_all, validation_pictures, write_manifest
 from blora_nb.watch import TrainingError
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 30, "checkpointing_steps": 3, "lr_scheduler": "cosine", "lr_warmup_steps": 3}
@@ -91,6 +91,24 @@ def test_ctrl_c_ends_at_a_step_and_saves(picture, tmp_path, number):
     assert BLoRA.load(kept).rank == 4 and f"after step {kept.name.split('-')[1]}." in errors
 
 
+def test_ctrl_c_between_the_last_step_and_the_saving_loses_nothing(pipe, picture, tmp_path, monkeypatch):
+    from blora_nb import many_pictures
+
+    def interrupted(*arguments):
+        made = train(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return made
+
+    monkeypatch.setattr(many_pictures, "train", interrupted)
+    jobs, before = [Job({tmp_path / f"{name}.png": None}, tmp_path / name) for name in "ab"], signal.getsignal(signal.SIGINT)
+    for job in jobs:
+        picture.save(*job.pictures)
+    settings = TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 4, "checkpointing_steps": 100})
+    with pytest.raises(KeyboardInterrupt, match="resume_from_checkpoint"):
+        train_all(pipe, jobs, settings, progress=False)
+    assert BLoRA.load(jobs[0].folder).rank == 4 and not jobs[1].folder.exists() and signal.getsignal(signal.SIGINT) is before
+
+
 def test_resume_in_a_notebook_is_bit_equal(pipe, picture, uninterrupted, half_way, tmp_path):
     folder = shutil.copytree(half_way, tmp_path / "out")
     seen = []
@@ -98,7 +116,7 @@ def test_resume_in_a_notebook_is_bit_equal(pipe, picture, uninterrupted, half_wa
     assert same(resumed, uninterrupted) and resumed.losses == uninterrupted.losses and seen[0] == 13
 
 
-@pytest.mark.parametrize("damage", ["empty state", "cut state", "cut weights", "no state", "not safetensors"])
+@pytest.mark.parametrize("damage", ["empty state", "cut state", "cut weights", "no state", "not safetensors", "zeros in the state", "zeros in the weights", "another step's state"])
 def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(pipe, picture, uninterrupted, half_way, tmp_path, damage):
     folder = shutil.copytree(half_way, tmp_path / "out")
     state, weights = folder / "checkpoint-12" / STATE_NAME, folder / "checkpoint-12" / FILE_NAME
@@ -110,6 +128,11 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(pipe, picture,
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     elif damage == "no state":
         state.unlink()
+    elif damage.startswith("zeros"):  # as a power cut leaves them
+        file = state if damage.endswith("state") else weights
+        file.write_bytes(file.read_bytes()[:-200] + bytes(200))
+    elif damage.startswith("another"):
+        shutil.copy(folder / "checkpoint-9" / STATE_NAME, state)
     else:
         state.write_text("a note")
     with pytest.warns(UserWarning, match="checkpoint-12 is not complete"):
@@ -164,6 +187,7 @@ def shortened(half_way, tmp_path, learned=True):
         with safe_open(path / STATE_NAME, "pt") as opened:
             tensors, metadata = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()
         metadata["settings"] = json.dumps(json.loads(metadata["settings"]) | {"lr_scheduler": "constant"})
+        del metadata["sha256"]
         if not learned:
             metadata["state"] = json.dumps({name: value for name, value in json.loads(metadata["state"]).items() if name != "learned"})
         save_file(tensors, path / STATE_NAME, metadata)
@@ -261,7 +285,7 @@ def test_pictures_that_a_kill_interrupted_are_made_when_it_goes_on(pipe, picture
 
 def test_a_checkpoint_from_before_anything_was_learned_is_whole(pipe, picture, tmp_path):
     """At the first step of a warm-up the learning rate is 0."""
-    more = {**CHANGES, "checkpointing_steps": 1, "max_train_steps": 2, "lr_warmup_steps": 2}
+    more = {**CHANGES, "checkpointing_steps": 1, "max_train_steps": 2, "lr_warmup_steps": 1}
     plain = train(pipe, picture, progress=False, output_dir=tmp_path / "a", **more)
     shutil.rmtree(tmp_path / "a" / "checkpoint-2")
     assert same(train(pipe, picture, progress=False, output_dir=tmp_path / "a", resume_from_checkpoint="latest", **more), plain)
@@ -291,6 +315,23 @@ def test_a_full_disk_is_named_and_loses_nothing(picture, uninterrupted, half_way
         shutil.rmtree(saved.parent)
         assert not list((disk / "out").glob(".*part")) and not list((disk / "out").glob("*.part"))
         assert find_checkpoint(disk / "out")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_where_no_disk_has_room_the_others_are_tried_and_nothing_is_left(pipe, picture, tmp_path, monkeypatch):
+    disk, settings = small_disk(tmp_path / "disk"), TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 4, "checkpointing_steps": 3})
+    try:
+        (disk / "tmp").mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(disk / "tmp"))
+        jobs = [Job({tmp_path / f"{name}.png": None}, disk / name) for name in "ab"]
+        for job in jobs:
+            picture.save(*job.pictures)
+        (disk / "ballast").write_bytes(b"x" * (2 * 2**20 - 40_000))
+        with pytest.warns(UserWarning, match="No space left.*The training goes on"):
+            failed = train_all(pipe, jobs, settings, progress=False)
+        assert [job for job, _ in failed] == jobs and all("No space left" in why and "no room for it either" in why for _, why in failed)
+        assert not [p for p in disk.rglob("*") if p.is_file() and p.name != "ballast"]
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -330,7 +371,7 @@ def test_a_file_that_appears_meanwhile_is_left_alone(pipe, picture, tmp_path):
     picture.save(tmp_path / "a.png")
     (job,) = plan(tmp_path / "a.png", tmp_path / "out")
     interfere = lambda pipe, folder: (tmp_path / "out" / FILE_NAME).write_text("somebody else's")
-    failed = train_all(pipe, [job], TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 3}), on_checkpoint=interfere, progress=False)
+    failed = train_all(pipe, [job], TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 4}), on_checkpoint=interfere, progress=False)
     assert "written by another program" in failed[0][1] and (tmp_path / "out" / FILE_NAME).read_text() == "somebody else's"
     assert BLoRA.load(tmp_path / "out" / f"{Path(FILE_NAME).stem}-2.safetensors").rank == 4
     assert json.loads(write_manifest([job], tmp_path / "out", failed).read_text())[0]["state"] == "failed"
@@ -351,6 +392,15 @@ def test_pictures_at_a_checkpoint_that_cannot_be_made_do_not_end_the_training(pi
     validate = validation_pictures(pipe, "A star", 1)
     with pytest.warns(UserWarning, match=f"checkpoint-30 could not all be made.*{error}.*goes on"):
         assert same(train(pipe, picture, progress=False, output_dir=tmp_path, on_checkpoint=validate, **CHANGES), uninterrupted)
+
+
+def test_a_limit_never_takes_the_one_just_written(pipe, picture, tmp_path):
+    """Also not where a broken one of a later step is there."""
+    (tmp_path / "checkpoint-99").mkdir()
+    (tmp_path / "checkpoint-99" / STATE_NAME).touch()
+    with pytest.warns(UserWarning, match="checkpoint-99"):
+        train(pipe, picture, progress=False, output_dir=tmp_path, resume_from_checkpoint="latest", checkpoints_total_limit=1, **CHANGES | {"max_train_steps": 6})
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-99"]
 
 
 def test_a_limit_keeps_the_newest(pipe, picture, tmp_path):
