@@ -11,13 +11,15 @@ import json
 from pathlib import Path
 import sys
 
+import numpy as np
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from blora_nb import TrainingSettings, generate, load_pipeline, train  # noqa: E402
 from blora_nb.metrics import Judge  # noqa: E402
 from blora_nb.models import fingerprint  # noqa: E402
-from separation import PROMPT, held_out_pictures, pairs  # noqa: E402
+from separation import PROMPT, held_out_pictures, pairs, summary  # noqa: E402
 
 HALF = TrainingSettings.max_train_steps  # stands for half of the steps that suit the pipeline
 TRAININGS = {"plain": {}, "min-SNR 5": {"snr_gamma": 5.0}, "x0 loss in the second half": {"x0_loss_from": HALF}}
@@ -26,13 +28,12 @@ SAMPLINGS = {"asymmetric guidance": {"asymmetric_guidance": True}, "timed halves
 
 
 def score(pipe, judge, pictures, bloras, seeds, **options):
-    """Share of results with the right object, style, and both, over all pairs."""
+    """The `summary` of the results of all pairs."""
     verdicts = []
     for i, j in pairs(pictures):
         images = generate(pipe, PROMPT, bloras[i], bloras[j], seeds=range(seeds), progress=False, **options)
         verdicts += [(o == pictures[i][0], s == pictures[j][1]) for o, s in judge.name(images)]
-    count = len(verdicts)
-    return {"pictures": count, "object": sum(o for o, _ in verdicts) / count, "style": sum(s for _, s in verdicts) / count, "both": sum(o and s for o, s in verdicts) / count}
+    return summary(verdicts, seeds)
 
 
 def measure(seeds):
@@ -54,10 +55,13 @@ def measure(seeds):
     return rows
 
 
-def chance(row):
-    """What a difference has to exceed to say something, in a sentence."""
-    error = (row["both"] * (1 - row["both"]) / row["pictures"]) ** 0.5
-    return f"Chance alone moves a share of {row['both']:.2f} of {row['pictures']} pictures by {error:.2f} (standard error): differences of less than twice that say little."
+PAIRED = "of the same pairs of pictures; ± is its standard error, each pair counted once, as its pictures are alike. A difference of less than twice that says little."
+
+
+def against(row, other):
+    """ "+0.04 ± 0.03": the mean difference of "both right" between two rows and its standard error, pair by pair."""
+    difference = np.subtract(row["both, of each pair"], other["both, of each pair"])
+    return f"{difference.mean():+.2f} ± {difference.std(ddof=1) / len(difference) ** 0.5:.2f}" if row is not other else ""
 
 
 def main():
@@ -65,9 +69,9 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     rows = measure(args.seeds)
-    text = f"# Optional recipes on the teaching model\n\nMade by `python benchmarks/recipes.py`; model {fingerprint()}, {rows['plain']['pictures']} pictures a row (24 pairs of held-out combinations, {args.seeds} seeds).\n{chance(rows['plain'])}\n"
-    text += "Share of pictures in which the judge finds the content picture's object, the style picture's style, both.\n\n| | object right | style right | both right |\n|---|---|---|---|\n"
-    text += "".join(f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} |\n" for name, r in rows.items())
+    text = f"# Optional recipes on the teaching model\n\nMade by `python benchmarks/recipes.py`; model {fingerprint()}, {rows['plain']['pictures']} pictures a row (24 pairs of held-out combinations, {args.seeds} seeds).\n"
+    text += f"Share of pictures in which the judge finds the content picture's object, the style picture's style, both; and the difference from plain, {PAIRED}\n\n| | object right | style right | both right | difference |\n|---|---|---|---|---|\n"
+    text += "".join(f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} | {against(r, rows['plain'])} |\n" for name, r in rows.items())
     (HERE / "recipes.md").write_text(text)
     (HERE / "recipes.json").write_text(json.dumps({"model": fingerprint(), "rows": rows}, indent=1) + "\n")
     print(text)

@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
+import numpy as np
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -56,6 +56,17 @@ def strangers(half):
     else:
         names = [(list(OBJECTS)[3 * i + 2 * k], s) for i, s in enumerate(HELD_OUT_STYLES) for k in (0, 1)]
     return [(o, s, draw(o, s, PICTURE_SEED + 100 + i, 512)) for i, (o, s) in enumerate(names)]
+
+
+def summary(verdicts, seeds):
+    """Shares of pictures of which the judge says (object right, style right, …), `seeds` pictures of each pair in turn.
+
+    The pictures of a pair are alike, so that it is pairs that count: the standard error of "both" is the standard deviation of the pairs' shares over √pairs.
+    """
+    verdicts = np.asarray(verdicts, dtype=float)
+    both = (verdicts[:, 0] * verdicts[:, 1]).reshape(-1, seeds).mean(axis=1)
+    found = {"pictures": len(verdicts), "object": verdicts[:, 0].mean(), "style": verdicts[:, 1].mean(), "both": both.mean(), "standard error": both.std(ddof=1) / len(both) ** 0.5}
+    return {name: float(value) if name != "pictures" else value for name, value in found.items()} | {"both, of each pair": both.tolist()}
 
 
 def train_everywhere(pipe, picture, settings):
@@ -119,11 +130,7 @@ def main():
             shown.setdefault(name, []).append(images[0])
             for found_object, found_style in judge.name(images):
                 verdicts.append((found_object == goal_object(i, j), found_style == goal_style(i, j), found_style == pictures[i][1]))
-        verdicts = torch.tensor(verdicts, dtype=torch.float32)
-        table[name] = {
-            "pictures": len(verdicts), "object": verdicts[:, 0].mean().item(), "style": verdicts[:, 1].mean().item(), "both": (verdicts[:, 0] * verdicts[:, 1]).mean().item(),
-            "style of the content picture": verdicts[:, 2].mean().item(), "seconds per picture": (time.time() - clock) / len(verdicts),
-        }  # fmt: skip
+        table[name] = summary(verdicts, args.seeds) | {"style of the content picture": float(np.mean([kept for *_, kept in verdicts])), "seconds per picture": (time.time() - clock) / len(verdicts)}
     rest = () if len(pictures) < 24 else (("transfer of an object it has never seen", "content"), ("transfer of a style it has never seen", "style"))
     for label, half in rest:
         verdicts = []
@@ -135,11 +142,10 @@ def main():
             images = sample(pipe, PROMPT, range(args.seeds), progress=False)
             shown.setdefault(label, []).append(images[0])
             verdicts += [(o == content[0], s == style[1], s == content[1]) for o, s in judge.name(images)]
-        verdicts = torch.tensor(verdicts, dtype=torch.float32)
-        table[label] = {"pictures": len(verdicts), "object": verdicts[:, 0].mean().item(), "style": verdicts[:, 1].mean().item(), "both": (verdicts[:, 0] * verdicts[:, 1]).mean().item(), "style of the content picture": verdicts[:, 2].mean().item()}
+        table[label] = summary(verdicts, args.seeds) | {"style of the content picture": float(np.mean([kept for *_, kept in verdicts]))}
     remove(pipe)
-    lines = ["| | pictures | object right | style right | **both right** | has the content picture's style |", "|---|---|---|---|---|---|"]
-    lines += [f"| {name} | {r['pictures']} | {r['object']:.2f} | {r['style']:.2f} | **{r['both']:.2f}** | {r['style of the content picture']:.2f} |" for name, r in table.items()]
+    lines = ["| | pictures | object right | style right | **both right** | ± | has the content picture's style |", "|---|---|---|---|---|---|---|"]
+    lines += [f"| {name} | {r['pictures']} | {r['object']:.2f} | {r['style']:.2f} | **{r['both']:.2f}** | {r['standard error']:.2f} | {r['style of the content picture']:.2f} |" for name, r in table.items()]
     print("\n".join(lines), f"\n{seconds_per_blora:.1f} s per B-LoRA, {time.time() - start:.0f} s in all")
     rows = [[pictures[i][2].resize((96, 96)) for i, _ in chosen], [pictures[j][2].resize((96, 96)) for _, j in chosen], *shown.values()]
     figure = picture_grid([row[:12] for row in rows], ["content picture", "style picture", *shown], caption="The first twelve pairs, seed 0, alphas 1 and 1", side=0.9)
@@ -149,7 +155,7 @@ def main():
     figure.savefig(HERE / "separation.png")
     report = {"table": table, "settings": asdict(settings), "pairs": len(chosen), "seeds": args.seeds, "seconds_per_blora": seconds_per_blora, "model": fingerprint()}
     (HERE / "separation.json").write_text(json.dumps(report, indent=1) + "\n")
-    head = f"{len(chosen)} pairs of pictures of combinations the model never saw × {args.seeds} seeds; B-LoRA rank {settings.rank}, {settings.max_train_steps} steps at {settings.learning_rate} (chosen by trying on these pairs), {seconds_per_blora:.0f} s each; of unseen objects and styles eight pictures each; made by `python benchmarks/separation.py --pictures {len(pictures)}`.\n\n"
+    head = f"{len(chosen)} pairs of pictures of combinations the model never saw × {args.seeds} seeds; B-LoRA rank {settings.rank}, {settings.max_train_steps} steps at {settings.learning_rate} (chosen by trying on these pairs), {seconds_per_blora:.0f} s each; of unseen objects and styles eight pictures each; made by `python benchmarks/separation.py --pictures {len(pictures)}`. ±: the standard error of "both right", each pair counted once, as its three pictures are alike.\n\n"
     (HERE / "separation.md").write_text("# Separation on the teaching model\n\n" + head + "\n".join(lines) + "\n\n![the first twelve pairs](separation.png)\n")
 
 

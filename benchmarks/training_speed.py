@@ -29,7 +29,7 @@ OURS = """
 import json, sys
 import torch
 from blora_nb import load_pipeline, train
-from blora_nb.training import TrainingSettings
+from blora_nb import TrainingSettings
 from blora_nb.watch import Watch
 from peer_step_times import now, peak
 base, picture, result, steps, rank, side, mode, compiled = sys.argv[1:]
