@@ -21,8 +21,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "data")]
 
 from drawings import draw, free_pose  # noqa: E402
-from recipes import chance  # noqa: E402
-from separation import PROMPT, held_out_pictures, pairs  # noqa: E402
+from recipes import PAIRED, against  # noqa: E402
+from separation import PROMPT, held_out_pictures, pairs, summary  # noqa: E402
 
 from blora_nb import generate, load_pipeline, train  # noqa: E402
 from blora_nb.figures import picture_grid  # noqa: E402
@@ -72,8 +72,7 @@ def measure(count, seeds):
             row[name] = images[0]
         shown.append({"content picture": picture, "style picture": pictures[other][2], **row})
         print(object_name, its_style, "in", style_name, {name: np.round(np.mean(t, axis=0), 2).tolist() for name, t in table.items()}, flush=True)
-    rows = {name: {"pictures": len(t), "object": np.mean([x[0] for x in t]), "style": np.mean([x[1] for x in t]), "both": np.mean([x[0] and x[1] for x in t]), "layout": np.mean([x[2] for x in t])} for name, t in table.items()}
-    return {name: {key: float(value) if key != "pictures" else value for key, value in row.items()} for name, row in rows.items()}, shown
+    return {name: summary(verdicts, seeds) | {"layout": float(np.mean([overlap for *_, overlap in verdicts]))} for name, verdicts in table.items()}, shown
 
 
 def main():
@@ -82,9 +81,9 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     rows, shown = measure(args.pictures, args.seeds)
-    text = f"# Layouts kept, on the teaching model\n\nMade by `python benchmarks/structure.py`; model {fingerprint()}, {next(iter(rows.values()))['pictures']} pictures a row ({args.pictures} pairs, {args.seeds} seeds).\n{chance(rows['halves only'])}\n"
-    text += "Share of pictures in which the judge finds the content picture's object, the style picture's style, both; and the mean\noverlap with the object drawn in the content picture's pose, in its own style or the one wanted (intersection over union of the\nsilhouettes).\n\n"
-    text += "| | object right | style right | both right | layout |\n|---|---|---|---|---|\n" + "".join(f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} | {r['layout']:.2f} |\n" for name, r in rows.items())
+    text = f"# Layouts kept, on the teaching model\n\nMade by `python benchmarks/structure.py`; model {fingerprint()}, {next(iter(rows.values()))['pictures']} pictures a row ({args.pictures} pairs, {args.seeds} seeds).\n"
+    text += f"Share of pictures in which the judge finds the content picture's object, the style picture's style, both; the difference\nfrom the halves alone, {PAIRED}\nLayout is the mean overlap with the object drawn in the content picture's pose, in its own style or the one wanted (intersection over union of the\nsilhouettes).\n\n"
+    text += "| | object right | style right | both right | difference | layout |\n|---|---|---|---|---|---|\n" + "".join(f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} | {against(r, rows['halves only'])} | {r['layout']:.2f} |\n" for name, r in rows.items())
     (HERE / "structure.md").write_text(text)
     (HERE / "structure.json").write_text(json.dumps({"model": fingerprint(), "rows": rows}, indent=1) + "\n")
     figure = picture_grid([list(row.values()) for row in shown[:4]], None, [name.replace(", ", ",\n").replace(" and ", "\nand ") for name in shown[0]], "First seed of the first four pairs", side=1.35)
