@@ -36,8 +36,10 @@ def load(args, device=None):
 
 def run_train(args):
     from .configuration import TrainingSettings, given
-    from .many_pictures import check_output, launched, make_class_pictures, plan, share, train_all, validation_pictures, write_manifest, write_validation_sheet
+    from .distributed import launched, share
+    from .many_pictures import check_output, make_class_pictures, plan, train_all, write_manifest
     from .memory import report
+    from .validation import validation_pictures, write_validation_sheet
 
     jobs = plan(args.instance_data_dir, args.output_dir, args.together, args.captions_file, args.content_B_LoRA)
     device, main, gather = launched(args.device)

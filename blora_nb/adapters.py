@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from .blocks import BLOCK_OF_HALF, half_of
-from .validation import base_of, check_complete, check_finite, check_sizes, remarks
+from .state_dict_checks import base_of, check_complete, check_finite, check_sizes, remarks
 from .files import FILE_NAME, PEFT_CONFIG, PEFT_FILE, complete_file, find_weights, open_weights
 from .formats import FORMATS, BLoRAError, converted, format_of, named_weights, peft_config, read_weights, shown
 

@@ -15,7 +15,7 @@ import tempfile
 
 from .adapters import describe, prompt_of
 from .blocks import half_of
-from .validation import base_of
+from .state_dict_checks import base_of
 from .files import FILE_NAME
 from .formats import shown
 from .images import read_image, safe_name

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-import re
 import shutil
 import warnings
 
@@ -20,7 +19,6 @@ import torch
 from .adapters import BLoRA, BLoRAError
 
 STATE_NAME = "training_state.safetensors"
-VALIDATION = re.compile(r"_seed(-?\d+)\.png$")
 # settings that change how a training runs, not what comes out of it
 WITHOUT_EFFECT = {"gradient_checkpointing", "compile", "checkpointing_steps", "checkpoints_total_limit", "class_data_dir", "num_class_images", "sample_batch_size", "license"}
 
@@ -112,18 +110,6 @@ def check_unused(folder):
     """Raise a FileExistsError where a new training would mix its checkpoints with those of an earlier one."""
     if checkpoints(folder):
         raise FileExistsError(f'{folder} holds the checkpoints of an earlier training. To go on with it, or to have its B-LoRA where it had come to its end: resume_from_checkpoint="latest". For a new training choose another folder.')
-
-
-def validated(folder):
-    """Checkpoint folder to the pictures made at it, in the order of their seeds; the oldest first.
-
-    Raises:
-        FileNotFoundError: there is none with pictures.
-    """
-    found = {path: sorted((p for p in path.iterdir() if VALIDATION.search(p.name)), key=lambda p: int(VALIDATION.search(p.name)[1])) for path in checkpoints(folder)}
-    if not any(found.values()):
-        raise FileNotFoundError(f"{folder} has no checkpoint with pictures. They are made with --validation_prompt, from Python with train(…, output_dir=…, on_checkpoint=validation_pictures(…)).")
-    return {path: pictures for path, pictures in found.items() if pictures}
 
 
 def write_checkpoint(folder, blora, state, settings, limit=None):

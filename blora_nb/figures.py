@@ -9,11 +9,11 @@ from PIL import Image
 from matplotlib.figure import Figure
 
 from .adapters import apply, set_alphas
-from .checkpoints import validated
 from .generation import generate, sample, seed_list
 from .images import read_image, read_settings
 from .metrics import ranked
 from .sharing import pipeline_lock
+from .validation import validated
 
 
 def widget_data(widget, text):

@@ -40,30 +40,41 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
         MemoryError: not even one picture fits; it says what to change.
     """
     with pipeline_lock(pipe):
-        return list(generate_each(pipe, prompt, content, style, content_alpha, style_alpha, seeds, num_inference_steps, guidance_scale, negative_prompt, height, width, progress, **options))
+        return list(generate_each(
+            pipe, prompt, content, style, content_alpha, style_alpha, negative_prompt,
+            seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width, progress=progress, **options,
+        ))  # fmt: skip
 
 
 @torch.no_grad()
-def generate_each(pipe, prompt, content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
-    """Like `generate`, one picture after another, each as soon as it is ready."""
+def generate_each(pipe, prompt, content=None, style=None, content_alpha=1.0, style_alpha=1.0, negative_prompt=None, **sampling):
+    """Like `generate`, one picture after another, each as soon as it is ready.
+
+    Args:
+        sampling: see `pictures`.
+    """
     content, style = adapters.loaded(content), adapters.loaded(style)
     content_alpha, style_alpha = float(content_alpha), float(style_alpha)  # also NumPy's and PyTorch's, which no record could hold
     with memory_explained(pipe):
         adapters.apply(pipe, content, style, content_alpha, style_alpha)
         embeds = encode(pipe, prompt, negative_prompt)
     common, alphas = record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha), {"content_alpha": content_alpha, "style_alpha": style_alpha}
-    for image in pictures(pipe, embeds, seeds, num_inference_steps, guidance_scale, height, width, progress, **alphas, **options):
+    for image in pictures(pipe, embeds, **sampling, **alphas):
         image.info["blora_nb"] = common | image.info["blora_nb"]
         yield image
 
 
 @torch.no_grad()
-def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
-    """Like `generate`, with whatever is on the pipeline at the moment (see `adapters.apply` and `adapters.set_alphas`)."""
+def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, negative_prompt=None, **sampling):
+    """Like `generate`, with whatever is on the pipeline at the moment (see `adapters.apply` and `adapters.set_alphas`).
+
+    Args:
+        sampling: see `pictures`.
+    """
     with pipeline_lock(pipe):
         with memory_explained(pipe):
             embeds = encode(pipe, prompt, negative_prompt)
-        return list(pictures(pipe, embeds, seeds, num_inference_steps, guidance_scale, height, width, progress, **options))
+        return list(pictures(pipe, embeds, seeds, num_inference_steps, **sampling))
 
 
 @torch.no_grad()
@@ -76,7 +87,7 @@ def encode(pipe, prompt, negative_prompt=None):
 
 
 @torch.no_grad()
-def pictures(pipe, embeds, seeds, num_inference_steps=None, guidance_scale=None, height=None, width=None, progress=True, batch_size=None, preview=None, asymmetric_guidance=False, content_until=1.0, style_from=0.0, content_alpha=1.0, style_alpha=1.0, image=None, strength=0.6, controlnet=None, control_image=None, controlnet_conditioning_scale=1.0):  # fmt: skip
+def pictures(pipe, embeds, seeds=(0,), num_inference_steps=None, guidance_scale=None, height=None, width=None, progress=True, batch_size=None, preview=None, asymmetric_guidance=False, content_until=1.0, style_from=0.0, content_alpha=1.0, style_alpha=1.0, image=None, strength=0.6, controlnet=None, control_image=None, controlnet_conditioning_scale=1.0):  # fmt: skip
     """Yield one PIL image after another, each as soon as it is ready, of a prompt from `encode`.
 
     Args:

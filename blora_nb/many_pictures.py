@@ -1,28 +1,22 @@
 """A folder of pictures: one B-LoRA from each with the base model loaded once, or one from all; over several processes where there are some."""
 
-import atexit
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 import json
 import os
 from pathlib import Path
 import shutil
 import sys
 import tempfile
-import warnings
 
-import torch
 
 from .adapters import FILE_NAME, BLoRA, BLoRAError
 from .checkpoints import CheckpointError, check_unused, checkpoints
-from .files import complete_file
 from .images import find_images, free_path, read_image, safe_name, save_image, writable_folder
 from .trainer import train
 from .watch import TrainingError, stop_at_the_end_of_a_step
 
 MANIFEST = "manifest.json"
-PATIENCE = timedelta(days=30)  # a process waits for the others as long as they train; the default, 10 minutes on GPUs, would end them all
 
 
 @dataclass(frozen=True)
@@ -188,75 +182,6 @@ def write_manifest(jobs, output_dir, failed=()):
     except OSError as error:
         part.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written ({error.strerror or error}). What was trained is listed above.") from None
-    return path
-
-
-def share(decide):
-    """This process's part of the list that `decide()` returns, in processes started by `accelerate launch` or `torchrun`; all of it in one started by hand.
-
-    The main process decides for all, because the others might see a file that has just been finished. Where that raises, the
-    others end, too.
-    """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    state = PartialState()
-    if state.num_processes == 1:
-        return decide()
-    box = [None]
-    try:
-        if state.is_main_process:
-            box = [decide()]
-    finally:
-        broadcast_object_list(box)
-    if box[0] is None:
-        sys.exit(1)
-    mine = box[0][state.process_index :: state.num_processes]
-    print(f"process {state.process_index + 1} of {state.num_processes} trains {len(mine)} of {len(box[0])}", flush=True)
-    return mine
-
-
-def launched(device=None):
-    """(this process's device, is it the main one, a function that waits for the others and gathers a list of all)."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return device, True, lambda items: items
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
-
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=cpu, timeout=PATIENCE)
-    atexit.register(state.destroy_process_group)  # a process that leaves without it is aborted now and then
-    return "cpu" if cpu else str(state.device), state.is_main_process, gather_object
-
-
-def validation_pictures(pipe, prompt, count):
-    """A function for `train(on_checkpoint=…)`: pictures of a prompt, always with the seeds 0, 1, …, in each checkpoint's folder.
-
-    Side by side they show which checkpoint to take: early ones keep the base model's variety, late ones the picture's detail.
-    """
-    from .generation import encode, pictures
-
-    embeds = encode(pipe, prompt, None)
-
-    def validate(pipe, folder):
-        files = {seed: folder / f"{safe_name(prompt)}_seed{seed}.png" for seed in range(count)}
-        missing = [seed for seed, file in files.items() if not file.exists()]  # some may be there from a training that was stopped
-        try:
-            for seed, image in zip(missing, pictures(pipe, embeds, missing, progress=False)):
-                save_image(image, files[seed], {"prompt": prompt, "seed": seed})
-        except (OSError, MemoryError, ValueError) as error:  # the training is worth more than its pictures
-            warnings.warn(f"The pictures at {folder} could not all be made or written ({error}). The training goes on.", stacklevel=2)
-
-    return validate
-
-
-def write_validation_sheet(folder):
-    """`validation.png`: the pictures of all checkpoints of a training side by side."""
-    from .figures import checkpoint_grid
-
-    path, sheet = free_path(folder, "validation", ".png"), checkpoint_grid(folder).png()
-    with complete_file(path) as part:
-        part.write_bytes(sheet)
     return path
 
 

@@ -178,7 +178,7 @@ def with_settings_of_a_picture(parser, generate):
             if action.choices and value not in action.choices:
                 raise ValueError(f"The picture names {shown(value)} as its {action.dest}, which is none of {', '.join(action.choices)}. It was not written by this command.")
             # as text, so that argparse checks it like what is typed; a switch has no text
-            generate.set_defaults(**{action.dest: several(generate, action, value) if action.nargs == "+" else value is True if action.nargs == 0 else str(value)})
+            generate.set_defaults(**{action.dest: checked_values(generate, action, value) if action.nargs == "+" else value is True if action.nargs == 0 else str(value)})
         batch = then.get("batch_seeds") or [then.get("seed", 0)]
         if not isinstance(batch, list):
             raise ValueError(f"The picture names {shown(batch)} as the seeds of its batch, which is no list. It was not written by this command.")
@@ -197,7 +197,7 @@ def with_settings_of_a_picture(parser, generate):
     return args
 
 
-def several(command, action, value):
+def checked_values(command, action, value):
     """A list out of a picture's settings, or the one thing it is, each part checked like what is typed."""
     try:
         return [command._get_value(action, str(part)) for part in (value if isinstance(value, list) else [value])]

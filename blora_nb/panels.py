@@ -3,6 +3,7 @@
 import html
 from base64 import b64encode
 from dataclasses import dataclass, replace
+from time import monotonic
 
 import ipywidgets as widgets
 
@@ -11,12 +12,14 @@ from .generation import generate
 from .images import centre_square, save_picture
 from .metrics import ranked, scorer_for
 from .models import defaults_for
+from .preview import LatentPreview
 from .sources import INDENT, Gallery, HalfChooser, Source, picture_html, reduced
 from .working import Worker
 
 SIDE, CONTROLS = 480, 476  # pixels: of the picture on the page, five for each of the teaching model's, and of the controls
 CARD = 120  # pixels of a picture among the seeds
 REMEMBERED = 100  # pictures a panel keeps
+PREVIEW = 1.0  # seconds of waiting after which a panel shows what is there so far
 PROMPTS = {("content", "style"): "A [c] in [s] style", ("content",): "A [c] in gold style", ("style",): "A rocket in [s] style", (): "A star in gold style"}
 
 
@@ -57,7 +60,7 @@ class Panel(widgets.VBox):
     """
 
     def __init__(self, pipe, content=None, style=None, prompt=None, seed=0, content_alpha=1.0, style_alpha=1.0, num_inference_steps=None, gallery=None, training_settings=None, folder="outputs", background=None):  # fmt: skip
-        self.pipe, self.folder, self.memory, self.picture, self.drawn = pipe, folder, {}, None, None
+        self.pipe, self.folder, self.memory, self.picture, self.drawn, self.decoder = pipe, folder, {}, None, None, None
         self.gallery = Gallery() if gallery is None else gallery
         self.worker = Worker(pipe, background)
         self.choosers = {}
@@ -121,11 +124,26 @@ class Panel(widgets.VBox):
         """
         if wanted not in self.memory:
             bloras = {half: self._blora(half, name) for half, name in (("content", wanted.content_B_LoRA), ("style", wanted.style_B_LoRA)) if name}
-            picture = generate(self.pipe, wanted.prompt, content_alpha=wanted.content_alpha, style_alpha=wanted.style_alpha, seeds=wanted.seed, num_inference_steps=wanted.num_inference_steps, progress=progress, **bloras)[0]  # fmt: skip
+            try:
+                self.looked = monotonic()
+                picture = generate(
+                    self.pipe, wanted.prompt, content_alpha=wanted.content_alpha, style_alpha=wanted.style_alpha, seeds=wanted.seed,
+                    num_inference_steps=wanted.num_inference_steps, progress=progress, preview=self._preview, **bloras,
+                )[0]  # fmt: skip
+            except BaseException:  # cancelled, say: back to the picture that was there
+                self._show(self.picture, self.drawn)
+                raise
             self.memory[wanted] = picture
             if len(self.memory) > REMEMBERED:
                 del self.memory[next(iter(self.memory))]
         return self.memory[wanted]
+
+    def _preview(self, _, step, latents):
+        """Show what a slow picture looks like so far, now and then."""
+        if monotonic() - self.looked > PREVIEW:
+            self.decoder = self.decoder or LatentPreview(self.pipe)
+            self.large.value = picture_html(self.decoder(latents)[0], SIDE, f"so far, after step {step + 1}")
+            self.looked = monotonic()
 
     def _blora(self, half, name):
         blora = self.gallery.sources[name].blora

@@ -5,10 +5,10 @@ import html
 import ipywidgets as widgets
 
 from .adapters import BLoRA
-from .checkpoints import validated
 from .figures import checkpoint_grid
 from .images import read_image
 from .sources import picture_html, reduced
+from .validation import validated
 
 SIDE = 180  # pixels of a picture
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from blora_nb import BLoRA
 from blora_nb.adapters import BLoRAError, BLoRAWarning, _check_fits, apply, combine, remove
 from blora_nb.blocks import BLOCK_OF_HALF
-from blora_nb.validation import base_of
+from blora_nb.state_dict_checks import base_of
 from random_sdxl import unet_config
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")

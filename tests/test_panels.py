@@ -24,7 +24,7 @@ from blora_nb.metrics import scorer_for
 from blora_nb.panels import AlphaPanel, SeedPanel
 from blora_nb.sharing import pipeline_lock
 from blora_nb.sources import Gallery, Source, example_gallery
-from blora_nb.working import threads_reach_the_page
+from blora_nb.working import Cancelled, threads_reach_the_page
 
 COLABS = "7.7.1"
 
@@ -88,6 +88,27 @@ def test_generate_draws_what_the_function_draws(panel, pipe, examples):
     assert pixels(panel) == panel.picture.tobytes() == expected.tobytes() and panel.errors == []
     assert "seed 7" in panel.large.value and "style: flower neon, alpha +0.80" in panel.large.value, "the alt text says how it was made"
     assert "Done" in status(panel)
+
+
+def test_a_slow_picture_is_shown_while_it_is_drawn(panel, monkeypatch):
+    seen = []
+    panel.large.observe(lambda change: seen.append(change["new"]), "value")
+    panel.generate.click()
+    assert len(seen) == 1, "a fast one is not"
+    seen.clear()
+    monkeypatch.setattr(panels, "PREVIEW", 0)
+    panel.seed.set_state({"value": 7})
+    panel.generate.click()
+    assert ["so far, after step" in shown for shown in seen] == [True] * 3 + [False] and pixels(panel) == panel.picture.tobytes()
+
+    def cancelled(*_):
+        raise Cancelled
+
+    done = seen[-1]
+    monkeypatch.setattr(panel.worker, "step", cancelled)
+    panel.seed.set_state({"value": 8})
+    panel.generate.click()
+    assert "so far" in seen[-2] and panel.large.value == done and "Cancelled" in status(panel)
 
 
 def test_going_back_is_instant_and_draws_nothing(panel, monkeypatch):

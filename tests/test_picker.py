@@ -8,7 +8,7 @@ from PIL import Image
 
 from blora_nb import BLoRA, CheckpointPicker, generate, train
 from blora_nb.figures import checkpoint_grid
-from blora_nb.many_pictures import validation_pictures, write_validation_sheet
+from blora_nb.validation import validation_pictures, write_validation_sheet
 from blora_nb.sources import read_bytes
 
 

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
 from blora_nb.adapters import FILE_NAME, BLoRAError, applied
-from blora_nb.checkpoints import STATE_NAME, CheckpointError, checkpoints, find_checkpoint, validated
-from blora_nb.many_pictures import Job, check_output, plan, train_all, validation_pictures, write_manifest
+from blora_nb.checkpoints import STATE_NAME, CheckpointError, checkpoints, find_checkpoint
+from blora_nb.many_pictures import Job, check_output, plan, train_all, write_manifest
+from blora_nb.validation import validated, validation_pictures
 from blora_nb.watch import TrainingError
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 30, "checkpointing_steps": 3, "lr_scheduler": "cosine", "lr_warmup_steps": 3}
