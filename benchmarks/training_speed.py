@@ -142,7 +142,9 @@ def versions(python, cuda):
 def write(sizes):
     text = f"# How fast a B-LoRA trains\n\nMade by `python benchmarks/training_speed.py`: one picture, batch 1; the scripts run in turn. {PEERS}\n\nOn a CPU in float32, and\nseconds are processor seconds (the computer was shared, so that those on the clock tell more of the others), memory that of the\nprocess; the ratio is the median over\n"
     text += "the rounds of (their median step / ours in the same round). The models have random weights, so the losses only tell that the\nsame thing is computed: each program draws its own noise." + ("" if any(r["versions"]["ours"].get("gpu") for r in sizes.values()) else " Not run on a GPU.") + "\n"
-    for size, r in sizes.items():
+    text += "\nThe size thin has the depth of SDXL and a twentieth of its width or less: so little is computed that a step takes as long as the computer needs to hand\nout its operations, which is what a fast GPU waits for. On a GPU the peers hand out more still, as their mixed precision converts numbers in\nevery layer, which on this CPU they do not (followed.md counts it).\n"
+    order = list(SIDE)
+    for size, r in sorted(sizes.items(), key=lambda item: order.index(item[0].split()[0])):
         gpu = r["versions"]["ours"].get("gpu")
         device = f"{gpu}, float16, seconds on the clock, memory of the GPU" if gpu else f"{r['versions']['ours']['threads']} thread(s)"
         v = "; ".join(f"{who}: Python {x['python']}, torch {x['torch']}, diffusers {x['diffusers']}" for who, x in r["versions"].items())

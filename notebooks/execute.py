@@ -93,6 +93,7 @@ def main():
     print(f"\n{'notebook':<32}  seconds  pictures  result")
     for stem, seconds, pictures, result in table:
         print(f"{stem:<32}  {seconds:7.0f}  {pictures:8}  {result}")
+    print(f"{'together':<32}  {sum(row[1] for row in table):7.0f}")
     if args.to:
         print(f"\nExecuted notebooks and pictures are in {args.to}/")
     return 0 if all(row[3] == "ok" for row in table) else 1

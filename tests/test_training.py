@@ -5,6 +5,7 @@ from dataclasses import asdict
 import functools
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from blora_nb.checkpoints import CheckpointError
 from blora_nb.formats import BLoRAError
 from blora_nb.generation import sample
 from blora_nb.images import ImageError
+from blora_nb.lean_attention import lean_attention
+from blora_nb.lean_lora import lean_lora
 from blora_nb.models import encode_prompt
 from blora_nb.recipes import sample_weights
 from blora_nb.text_cache import cached_text
@@ -77,9 +80,15 @@ def test_a_plain_loop_gives_the_same_losses_and_weights(pipe, picture):
     assert all(torch.equal(p, their_parameters[name]) for name, p in our_named.items())
 
 
-def test_the_authors_own_script_is_replayed(tmp_path):
-    """tests/record_original.py has recorded what it drew, and what came of it, on a random model; float32 sums differ a little from processor to processor."""
+def test_the_authors_own_script_is_replayed(tmp_path, monkeypatch):
+    """Through the training's own steps, with all that makes them fast.
+
+    tests/record_original.py has recorded what it drew, and what came of it, on a random model; float32 sums differ a little from processor to processor.
+    """
     from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    from blora_nb import training
+    from blora_nb.trainer import start_state
 
     build(tmp_path, "small")
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet").requires_grad_(False)
@@ -93,16 +102,15 @@ def test_the_authors_own_script_is_replayed(tmp_path):
         for name, t in theirs("before").items():
             ours[name].copy_(t)
     assert torch.equal(trace["time_ids"].float(), micro_conditioning(96, 1, "cpu", torch.float32))
-    settings, losses = TrainingSettings(learning_rate=1e-3), []
-    optimizer = make_optimizer(parameters, settings)
-    for step in range(len(trace["losses"])):
-        drawn = [trace[f"{what}/{step}"] for what in ("latents", "noise", "timesteps")]
-        loss = blora_loss(unet, scheduler, *drawn, trace["prompt_embeds"][:1], trace["pooled"][:1], micro_conditioning(96, len(drawn[0]), "cpu", torch.float32))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
+    settings, steps = TrainingSettings(learning_rate=1e-3), range(len(trace["losses"]))
+    state, embeds = start_state(unet, parameters, settings), trace["prompt_embeds"][:1]
+    drawn = [[trace[f"{what}/{step}"] for what in ("latents", "noise", "timesteps")] for step in steps]
+    count = len(drawn[0][0])
+    monkeypatch.setattr(training, "draw_step", lambda *_: drawn.pop(0))
+    pipe = SimpleNamespace(unet=unet, vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=None)))
+    batches = SimpleNamespace(batch=lambda number: (None, None, embeds, trace["pooled"][:1]))
+    with cached_text(unet, embeds.expand(count, -1, -1)), lean_attention(unet), lean_lora(unet):
+        losses = [training.take_step(pipe, scheduler, batches, micro_conditioning(96, count, "cpu", torch.float32), state, settings, step + 1)[0] for step in steps]
     torch.testing.assert_close(torch.stack(losses), trace["losses"], rtol=1e-5, atol=0)
     for name, t in theirs("after").items():
         torch.testing.assert_close(ours[name].detach(), t, rtol=0, atol=5e-5)
