@@ -12,7 +12,7 @@ from .generation import generate
 from .images import centre_square, save_picture
 from .metrics import ranked, scorer_for
 from .models import defaults_for
-from .preview import LatentPreview
+from .preview import LatentPreview, predicted_latents
 from .sources import INDENT, Gallery, HalfChooser, Source, picture_html, reduced
 from .working import Worker
 
@@ -125,7 +125,7 @@ class Panel(widgets.VBox):
         if wanted not in self.memory:
             bloras = {half: self._blora(half, name) for half, name in (("content", wanted.content_B_LoRA), ("style", wanted.style_B_LoRA)) if name}
             try:
-                self.looked = monotonic()
+                self.looked, self.before = monotonic(), None
                 picture = generate(
                     self.pipe, wanted.prompt, content_alpha=wanted.content_alpha, style_alpha=wanted.style_alpha, seeds=wanted.seed,
                     num_inference_steps=wanted.num_inference_steps, progress=progress, preview=self._preview, **bloras,
@@ -142,8 +142,9 @@ class Panel(widgets.VBox):
         """Show what a slow picture looks like so far, now and then."""
         if monotonic() - self.looked > PREVIEW:
             self.decoder = self.decoder or LatentPreview(self.pipe)
-            self.large.value = picture_html(self.decoder(latents)[0], SIDE, f"so far, after step {step + 1}")
+            self.large.value = picture_html(self.decoder(predicted_latents(self.pipe.scheduler, self.before, latents, step))[0], SIDE, f"so far, after step {step + 1}")
             self.looked = monotonic()
+        self.before = latents
 
     def _blora(self, half, name):
         blora = self.gallery.sources[name].blora

@@ -36,6 +36,17 @@ class LatentPreview:
         return [Image.fromarray((p.clamp(0, 1) * 255).round().byte().numpy()) for p in pixels]
 
 
+def predicted_latents(scheduler, before, after, step):
+    """What the latents will be without noise, as the model believes after `step`, told from those before it and after it; `after` itself where the sampler does not let it be told.
+
+    Euler's method moves from x along (x - x0) / sigma, so that the two ends of a step lie on a line with x0 (Karras et al., arXiv 2206.00364).
+    """
+    if before is None or type(scheduler).__name__ != "EulerDiscreteScheduler":
+        return after
+    sigma, following = (float(s) for s in scheduler.sigmas[step : step + 2])
+    return before + (after - before) * (sigma / (sigma - following))
+
+
 def _with_one(values):
     """The values with a last column of ones, for the constant part."""
     return torch.cat([values, torch.ones(*values.shape[:-1], 1)], dim=-1)

@@ -12,7 +12,7 @@ from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 from blora_nb.generation import lora_in_the_conditional_pass_only
 from blora_nb.images import read_settings, save_picture
 from blora_nb.models import SCHEDULERS, encode_prompt, merge_few_step_lora, use_scheduler
-from blora_nb.preview import LatentPreview
+from blora_nb.preview import LatentPreview, predicted_latents
 
 
 def test_a_picture_depends_on_its_own_seed_only(pipe):
@@ -119,6 +119,15 @@ def test_previews_look_like_the_picture(pipe):
     small = final.resize((12, 12), Image.Resampling.BOX)
     other = generate(pipe, "A house in popart style", seeds=2, progress=False)[0].resize((12, 12), Image.Resampling.BOX)
     assert difference(seen[-1], small) < 0.6 * difference(seen[-1], other) and difference(seen[-1], small) < difference(seen[0], small)
+
+
+def test_what_the_latents_will_be_is_told_early(pipe):
+    steps = []
+    generate(pipe, "A star in neon style", seeds=1, preview=lambda index, step, latents: steps.append(latents), progress=False)
+    told = [predicted_latents(pipe.scheduler, before, after, step) for step, (before, after) in enumerate(zip([None, *steps], steps))]
+    far = lambda latents: (latents - steps[-1]).norm()
+    torch.testing.assert_close(told[-1], steps[-1])
+    assert told[0] is steps[0] and far(told[10]) < 0.3 * far(steps[10]) and far(told[15]) < far(told[5]) < far(torch.zeros_like(steps[-1]))
 
 
 def test_samplers_and_a_few_step_lora(picture, tmp_path):
