@@ -77,7 +77,7 @@ def test_the_readme_quotes_what_was_measured():
     quoted = rows_of((ROOT / "README.md").read_text())
     separation, recipes, structure = (json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("separation", "recipes", "structure"))
     for name, row in separation["table"].items():
-        assert quoted[name] == [round(row[key], 2) for key in ("object", "style", "both")], name
+        assert quoted[name] == [round(row[key], 2) for key in ("object", "style", "both", "standard error")], name
     options = {
         "train --content_B_LoRA FIRST": "two-step style training", "generate --asymmetric_guidance": "asymmetric guidance", "train --x0_loss_from STEP": "x0 loss in the second half",
         "train --snr_gamma 5": "min-SNR 5", "generate --content_until .7 --style_from .3": "timed halves (content until .7, style from .3)",
