@@ -74,7 +74,10 @@ def rows_of(text):
 
 
 def test_the_readme_quotes_what_was_measured():
-    quoted = rows_of((ROOT / "README.md").read_text())
+    from recipes import against
+
+    readme = (ROOT / "README.md").read_text()
+    quoted = rows_of(readme)
     separation, recipes, structure = (json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("separation", "recipes", "structure"))
     for name, row in separation["table"].items():
         assert quoted[name] == [round(row[key], 2) for key in ("object", "style", "both", "standard error")], name
@@ -84,9 +87,11 @@ def test_the_readme_quotes_what_was_measured():
     }  # fmt: skip
     for option, name in options.items():
         assert quoted[option] == [round(recipes["rows"][name]["both"], 2)], option
+        assert f"{option}` | {recipes['rows'][name]['both']:.2f} | {against(recipes['rows'][name], recipes['rows']['plain'])} |" in readme
     kept = {"neither": "halves only", "generate --controlnet tiny --outline_of PICTURE": "ControlNet, scale 1.0", "generate --image PICTURE --strength 0.6": "img2img, strength 0.6"}
     for option, name in kept.items():
         assert quoted[option] == [round(structure["rows"][name][key], 2) for key in ("both", "layout")], option
+        assert name == "halves only" or f"| {against(structure['rows'][name], structure['rows']['halves only'])} |" in readme
 
 
 def test_the_readme_quotes_what_was_followed():
@@ -98,3 +103,14 @@ def test_the_readme_quotes_what_was_followed():
     }  # fmt: skip
     for name, row in quoted.items():
         assert f"| {name} | {rows[row]['TFLOP']:.2f} | {rows[row]['operations']} | {rows[row]['peak memory, GiB']:.2f} |" in readme, name
+
+
+def test_the_readme_quotes_how_fast_it_was():
+    quoted, sizes = rows_of((ROOT / "README.md").read_text()), json.loads((ROOT / "benchmarks" / "training_speed.json").read_text())
+    names = {
+        "the original script": "original script", "the original script with gradient checkpointing": "original script with gradient checkpointing",
+        "diffusers' advanced script, latents cached": "diffusers' advanced script, latents cached",
+        "diffusers' advanced script with gradient checkpointing, latents cached": "diffusers' advanced script with gradient checkpointing, latents cached",
+    }  # fmt: skip
+    for name, row in names.items():
+        assert quoted[name] == [round(sizes[size]["rows"][row]["times ours"], 2) for size in ("thin", "small", "quarter", "full")], name
