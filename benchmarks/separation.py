@@ -155,7 +155,7 @@ def main():
     figure.savefig(HERE / "separation.png")
     report = {"table": table, "settings": asdict(settings), "pairs": len(chosen), "seeds": args.seeds, "seconds_per_blora": seconds_per_blora, "model": fingerprint()}
     (HERE / "separation.json").write_text(json.dumps(report, indent=1) + "\n")
-    head = f"{len(chosen)} pairs of pictures of combinations the model never saw × {args.seeds} seeds; B-LoRA rank {settings.rank}, {settings.max_train_steps} steps at {settings.learning_rate} (chosen by trying on these pairs; the ordinary LoRAs have the same and were not tuned); of unseen objects and styles eight pictures each; made by `python benchmarks/separation.py --pictures {len(pictures)}`. ±: the standard error of both right, each pair counted once, as its three pictures are alike.\n\n"
+    head = f"{len(chosen)} pairs of pictures of combinations the model never saw × {args.seeds} seeds; B-LoRA rank {settings.rank}, {settings.max_train_steps} steps at {settings.learning_rate} (chosen by trying on these pairs; the ordinary LoRAs have the same and were not tuned); of unseen objects and styles eight pictures each; made by `python benchmarks/separation.py --pictures {len(pictures)}`. ±: the standard error of both right, each pair counted once, as its pictures are alike.\n\n"
     (HERE / "separation.md").write_text("# Separation on the teaching model\n\n" + head + "\n".join(lines) + "\n\n![the first twelve pairs](separation.png)\n")
 
 

@@ -14,7 +14,7 @@ __all__ = list(WHERE)
 
 
 def __getattr__(name):
-    """Imported when it is asked for: a help text need not wait for PyTorch, and the command line needs neither ipywidgets nor matplotlib."""
+    """Imported when it is asked for: the command line needs neither ipywidgets nor matplotlib, and answers Ctrl-C while PyTorch is imported."""
     if name not in WHERE:
         raise AttributeError(f"blora_nb has no {name!r}")
     return getattr(import_module(f".{WHERE[name]}", __name__), name)

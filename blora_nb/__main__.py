@@ -4,7 +4,6 @@ import sys
 import warnings
 
 
-
 def halves_of(args):
     """The content and the style that the options name, as `generate` takes them; every file is read."""
     from .adapters import BLoRA

@@ -172,7 +172,7 @@ def read_checkpoint(path):
         blora = BLoRA.load_unfinished(path)
         with safetensors.safe_open(path / STATE_NAME, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-            metadata = opened.metadata()
+            metadata = opened.metadata() or {}
         if expected := metadata.pop("sha256", None):  # checkpoints of earlier versions have none
             if metadata.get("weights") != blora.fingerprint or checksum(tensors, {name: text for name, text in metadata.items() if name != "format"}) != expected:
                 raise ValueError("its content is not what was written")
@@ -220,7 +220,7 @@ def resume(path, state, settings):
     if state.learned and rest.get("learned") is None:
         raise CheckpointError(f"{path} was written by an earlier version, which did not note what it was trained on. Use it as it is (it is a B-LoRA like any other), or start in another folder.")
     for what, now in (state.learned or {}).items():
-        if rest["learned"].get(what) != now:
+        if rest["learned"].get(what, rest.get("content") if what == "content half" else None) != now:  # where earlier versions kept that
             raise CheckpointError(f"{path} belongs to another {what}. Name the same one, or start in another folder.")
     if len(tensors["losses"]) > settings.max_train_steps:
         raise CheckpointError(f"{path} has {len(tensors['losses'])} steps behind it, more than the {settings.max_train_steps} asked for. Ask for more, or use the checkpoint as it is: it is a B-LoRA like any other.")

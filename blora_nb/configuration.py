@@ -88,7 +88,7 @@ class TrainingSettings:
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed must be between -2^63 and 2^64, which {self.seed} is not.")
         if self.lr_scheduler != "constant" and self.lr_warmup_steps and self.lr_warmup_steps >= self.max_train_steps:
-            raise ValueError(f"lr_warmup_steps ({self.lr_warmup_steps}) must be fewer than max_train_steps ({self.max_train_steps}): the learning rate would never reach its value.")
+            raise ValueError(f"lr_warmup_steps ({self.lr_warmup_steps}) must be fewer than max_train_steps ({self.max_train_steps}): the learning rate would never reach its value. (A checkpoint of such a training is a B-LoRA like any other.)")
         if self.x0_loss_from and self.x0_loss_from > self.max_train_steps:
             raise ValueError(f"x0_loss_from names step {self.x0_loss_from}, after the last one, {self.max_train_steps}.")
         for name in ("class_prompt", "class_data_dir"):

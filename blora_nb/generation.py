@@ -106,8 +106,9 @@ def pictures(pipe, embeds, seeds=(0,), num_inference_steps=None, guidance_scale=
     from tqdm.auto import tqdm
 
     seeds, suited = seed_list(seeds), defaults_for(pipe)
-    steps = suited.num_inference_steps if num_inference_steps is None else num_inference_steps
-    guidance = suited.guidance_scale if guidance_scale is None else guidance_scale
+    steps = operator.index(suited.num_inference_steps if num_inference_steps is None else num_inference_steps)
+    guidance = float(suited.guidance_scale if guidance_scale is None else guidance_scale)
+    height, width = (side if side is None else operator.index(side) for side in (height, width))
     check_sampling(steps, guidance, content_until, style_from)
     timed = content_until < 1 or style_from > 0
     structure = structure_of(pipe, image, strength, controlnet, control_image, controlnet_conditioning_scale, height, width)

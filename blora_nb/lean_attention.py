@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 @cache
 def _kinds():
-    """(diffusers' class, ours); importing diffusers takes seconds, which who only reads a help text need not wait."""
+    """(diffusers' class, ours); importing diffusers takes seconds, for which a help text need not wait."""
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
     class LeanAttention(Attention):

@@ -1,4 +1,4 @@
-"""A folder of pictures: one B-LoRA from each with the base model loaded once, or one from all; over several processes where there are some."""
+"""A folder of pictures: one B-LoRA from each with the base model loaded once, or one from all."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -210,7 +210,6 @@ def fingerprint(folder=TINY_SDXL):
     return hashlib.sha256((Path(folder) / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:12]
 
 
-@torch.no_grad()
 def check_prompt(prompt):
     """Raise a ValueError for what is not one text, or no text at all."""
     if not isinstance(prompt, str):
@@ -221,6 +220,7 @@ def check_prompt(prompt):
         raise ValueError(f"The prompt {prompt!r} has bytes in it that are no UTF-8. Type it again.") from None
 
 
+@torch.no_grad()
 def encode_prompt(pipe, prompt):
     """`prompt_embeds` [1, tokens, dim] and `pooled_prompt_embeds` [1, dim] of one prompt."""
     check_prompt(prompt)

@@ -124,16 +124,11 @@ class Panel(widgets.VBox):
         """
         if wanted not in self.memory:
             bloras = {half: self._blora(half, name) for half, name in (("content", wanted.content_B_LoRA), ("style", wanted.style_B_LoRA)) if name}
-            try:
-                self.looked, self.before = monotonic(), None
-                picture = generate(
-                    self.pipe, wanted.prompt, content_alpha=wanted.content_alpha, style_alpha=wanted.style_alpha, seeds=wanted.seed,
-                    num_inference_steps=wanted.num_inference_steps, progress=progress, preview=self._preview, **bloras,
-                )[0]  # fmt: skip
-            except BaseException:  # cancelled, say: back to the picture that was there
-                self._show(self.picture, self.drawn)
-                raise
-            self.memory[wanted] = picture
+            self.looked, self.before = monotonic(), None
+            self.memory[wanted] = generate(
+                self.pipe, wanted.prompt, content_alpha=wanted.content_alpha, style_alpha=wanted.style_alpha, seeds=wanted.seed,
+                num_inference_steps=wanted.num_inference_steps, progress=progress, preview=self._preview, **bloras,
+            )[0]  # fmt: skip
             if len(self.memory) > REMEMBERED:
                 del self.memory[next(iter(self.memory))]
         return self.memory[wanted]
@@ -143,7 +138,7 @@ class Panel(widgets.VBox):
         if monotonic() - self.looked > PREVIEW:
             self.decoder = self.decoder or LatentPreview(self.pipe)
             self.large.value = picture_html(self.decoder(predicted_latents(self.pipe.scheduler, self.before, latents, step))[0], SIDE, f"so far, after step {step + 1}")
-            self.looked = monotonic()
+            self.caption.value, self.previewing, self.looked = "", True, monotonic()
         self.before = latents
 
     def _blora(self, half, name):
@@ -154,7 +149,7 @@ class Panel(widgets.VBox):
 
     def _show(self, picture, drawn):
         """Put a picture (or none) in the large place, and say what it is."""
-        self.picture, self.drawn = picture, drawn
+        self.picture, self.drawn, self.previewing = picture, drawn, False
         self.save.disabled = picture is None
         self.saved.value = ""
         if picture is None:
@@ -169,6 +164,8 @@ class Panel(widgets.VBox):
             self.worker.say("New settings: press Generate.")
 
     def _after_work(self):
+        if self.previewing:  # cancelled, say: back to the picture that was there
+            self._show(self.picture, self.drawn)
         for chooser in self.choosers.values():
             chooser.show()
 

@@ -23,6 +23,7 @@ from .watch import TrainingError
 
 ADAPTER = "new"
 
+
 def attach_lora(unet, rank, seed=0, blocks=()):
     """Put fresh LoRA layers on the two B-LoRA blocks (or those in the list `blocks`) and return their parameters, always float32.
 

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 
 import pytest
@@ -142,12 +141,13 @@ def test_a_picture_made_again_with_other_seeds(trained, tmp_path):
 
 def test_ctrl_c_is_answered_from_the_start(trained, tmp_path):
     """Also while PyTorch is imported."""
-    command = [sys.executable, "-m", "blora_nb", "generate", "--prompt", "A", "--output_path", tmp_path / "o"]
+    command = [sys.executable, "-X", "importtime", "-m", "blora_nb", "generate", "--prompt", "A", "--output_path", tmp_path / "o"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.4)
+    while " torch" not in process.stderr.readline():  # the names of modules, as they are imported
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors.startswith("stopped;") and "Traceback" not in errors
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "stopped;" in errors and "Traceback" not in errors
 
 
 def test_check_says_what_it_found():

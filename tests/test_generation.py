@@ -28,7 +28,7 @@ def test_progress_counts_every_step(pipe):
 
 
 def test_numbers_may_come_from_numpy_and_pytorch(pipe, blora, tmp_path):
-    options = {"num_inference_steps": 1, "progress": False}
+    options = {"num_inference_steps": np.int64(1), "guidance_scale": np.float32(3), "height": np.int64(64), "progress": False}
     made = generate(pipe, "A fish", blora, content_alpha=np.float32(0.5), seeds=np.arange(2), **options)
     same = [*generate(pipe, "A fish", blora, content_alpha=torch.tensor(0.5), seeds=np.int64(0), **options), *generate(pipe, "A fish", blora, content_alpha=0.5, seeds=torch.tensor(1), **options)]
     assert [image.tobytes() for image in made] == [image.tobytes() for image in same]

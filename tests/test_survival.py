@@ -117,7 +117,7 @@ def test_resume_in_a_notebook_is_bit_equal(pipe, picture, uninterrupted, half_wa
     assert same(resumed, uninterrupted) and resumed.losses == uninterrupted.losses and seen[0] == 13
 
 
-@pytest.mark.parametrize("damage", ["empty state", "cut state", "cut weights", "no state", "not safetensors", "zeros in the state", "zeros in the weights", "another step's state"])
+@pytest.mark.parametrize("damage", ["empty state", "cut state", "cut weights", "no state", "not safetensors", "zeros in the state", "zeros in the weights", "another step's state", "no metadata"])
 def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(pipe, picture, uninterrupted, half_way, tmp_path, damage):
     folder = shutil.copytree(half_way, tmp_path / "out")
     state, weights = folder / "checkpoint-12" / STATE_NAME, folder / "checkpoint-12" / FILE_NAME
@@ -132,6 +132,8 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(pipe, picture,
     elif damage.startswith("zeros"):  # as a power cut leaves them
         file = state if damage.endswith("state") else weights
         file.write_bytes(file.read_bytes()[:-200] + bytes(200))
+    elif damage == "no metadata":
+        save_file({"a": torch.zeros(2)}, state)
     elif damage.startswith("another"):
         shutil.copy(folder / "checkpoint-9" / STATE_NAME, state)
     else:

@@ -21,7 +21,7 @@ from blora_nb.generation import sample
 from blora_nb.images import ImageError
 from blora_nb.lean_attention import lean_attention
 from blora_nb.lean_lora import lean_lora
-from blora_nb.models import encode_prompt
+from blora_nb.models import TINY_SDXL, encode_prompt
 from blora_nb.recipes import sample_weights
 from blora_nb.text_cache import cached_text
 from blora_nb.training import ADAPTER, TrainingError, attach_lora, blora_loss, diffusion_target, encode_image, make_optimizer, micro_conditioning
@@ -162,6 +162,15 @@ def test_progress_is_told_and_a_stop_inside_cleans_up(pipe, picture):
     with pytest.raises(KeyboardInterrupt):
         train(pipe, picture, progress=stop, max_train_steps=4)
     assert seen == [(1, 4), (2, 4)] and applied(pipe) == []
+
+
+def test_any_sdxl_pipeline_of_diffusers_will_do(picture):
+    """Also one whose models nobody has frozen."""
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(TINY_SDXL)
+    assert not encode_prompt(pipe, "A [v]")[0].requires_grad
+    assert len(train(pipe, picture, progress=False, max_train_steps=3, rank=4).losses) == 3
 
 
 def test_faults_are_explained(pipe, picture):
