@@ -61,7 +61,7 @@ PAIRED = "of the same pairs of pictures; ± is its standard error, each pair cou
 def against(row, other):
     """ "+0.04 ± 0.03": the mean difference of "both right" between two rows and its standard error, pair by pair."""
     difference = np.subtract(row["both, of each pair"], other["both, of each pair"])
-    return f"{difference.mean():+.2f} ± {difference.std(ddof=1) / len(difference) ** 0.5:.2f}" if row is not other else ""
+    return f"{round(difference.mean(), 2) + 0.0:+.2f} ± {difference.std(ddof=1) / len(difference) ** 0.5:.2f}" if row is not other else ""
 
 
 def main():
