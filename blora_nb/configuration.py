@@ -62,7 +62,7 @@ class TrainingSettings:
         None, "recompute activations instead of keeping them: none, partial (the two trained blocks) or full (all of the up path); by default the first that fits into memory; without a value: full",
         MEMORY, choices=GRADIENT_CHECKPOINTING, bare="full",
     )  # fmt: skip
-    compile: bool = option(False, "compile the transformer blocks (torch.compile): the first step waits for the compiler, the others are 1 to 4% faster with SDXL on a CPU, slower with the teaching model; not run on a GPU", MEMORY)
+    compile: bool = option(False, "compile the transformer blocks (torch.compile): the first step waits for the compiler, the others are 1 to 4 percent faster with SDXL on a CPU, slower with the teaching model; not run on a GPU", MEMORY)
 
     checkpointing_steps: int | None = option(None, "steps between checkpoints; by default there is one after each quarter of the training", CHECKPOINTS)
     checkpoints_total_limit: int | None = option(None, "keep only so many, the newest", CHECKPOINTS)
