@@ -28,8 +28,7 @@ WARM_UP = {"thin": 3, "small": 3, "quarter": 3, "full": 1}  # steps that are not
 OURS = """
 import json, sys
 import torch
-from blora_nb import load_pipeline, train
-from blora_nb import TrainingSettings
+from blora_nb import TrainingSettings, load_pipeline, train
 from blora_nb.watch import Watch
 from peer_step_times import now, peak
 base, picture, result, steps, rank, side, mode, compiled = sys.argv[1:]

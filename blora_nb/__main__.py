@@ -38,7 +38,7 @@ def run_train(args):
     from .distributed import launched, share
     from .many_pictures import check_output, make_class_pictures, plan, train_all, write_manifest
     from .memory import report
-    from .validation import validation_pictures, write_validation_sheet
+    from .validation import SHEET, validation_pictures, write_validation_sheet
 
     jobs = plan(args.instance_data_dir, args.output_dir, args.together, args.captions_file, args.content_B_LoRA)
     device, main, gather = launched(args.device)
@@ -55,7 +55,7 @@ def run_train(args):
     try:
         failed += gather(train_all(pipe, mine, settings, args.resume_from_checkpoint, validate, progress=main))
         for job in jobs if validate and main else ():
-            if job.finished and not (job.folder / "validation.png").exists():
+            if job.finished and not (job.folder / SHEET).exists():
                 try:
                     print("written:", write_validation_sheet(job.folder), "(a row for each checkpoint; use one by its folder)")
                 except (OSError, ValueError) as error:
@@ -83,11 +83,10 @@ def run_generate(args):
         use_scheduler(pipe, args.scheduler or "lcm")
     if args.vae_tiling:
         tile_vae(pipe)
-    seeds = args.seeds if args.seeds is not None else range(args.num_images_per_prompt or 4)
     control_image = outline(args.outline_of, min(args.height or native_resolution(pipe), args.width or native_resolution(pipe))) if args.outline_of else args.control_image
     names = ("image", "strength", "controlnet", "controlnet_conditioning_scale", "num_inference_steps", "guidance_scale", "negative_prompt", "height", "width", "batch_size", "asymmetric_guidance", "content_until", "style_from", "content_alpha", "style_alpha")
-    only = args.then.get("seed") if args.seeds and args.seeds == args.then.get("batch_seeds") else None  # the others of its batch are drawn with it
-    for number, picture in enumerate(generate_each(pipe, args.prompt, content, style, seeds=seeds, control_image=control_image, **{name: getattr(args, name) for name in names})):
+    only = args.then.get("seed") if args.seeds == args.then.get("batch_seeds") else None  # the others of its batch are drawn with it
+    for number, picture in enumerate(generate_each(pipe, args.prompt, content, style, seeds=args.seeds, control_image=control_image, **{name: getattr(args, name) for name in names})):
         made_with = picture.info["blora_nb"]
         for line in differences(args.like, made_with) if args.like and number == 0 else ():
             print(f"note: {line}", file=sys.stderr)

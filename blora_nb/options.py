@@ -82,8 +82,8 @@ def parse():
     for half in HALVES if args.command in ("generate", "export") else ():
         if getattr(args, f"{half}_alpha") != 1 and not getattr(args, f"{half}_B_LoRA"):
             parser.error(f"--{half}_alpha is the strength of a half that is not there; name it with --{half}_B_LoRA")
-    for option, default, of in (("strength", 0.6, "image"), ("controlnet_conditioning_scale", 1.0, "controlnet")) if args.command == "generate" else ():
-        if getattr(args, option) != default and not getattr(args, of):
+    for option, of in (("strength", "image"), ("controlnet_conditioning_scale", "controlnet")) if args.command == "generate" else ():
+        if getattr(args, option) != generate.get_default(option) and not getattr(args, of):
             parser.error(f"--{option} changes nothing without --{of}")
     return args
 
@@ -121,7 +121,7 @@ def add_generate(generate):
     picture.add_argument("--prompt", metavar="TEXT", help="needed unless --like is given")
     picture.add_argument("--output_path", required=True, type=not_empty, metavar="FOLDER", help="for the pictures, made if needed; nothing in it is overwritten")
     picture.add_argument("--like", type=not_empty, metavar="PICTURE.png", help="make a picture of this command again: its settings are the defaults, what is typed takes precedence")
-    picture.add_argument("--num_images_per_prompt", type=count, metavar="N", help="how many pictures, with the seeds 0, 1, 2, … (default: 4)")
+    picture.add_argument("--num_images_per_prompt", type=count, metavar="N", help="how many pictures, with the seeds 0, 1, 2, …; by default 4")
     picture.add_argument("--seeds", type=seed, nargs="+", metavar="N", help="these seeds instead")
     picture.add_argument("--negative_prompt", metavar="TEXT", help="what is not wanted")
     picture.add_argument("--height", type=count, metavar="N", help=f"in pixels; {suited}")
@@ -194,6 +194,8 @@ def with_settings_of_a_picture(parser, generate):
                 generate.error(f"the {half} half of {args.like} was not in a file when the picture was made; name it with --{half}_B_LoRA (fingerprint {shown(then[f'{half}_fingerprint'], 12)})")
     if args.command == "generate" and args.prompt is None:
         generate.error("name a --prompt, or a picture with --like")
+    if args.command == "generate" and args.seeds is None:
+        args.seeds = range(args.num_images_per_prompt or 4)
     return args
 
 

@@ -53,9 +53,11 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
         A `BLoRA`; its `losses` lists the loss of each step.
 
     Raises:
-        ImageError: the picture cannot be read. ValueError: a setting or argument makes no sense. FileExistsError: output_dir holds an earlier training, and going on with it
-        was not asked for. TrainingError: the loss or gradient is no longer a number, or memory is short. CheckpointError: the one to go on from is broken or belongs to another training. KeyboardInterrupt: after
-        Ctrl-C, at the end of the step and with a checkpoint written where there is an `output_dir`.
+        ImageError: the picture cannot be read. ValueError: a setting or argument makes no sense.
+        FileExistsError: output_dir holds an earlier training, and going on with it was not asked for.
+        CheckpointError: the one to go on from is broken or belongs to another training.
+        TrainingError: the loss or gradient is no longer a number, or memory is short.
+        KeyboardInterrupt: after Ctrl-C, at the end of the step and with a checkpoint written where there is an `output_dir`.
     """
     settings = replace(settings, **{name: value for name, value in changes.items() if value is not None}) if settings else TrainingSettings.for_pipeline(pipe, **changes)
     if output_dir is None and (resume_from_checkpoint or on_checkpoint):

@@ -1,5 +1,6 @@
 """Pictures of one prompt and the same seeds at every checkpoint of a training, to choose a checkpoint by."""
 
+from pathlib import Path
 import re
 import warnings
 
@@ -7,6 +8,7 @@ from .checkpoints import checkpoints
 from .files import complete_file
 from .images import free_path, safe_name, save_image
 
+SHEET = "validation.png"  # the pictures of all checkpoints side by side
 PICTURE = re.compile(r"_seed(-?\d+)\.png$")
 
 
@@ -32,10 +34,10 @@ def validation_pictures(pipe, prompt, count):
 
 
 def write_validation_sheet(folder):
-    """`validation.png`: the pictures of all checkpoints of a training side by side."""
+    """Write the `SHEET` of a training into its folder, beside an older one where there is one; returns its path."""
     from .figures import checkpoint_grid
 
-    path, sheet = free_path(folder, "validation", ".png"), checkpoint_grid(folder).png()
+    path, sheet = free_path(folder, Path(SHEET).stem, ".png"), checkpoint_grid(folder).png()
     with complete_file(path) as part:
         part.write_bytes(sheet)
     return path
