@@ -1,0 +1,309 @@
+"""Train the teaching model's U-Net on the world of shapes and styles, with two tutors in place of words.
+
+    torchrun --nproc_per_node 2 data/train_unet.py --pictures 400000      # two CPU processes, one core each
+
+Resumes where it was stopped: its state is written every ten minutes to outputs/teaching_model/NAME.pt, and the averaged
+weights to NAME.safetensors.
+
+How the blocks come to specialise: the content tutor's message goes to the content block of B-LoRA only, the style tutor's
+to its style block only, and all other blocks hear neutral words. Now and then a block hears somebody else's message on the
+half of the words that is none of its business, and learns to pay no attention to it. With `--natural` every block hears
+everything, and no block is favoured: that is the model to compare with.
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+import copy
+import json
+import os
+import time
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
+from matrix_muon import MatrixMuon
+from processes import average_gradients, gather, start_processes, wait_for_all
+from world.latents import CHANNELS, components, to_latents, to_pictures
+from world.painting import paint
+from world.paths import WORK
+from world.samples import Pool, Shapes
+from world.styles import PLAIN, random_styles
+from world.tutors import HALF, POSITIONS, Tutors
+
+SIDE = 128
+POOLED = 64  # numbers of the pooled prompt, which says nothing here
+
+
+def build_unet() -> UNet2DConditionModel:
+    """An untrained U-Net with SDXL's three levels and eleven transformer blocks."""
+    return UNet2DConditionModel(
+        sample_size=SIDE // 8,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 96, 152),
+        layers_per_block=2,
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(4, 4, 4),
+        cross_attention_dim=2 * HALF,
+        norm_num_groups=8,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=6 * 32 + POOLED,
+    )
+
+
+def noise_schedule() -> DDPMScheduler:
+    """SDXL's schedule, v-prediction, ending in pure noise."""
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+
+
+def size_words(count: int) -> dict[str, Tensor]:
+    """SDXL's added conditions: an empty pooled prompt, and the size of the picture."""
+    return {
+        "text_embeds": torch.zeros(count, POOLED),
+        "time_ids": torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]] * count, dtype=torch.float32),
+    }
+
+
+@contextmanager
+def words_per_block(unet: nn.Module, words_of: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the named transformer blocks attend to their own `encoder_hidden_states`."""
+
+    def swap(words: Tensor):
+        return lambda module, args, kwargs: (args, {**kwargs, "encoder_hidden_states": words})
+
+    blocks = {name: module for name, module in unet.named_modules() if isinstance(module, Transformer2DModel)}
+    handles = [blocks[name].register_forward_pre_hook(swap(words), with_kwargs=True) for name, words in words_of.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# ---------------------------------------------------------------- what the blocks hear
+
+
+def hidden(message: Tensor, share: float, quiet: Tensor, generator: torch.Generator) -> Tensor:
+    """Messages [batch, 16, 96], a share of them replaced by neutral words."""
+    gone = torch.rand(len(message), generator=generator) < share
+    return torch.where(gone[:, None, None], quiet, message)
+
+
+def routed_words(tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Words [batch, 32, 192] for the content block, the style block, and all others."""
+    count = len(shapes)
+    with torch.autocast("cpu", torch.bfloat16):
+        content, style = tutors.content(shapes).float(), tutors.style(styles).float()
+    speaking = tutors.neutral[-content.shape[1] :]
+    quiet_content, quiet_style = speaking[:, :HALF], speaking[:, HALF:]
+
+    def strangers(message: Tensor, quiet: Tensor) -> Tensor:
+        return hidden(message[torch.randperm(count, generator=generator)].detach(), 0.6, quiet, generator)
+
+    for_content = tutors.words(hidden(content, 0.08, quiet_content, generator), strangers(style, quiet_style), count)
+    for_style = tutors.words(strangers(content, quiet_content), hidden(style, 0.08, quiet_style, generator), count)
+    for_others = tutors.words(strangers(content, quiet_content), strangers(style, quiet_style), count)
+    nothing = torch.rand(count, generator=generator) < 0.08  # the zeroed empty prompt of SDXL
+    keep = (~nothing).float()[:, None, None]
+    return for_content * keep, for_style * keep, for_others * keep
+
+
+def natural_words(tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """The same words for all blocks: both messages."""
+    speaking = tutors.neutral[-16:]
+    content = hidden(tutors.content(shapes), 0.08, speaking[:, :HALF], generator)
+    style = hidden(tutors.style(styles), 0.08, speaking[:, HALF:], generator)
+    keep = (torch.rand(len(shapes), generator=generator) >= 0.08).float()[:, None, None]
+    words = tutors.words(content, style, len(shapes)) * keep
+    return words, words, words
+
+
+# ---------------------------------------------------------------- the curriculum
+
+
+def plain_share(pictures: int) -> float:
+    """The share of one plain style falls from 1 to 0 over the first 100,000 pictures, so that shapes are found early.
+
+    With all styles from the start a silhouette is now lighter, now darker than its ground, and what the content tutor says
+    tells nothing about any pixel until the model knows how to combine both.
+    """
+    return max(0.0, 1 - pictures / 100_000)
+
+
+def timesteps(count: int, pictures: int, generator: torch.Generator) -> Tensor:
+    """High noise first: at 999 the model must draw the picture from words alone. Later more of the low noise."""
+    late = min(1.0, max(0.0, (pictures - 180_000) / 100_000))
+    pure, high = 0.45 - 0.2 * late, 0.35 - 0.05 * late
+    which = torch.rand(count, generator=generator)
+    top = 900 + 100 * torch.rand(count, generator=generator)
+    middle = 1000 * torch.sigmoid(1.4 + torch.randn(count, generator=generator))
+    uniform = 1000 * torch.rand(count, generator=generator)
+    chosen = torch.where(which < pure, top, torch.where(which < pure + high, middle, uniform))
+    return chosen.long().clamp(0, 999)
+
+
+def learning_rate(progress: float, step: int) -> float:
+    """Warm-up, constant, linearly to zero over the last 30 %."""
+    return min(1.0, (step + 1) / 200, (1 - progress) / 0.3)
+
+
+# ---------------------------------------------------------------- training
+
+
+def predict(unet: nn.Module, noisy: Tensor, t: Tensor, words: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The U-Net's answer, computed in bfloat16 where the processor is fast at it."""
+    for_content, for_style, for_others = words
+    per_block = {CONTENT_BLOCK: for_content, STYLE_BLOCK: for_style}
+    with words_per_block(unet, per_block), torch.autocast("cpu", torch.bfloat16):
+        return unet(noisy, t, for_others, added_cond_kwargs=size_words(len(noisy))).sample.float()
+
+
+@torch.no_grad()
+def one_step_quality(unet: nn.Module, tutors: Tutors, shapes: Shapes, held_out: bool, parts: dict[str, Tensor]) -> dict[str, float]:
+    """PSNR in dB of pictures drawn in one step from pure noise, by the tutors' words; and how good one flat colour would be."""
+    generator = torch.Generator().manual_seed(9)
+    placed, _ = shapes.draw(96, generator)
+    result = {}
+    for name, styles in {"plain": PLAIN.expand(96, -1), "styles": random_styles(96, generator, held_out)}.items():
+        pictures = paint(placed, styles)
+        noise = torch.randn(96, CHANNELS, SIDE // 8, SIDE // 8, generator=generator)
+        words = (
+            tutors.words(tutors.content(placed), None, 96),
+            tutors.words(None, tutors.style(styles), 96),
+            tutors.words(None, None, 96),
+        )
+        latents = -predict(unet, noise, torch.full((96,), 999), words)  # v = -x0 where there is only noise
+        drawn = to_pictures(latents, parts).clamp(-1, 1)
+        flat = pictures.mean((2, 3), keepdim=True)
+        result[name] = psnr(drawn, pictures)
+        result[name + "_flat"] = psnr(flat.expand_as(pictures), pictures)
+        result[name + "_latents"] = psnr(to_pictures(to_latents(pictures, parts), parts), pictures)
+    return result
+
+
+def psnr(drawn: Tensor, pictures: Tensor) -> float:
+    """Mean over the pictures, in dB; the pixels are -1..1."""
+    return round(-10 * torch.log10((drawn - pictures).square().mean((1, 2, 3)) / 4).mean().item(), 2)
+
+
+def save(path: Path, state: dict) -> None:
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def save_average(path: Path, average: dict[str, Tensor]) -> None:
+    part = path.with_suffix(".part")
+    save_file({name: tensor.half().contiguous() for name, tensor in average.items()}, part)
+    os.replace(part, path)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--name", default="unet", help="file name of the state, in outputs/teaching_model")
+    parser.add_argument("--pictures", type=int, default=2_000_000, help="training pictures seen in all")
+    parser.add_argument("--batch-size", type=int, default=128, help="of all processes together")
+    parser.add_argument("--natural", action="store_true", help="every block hears everything")
+    parser.add_argument("--learning-rate", type=float, default=0.01, help="of Muon, for the convolutions")
+    parser.add_argument("--minutes-between-states", type=float, default=10)
+    parser.add_argument("--report-every", type=int, default=250, help="steps")
+    args = parser.parse_args()
+
+    rank, world, _ = start_processes()
+    torch.set_num_threads(1)
+    if rank == 0:
+        components()
+    wait_for_all(world)
+    parts = components()
+    torch.manual_seed(0)
+    trained = nn.ModuleDict({"unet": build_unet(), "tutors": Tutors()}).train()
+    unet, tutors = trained["unet"], trained["tutors"]
+    unet.set_attn_processor(AttnProcessor())  # in bfloat16 on a CPU faster than the fused attention
+    parameters = list(trained.parameters())
+    optimizer = MatrixMuon(trained, muon_lr=args.learning_rate, adam_lr=1.5e-3, rank=rank, world=world)
+    schedule = noise_schedule()
+    step, steps, seconds = 0, args.pictures // args.batch_size, 0.0
+    average = {name: p.detach().clone() for name, p in trained.named_parameters()}
+    state_file = WORK / f"{args.name}.pt"
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        trained.load_state_dict(state["trained"])
+        if len(state["optimizer"]) == world:  # each process keeps the momentum of its own matrices
+            optimizer.load_state_dict(state["optimizer"][rank])
+        average, step, seconds = state["average"], state["step"], state["seconds"]
+
+    shapes, unseen = Shapes.load(), Shapes.load(held_out=True)
+    pool = Pool(shapes, lambda pictures: to_latents(pictures, parts))
+    words_for = natural_words if args.natural else routed_words
+    local = args.batch_size // world
+    generator = torch.Generator().manual_seed(step * world + rank)
+    pool.add(1000, plain_share(step * args.batch_size), generator)
+    names, values = zip(*trained.named_parameters(), strict=True)
+    start = saved = time.time()
+    begun, losses = step, []
+    while step < steps:
+        progress, pictures = step / steps, step * args.batch_size
+        generator = torch.Generator().manual_seed(step * world + rank)
+        optimizer.scale_learning_rate(learning_rate(progress, step))
+        placed, styles, latents = pool.batch(local, plain_share(pictures), generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        t = timesteps(local, pictures, generator)
+        noisy, target = schedule.add_noise(latents, noise, t), schedule.get_velocity(latents, noise, t)
+        loss = F.mse_loss(predict(unet, noisy, t, words_for(tutors, placed, styles, generator)), target)
+        loss.backward()
+        average_gradients(parameters, world)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        losses.append(loss.item())
+        decay = min(0.999, step / (step + 100))
+        with torch.no_grad():
+            torch._foreach_lerp_([average[n] for n in names], [v.detach() for v in values], 1 - decay)
+        if rank == 0 and step % 50 == 0:
+            speed = (step - begun) * args.batch_size / (time.time() - start)
+            recent = sum(losses[-50:]) / len(losses[-50:])
+            print(f"step {step}/{steps} pictures {step * args.batch_size} loss {recent:.4f} {speed:.0f} pictures/s", flush=True)
+        if rank == 0 and step % args.report_every == 0:
+            weights = {n: p.detach().clone() for n, p in trained.named_parameters()}
+            trained.load_state_dict(average)
+            report = {
+                "seen": one_step_quality(unet, tutors, shapes, False, parts),
+                "never seen": one_step_quality(unet, tutors, unseen, True, parts),
+            }
+            trained.load_state_dict(weights)
+            print(json.dumps(report), flush=True)
+        due = torch.tensor(float(rank == 0 and (time.time() - saved > 60 * args.minutes_between_states or step == steps)))
+        if world > 1:
+            torch.distributed.broadcast(due, 0)
+        if due:
+            saved = time.time()
+            states = gather(copy.deepcopy(optimizer.state_dict()), rank, world)
+            if rank == 0:
+                spent = seconds + time.time() - start
+                state = {"trained": trained.state_dict(), "optimizer": states, "average": average, "step": step, "seconds": spent}
+                save(state_file, state)
+                save_average(WORK / f"{args.name}.safetensors", average)
+
+
+if __name__ == "__main__":
+    assert POSITIONS == 32
+    main()

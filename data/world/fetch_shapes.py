@@ -1,0 +1,255 @@
+"""Fetch openly licensed icons and turn each into a label map: which pixels are main, second, accent, drawn line.
+
+    python data/world/fetch_shapes.py      # needs npm for the packages; about four minutes on two cores
+
+Writes outputs/teaching_model/shapes.npz, beside the notices of every set: `coverage` uint8 [shapes, 4, 128, 128], `names`,
+`sets`. The icons themselves are not kept in this repository. Sets that tests of other people use (Twemoji, OpenMoji,
+game-icons) are not among them. Held out, whoever drew them: `held_out_names()`.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from world.paths import WORK  # noqa: E402
+
+SIDE = 128  # pixels of a label map
+MAIN, SECOND, ACCENT, LINE = range(4)
+
+# package, version, what it is called in notices; the licence text is that of the upstream project
+ICON_SETS = {
+    "fluent-emoji-flat": ("1.2.6", "Fluent Emoji, Microsoft Corporation, MIT licence"),
+    "noto": ("1.2.9", "Noto Emoji, Google Inc, Apache License 2.0"),
+    "noto-v1": ("1.2.5", "Noto Emoji (first design), Google Inc, Apache License 2.0"),
+    "ph": ("1.2.2", "Phosphor Icons, Phosphor Icons contributors, MIT licence"),
+    "lucide": ("1.2.137", "Lucide, Lucide Contributors, ISC licence"),
+}
+# parts of names that are people in all skin tones, signs, flags and logos rather than drawings of things
+LEFT_OUT = """
+    flag keycap dark light medium skin man men woman women person people girl boy couple family kiss holding clock oclock
+    thirty button arrow sign logo arrows caret number letter file square circle align text layout panel chart brackets
+    sort list git code folder chevron chevrons move corner grid rows columns table signal wifi battery
+    japanese zodiac mark input symbol squares
+""".split()
+HELD_OUT_CATEGORIES = ("Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities")
+
+
+def words(name: str) -> set[str]:
+    return set(name.split("-"))
+
+
+def is_thing(name: str) -> bool:
+    return not words(name) & set(LEFT_OUT)
+
+
+def fetch(icon_set: str) -> dict:
+    """The package's icons, its categories and its licence, read from the archive that npm packs."""
+    version, _ = ICON_SETS[icon_set]
+    with tempfile.TemporaryDirectory() as folder:
+        package = f"@iconify-json/{icon_set}@{version}"
+        subprocess.run(["npm", "pack", package], cwd=folder, check=True, capture_output=True)
+        with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
+
+            def read(name: str) -> dict:
+                return json.load(archive.extractfile(f"package/{name}.json"))
+
+            return {"icons": read("icons"), "metadata": read("metadata"), "info": read("info")}
+
+
+def svg(icons: dict, name: str) -> str:
+    icon = icons["icons"][name]
+    width = icon.get("width", icons.get("width", 16))
+    height = icon.get("height", icons.get("height", 16))
+    left, top = icon.get("left", 0), icon.get("top", 0)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {width} {height}" '
+        f'width="{width}" height="{height}" color="#000000">{icon["body"]}</svg>'
+    )
+
+
+def rasterise(source: str) -> np.ndarray:
+    """float32 [256, 256, 4], colours not multiplied by alpha, the drawing fitted into the frame and centred."""
+    import io
+
+    import resvg_py
+
+    large = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=source, width=320)))).convert("RGBA")
+    box = large.getchannel("A").point(lambda a: 255 * (a > 20)).getbbox()
+    if box is None:
+        raise ValueError("an empty picture")
+    return np.asarray(fitted(large.crop(box)), np.float32) / 255
+
+
+def fitted(image: Image.Image) -> Image.Image:
+    """`image` in the middle of a square of 256 pixels, filling 94 % of it."""
+    scale = 2 * SIDE * 0.94 / max(image.size)
+    size = [max(1, round(scale * edge)) for edge in image.size]
+    square = Image.new(image.mode, (2 * SIDE, 2 * SIDE))
+    square.paste(image.resize(size, Image.Resampling.LANCZOS), [(2 * SIDE - edge) // 2 for edge in size])
+    return square
+
+
+def clusters(colours: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """k-means centres [≤ count, 3] of colours [n, 3], begun at colours far from each other."""
+    sample = colours[rng.choice(len(colours), min(3000, len(colours)), replace=False)]
+    centres = [np.median(sample, 0)]
+    while len(centres) < count:
+        distance = np.min([np.square(sample - c).sum(1) for c in centres], 0)
+        if distance.max() < 0.02:
+            break
+        centres.append(sample[distance.argmax()])
+    centres = np.array(centres)
+    for _ in range(8):
+        nearest = np.square(sample[:, None] - centres).sum(2).argmin(1)
+        centres = np.array(
+            [sample[nearest == k].mean(0) if (nearest == k).any() else c for k, c in enumerate(centres)]
+        )
+    return centres
+
+
+def coloured_coverage(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Colours become main, second and accent, by their area."""
+    alpha, colours = pixels[..., 3], pixels[..., :3]
+    inside = alpha > 0.5
+    centres = clusters(colours[inside], 3, rng)
+    nearest = np.square(colours[:, :, None] - centres).sum(3).argmin(2)
+    part = np.stack([ndimage.uniform_filter((nearest == k) * alpha, 5) for k in range(len(centres))])
+    label = part.argmax(0)
+    order = np.argsort([-np.sum((label == k) & inside) for k in range(len(centres))])
+    coverage = np.zeros((4, *alpha.shape), np.float32)
+    for place, k in enumerate(order):
+        coverage[place] = (label == k) * alpha
+    return coverage
+
+
+def line_coverage(pixels: np.ndarray) -> np.ndarray:
+    """A line drawing: its strokes are line, what they enclose is main."""
+    line = pixels[..., 3]
+    outside = ndimage.label(line < 0.5)[0]
+    border = np.unique(np.concatenate([outside[0], outside[-1], outside[:, 0], outside[:, -1]]))
+    enclosed = ~np.isin(outside, border[border > 0]) & (line < 0.5)
+    coverage = np.zeros((4, *line.shape), np.float32)
+    # half way under the stroke, so that no gap is left between fill and line
+    coverage[MAIN] = np.maximum(ndimage.binary_dilation(enclosed, iterations=2) * 1.0, line * 0)
+    coverage[LINE] = line
+    return coverage
+
+
+def duotone_coverage(pixels: np.ndarray) -> np.ndarray:
+    """Phosphor's two tones: the transparent area is main, the strokes are line."""
+    alpha = pixels[..., 3]
+    coverage = np.zeros((4, *alpha.shape), np.float32)
+    coverage[LINE] = np.clip((alpha - 0.2) / 0.8, 0, 1)
+    coverage[MAIN] = np.maximum((alpha > 0.1) & (alpha < 0.5), ndimage.binary_dilation((alpha > 0.1) & (alpha < 0.5), iterations=2))
+    return coverage
+
+
+def silhouette_coverage(pixels: np.ndarray) -> np.ndarray:
+    coverage = np.zeros((4, *pixels.shape[:2]), np.float32)
+    coverage[MAIN] = pixels[..., 3]
+    return coverage
+
+
+KINDS = {"colour": coloured_coverage, "line": line_coverage, "duotone": duotone_coverage, "fill": silhouette_coverage}
+
+
+def label_map(item: tuple[str, str, str, str]) -> np.ndarray | None:
+    """uint8 [4, 128, 128]; None where the drawing shows next to nothing."""
+    icon_set, name, kind, source = item
+    try:
+        pixels = rasterise(source)
+    except ValueError:
+        return None
+    rng = np.random.default_rng(abs(hash_of(name)))
+    coverage = coloured_coverage(pixels, rng) if kind == "colour" else KINDS[kind](pixels)
+    small = coverage.reshape(4, SIDE, 2, SIDE, 2).mean((2, 4))
+    if small.sum() < 0.03 * SIDE * SIDE:
+        return None
+    return (255 * small.clip(0, 1) + 0.5).astype(np.uint8)
+
+
+def hash_of(name: str) -> int:
+    """The same number for a name in every run."""
+    import zlib
+
+    return zlib.crc32(name.encode())
+
+
+def icons_of(icon_set: str, package: dict) -> Iterator[tuple[str, str, str, str]]:
+    """(set, name of the thing, kind of drawing, SVG) of each icon that is used."""
+    icons = package["icons"]
+    for name in sorted(icons["icons"]):
+        thing, kind = name, "colour"
+        if icon_set == "ph":
+            ending = name.rsplit("-", 1)[-1]
+            if ending not in ("duotone", "fill"):
+                continue
+            thing, kind = name.removesuffix("-" + ending), ending
+        elif icon_set == "lucide":
+            kind = "line"
+        if is_thing(thing):
+            yield icon_set, thing, kind, svg(icons, name)
+
+
+def letters() -> Iterator[tuple[str, str, np.ndarray]]:
+    """Capital letters and digits in matplotlib's DejaVu fonts, as silhouettes."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    for font_name in ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono"):
+        font = ImageFont.truetype(folder / f"{font_name}.ttf", 220)
+        for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789":
+            image = Image.new("L", (400, 400))
+            ImageDraw.Draw(image).text((80, 60), letter, 255, font)
+            pixels = np.asarray(fitted(image.crop(image.getbbox())), np.float32) / 255
+            coverage = np.zeros((4, SIDE, SIDE), np.uint8)
+            coverage[MAIN] = 255 * pixels.reshape(SIDE, 2, SIDE, 2).mean((1, 3))
+            yield "letters", f"letter-{letter}", coverage
+
+
+def held_out_names(packages: dict[str, dict]) -> list[str]:
+    """Every seventh thing that all three emoji designers drew; none of their words' drawings is trained on."""
+    categories = packages["fluent-emoji-flat"]["metadata"]["categories"]
+    common = set(packages["noto"]["icons"]["icons"])
+    things = sorted(
+        name
+        for category in HELD_OUT_CATEGORIES
+        for name in categories[category]
+        if name in common and is_thing(name) and len(words(name)) <= 2
+    )
+    return things[3::5]
+
+
+def main() -> None:
+    WORK.mkdir(parents=True, exist_ok=True)
+    packages = {icon_set: fetch(icon_set) for icon_set in tqdm(ICON_SETS, desc="fetching")}
+    items = [item for icon_set, package in packages.items() for item in icons_of(icon_set, package)]
+    with Pool(os.cpu_count()) as pool:
+        maps = list(tqdm(pool.imap(label_map, items, chunksize=50), total=len(items), desc="label maps", mininterval=10))
+    kept = [(item[0], item[1], coverage) for item, coverage in zip(items, maps, strict=True) if coverage is not None]
+    kept += letters()
+    sets, names, coverage = zip(*kept, strict=True)
+    held_out = held_out_names(packages)
+    is_held_out = [any(words(h) <= words(name) for h in held_out) for name in names]
+    part = WORK / "shapes.part.npz"
+    np.savez(part, coverage=np.stack(coverage), names=np.array(names), sets=np.array(sets), held_out=np.array(is_held_out))
+    part.rename(WORK / "shapes.npz")
+    (WORK / "held_out_names.json").write_text(json.dumps(held_out, indent=1) + "\n")
+    print(f"{len(names)} drawings of {len(set(names))} things; held out: {len(held_out)} names, {sum(is_held_out)} drawings")
+
+
+if __name__ == "__main__":
+    main()

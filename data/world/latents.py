@@ -1,0 +1,68 @@
+"""The latents of the teaching model: principal components of 8 × 8 pixel patches, their spread evened out a little.
+
+The strongest three channels are, in effect, the patch's mean colour, the rest is detail in falling strength. Noise hides
+the detail first, so the U-Net sees silhouettes at timesteps at which textures are still hidden. The encoder of the
+`AutoencoderKL` learns to compute these channels, its decoder learns to draw from them.
+"""
+
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from world.painting import paint
+from world.paths import WORK
+from world.samples import Shapes
+from world.styles import random_styles
+
+CHANNELS = 24
+PATCH = 8
+EVENING = 0.75  # 1 keeps the components' own spread, 0 makes all equal
+FILE = WORK / "components.pt"
+
+
+def fit_components(pictures: Tensor) -> dict[str, Tensor]:
+    """{"kernel": [CHANNELS, 3, 8, 8], "offset": [CHANNELS], "inverse": …, "mean": …} from pictures [n, 3, height, width]."""
+    patches = F.unfold(pictures, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH * PATCH)
+    mean = patches.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+    spread, basis = values.flip(0)[:CHANNELS].sqrt(), vectors.flip(1)[:, :CHANNELS].T
+    # the sign of a component is arbitrary and differs between machines
+    basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
+    strength = spread**EVENING
+    scale = strength / strength.square().mean().sqrt() / spread  # all channels together have variance 1
+    shape = CHANNELS, 3, PATCH, PATCH
+    return {
+        "kernel": (scale[:, None] * basis).reshape(shape),
+        "offset": -(scale * (basis @ mean)),
+        "inverse": (basis / scale[:, None]).reshape(shape),
+        "mean": mean.reshape(3, PATCH, PATCH),
+    }
+
+
+def components() -> dict[str, Tensor]:
+    """The components, fitted to 4,000 pictures on the first call."""
+    if not FILE.exists():
+        shapes = Shapes.load()
+        generator = torch.Generator().manual_seed(0)
+        pictures = [paint(shapes.draw(100, generator)[0], random_styles(100, generator)) for _ in range(40)]
+        part = FILE.with_suffix(".part")
+        torch.save(fit_components(torch.cat(pictures)), part)
+        part.rename(FILE)
+    return torch.load(FILE, weights_only=True)
+
+
+def to_latents(pictures: Tensor, parts: dict[str, Tensor]) -> Tensor:
+    """[n, CHANNELS, height / 8, width / 8] of pictures [n, 3, height, width] in -1..1."""
+    return F.conv2d(pictures, parts["kernel"], parts["offset"], stride=PATCH)
+
+
+def to_pictures(latents: Tensor, parts: dict[str, Tensor]) -> Tensor:
+    """The best linear guess at the pictures [n, 3, height, width] of latents."""
+    height, width = latents.shape[-2:]
+    return F.conv_transpose2d(latents, parts["inverse"], stride=PATCH) + parts["mean"].repeat(1, height, width)
+
+
+if __name__ == "__main__":
+    print({name: tuple(tensor.shape) for name, tensor in components().items()}, file=sys.stderr)

@@ -1,0 +1,82 @@
+"""Training samples: shapes put into the frame, styles, and the pictures they make, a few new ones at each step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from world.painting import paint, place, put_on_badges, random_poses
+from world.paths import WORK
+from world.styles import NAMED_STYLES, NUMBERS, PLAIN, random_styles
+
+# how often a drawing of each set is taken, beside one of an emoji set
+SET_WEIGHTS = {"ph": 0.5, "lucide": 0.5, "letters": 0.5}
+NAMED_SHARE = 0.15  # of the styles are named ones, the others random
+
+
+@dataclass
+class Shapes:
+    """Label maps uint8 [n, 4, 128, 128] (main, second, accent, drawn line), their names, and how often each is drawn."""
+
+    coverage: Tensor
+    names: list[str]
+    sets: list[str]
+    weights: Tensor
+
+    @classmethod
+    def load(cls, held_out: bool = False) -> "Shapes":
+        """The shapes to train on, or those kept out of all training."""
+        with np.load(WORK / "shapes.npz") as stored:
+            chosen = np.flatnonzero(stored["held_out"] == held_out)
+            coverage = torch.from_numpy(stored["coverage"][chosen])
+            names, sets = stored["names"][chosen].tolist(), stored["sets"][chosen].tolist()
+        weights = torch.tensor([SET_WEIGHTS.get(icon_set, 1.0) for icon_set in sets])
+        return cls(coverage, names, sets, weights)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(shapes in the frame [count, 4, 128, 128] in 0..1, their rows [count])."""
+        rows = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        placed = place(self.coverage[rows], random_poses(count, generator))
+        return put_on_badges(placed, generator), rows
+
+
+def training_styles(count: int, plain_share: float, generator: torch.Generator) -> Tensor:
+    """Styles [count, NUMBERS]: random ones, some named ones, and the share of one plain style that the beginning needs."""
+    styles = random_styles(count, generator)
+    named = torch.stack(list(NAMED_STYLES.values()))
+    which = torch.rand(count, generator=generator)
+    rows = torch.randint(len(named), (count,), generator=generator)
+    styles = torch.where((which < NAMED_SHARE)[:, None], named[rows], styles)
+    plain = torch.rand(count, generator=generator) < plain_share
+    return torch.where(plain[:, None], PLAIN, styles)
+
+
+class Pool:
+    """The last few thousand samples; each step adds new ones, and a sample serves about `uses` times before it goes."""
+
+    def __init__(self, shapes: Shapes, encode: Callable[[Tensor], Tensor], size: int = 6000, uses: float = 3.5) -> None:
+        self.shapes, self.encode, self.size, self.uses = shapes, encode, size, uses
+        self.filled = self.next = 0
+        self.coverage = torch.empty(size, 4, 128, 128, dtype=torch.uint8)
+        self.styles = torch.empty(size, NUMBERS)
+        self.latents: Tensor | None = None
+
+    def add(self, count: int, plain_share: float, generator: torch.Generator) -> None:
+        placed, _ = self.shapes.draw(count, generator)
+        styles = training_styles(count, plain_share, generator)
+        latents = self.encode(paint(placed, styles))
+        if self.latents is None:
+            self.latents = torch.empty(self.size, *latents.shape[1:])
+        places = (self.next + torch.arange(count)) % self.size
+        self.coverage[places] = (255 * placed + 0.5).byte()
+        self.styles[places], self.latents[places] = styles, latents
+        self.next = (self.next + count) % self.size
+        self.filled = min(self.size, self.filled + count)
+
+    def batch(self, count: int, plain_share: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(shapes [count, 4, 128, 128] in 0..1, styles [count, NUMBERS], latents)."""
+        self.add(max(1, round(count / self.uses)), plain_share, generator)
+        rows = torch.randint(self.filled, (count,), generator=generator)
+        return self.coverage[rows].float() / 255, self.styles[rows], self.latents[rows]

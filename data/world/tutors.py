@@ -1,0 +1,77 @@
+"""Two small networks that speak to the teaching model's two blocks while it is trained, and are taken away afterwards.
+
+The words of a prompt are 32 positions of 192 numbers. The first 96 numbers come from the first text encoder and speak of
+content, the other 96 come from the second and speak of style. Positions 16 to 31, which have read every word of a short
+prompt, carry the message; the first 16 always say the same. A tutor says its message in that form: the content tutor from
+the label map of a shape, the style tutor from the numbers of a style. So the two blocks hear every shape and every style
+there is, not only those that have a name.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from world.styles import NUMBERS
+
+POSITIONS, SPEAKING = 32, 16  # of a prompt; the last SPEAKING carry the message
+HALF = 96  # numbers of a position that one text encoder gives
+
+
+class ResidualConv(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class ContentTutor(nn.Module):
+    """Label maps [batch, 4, 128, 128] → 16 tokens [batch, 16, 96], one for each cell of a 4 × 4 grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (4, 24, 48, 96, 160, 224)
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:]):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), ResidualConv(after) if after > 60 else nn.SiLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.speak = nn.Conv2d(widths[-1], HALF, 1)
+        self.places = nn.Parameter(0.5 * torch.randn(SPEAKING, HALF))
+
+    def forward(self, label_maps: Tensor) -> Tensor:
+        return self.speak(self.trunk(2 * label_maps - 1)).flatten(2).transpose(1, 2) + self.places
+
+
+class StyleTutor(nn.Module):
+    """The numbers of styles [batch, NUMBERS] → 16 tokens [batch, 16, 96]."""
+
+    def __init__(self, width: int = 384) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(NUMBERS, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, SPEAKING * HALF)
+        )
+        self.places = nn.Parameter(0.5 * torch.randn(SPEAKING, HALF))
+
+    def forward(self, styles: Tensor) -> Tensor:
+        return self.layers(styles).unflatten(1, (SPEAKING, HALF)) + self.places
+
+
+class Tutors(nn.Module):
+    """Both tutors, and the neutral words that everything else hears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.content, self.style = ContentTutor(), StyleTutor()
+        self.neutral = nn.Parameter(0.5 * torch.randn(POSITIONS, 2 * HALF))
+
+    def words(self, content: Tensor | None, style: Tensor | None, count: int) -> Tensor:
+        """Prompts [count, 32, 192] with messages [count, 16, 96] for content, style, both or neither; the rest is neutral."""
+        quiet = self.neutral.expand(count, -1, -1)
+        halves = []
+        for message, half in ((content, quiet[..., :HALF]), (style, quiet[..., HALF:])):
+            said = half[:, -SPEAKING:] if message is None else message
+            halves.append(torch.cat([half[:, :-SPEAKING], said], 1))
+        return torch.cat(halves, 2)
