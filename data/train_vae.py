@@ -1,0 +1,146 @@
+"""Train the teaching model's autoencoder (diffusers' `AutoencoderKL`, 8 pixels to a latent as in SDXL).
+
+    torchrun --nproc_per_node 2 data/train_vae.py      # two CPU processes, one core each
+
+Its latents are given (world/latents.py): the encoder learns to compute them from a picture, the decoder to draw a crisp
+picture from them, also when they are a little wrong. Resumes where it was stopped; writes outputs/teaching_model/vae/.
+"""
+
+from argparse import ArgumentParser
+import json
+import time
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from matrix_muon import MatrixMuon
+from processes import average_gradients, start_processes, wait_for_all
+from train_unet import psnr, save
+from world.latents import CHANNELS, components, to_latents
+from world.painting import paint
+from world.paths import WORK
+from world.samples import Shapes, training_styles
+from world.styles import random_styles
+
+SIDE = 128
+NOISE = 0.03  # standard deviation of the posterior, in latent units
+WRONG = 0.15  # largest standard deviation of the errors that the decoder learns to draw over, in latent units
+
+
+def build_vae() -> AutoencoderKL:
+    vae = AutoencoderKL(
+        sample_size=SIDE,
+        latent_channels=CHANNELS,
+        block_out_channels=(16, 32, 56, 72),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+        force_upcast=True,
+    )
+    # the standard deviation of the posterior is a constant
+    torch.nn.init.zeros_(vae.quant_conv.weight[CHANNELS:])
+    torch.nn.init.constant_(vae.quant_conv.bias[CHANNELS:], 2 * torch.tensor(NOISE).log().item())
+    return vae
+
+
+def edges(x: Tensor) -> Tensor:
+    across, down = x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+    return torch.cat([across.flatten(1), down.flatten(1)], 1)
+
+
+class Pictures:
+    """A few hundred painted pictures at a time, of which crops are taken; a quarter is painted anew every few steps."""
+
+    def __init__(self, generator: torch.Generator, count: int = 240) -> None:
+        self.shapes, self.generator, self.fresh = Shapes.load(), generator, count // 8
+        self.pictures = torch.cat([self.painted() for _ in range(8)])
+
+    def painted(self) -> Tensor:
+        placed, _ = self.shapes.draw(self.fresh, self.generator)
+        return paint(placed, training_styles(self.fresh, 0.02, self.generator))
+
+    def crops(self, count: int, crop: int, step: int) -> Tensor:
+        if step % 8 == 0:
+            self.pictures = torch.cat([self.pictures[self.fresh :], self.painted()])
+        rows = torch.randint(len(self.pictures), (count,), generator=self.generator).tolist()
+        corners = 8 * torch.randint((SIDE - crop) // 8 + 1, (count, 2), generator=self.generator)
+        chosen = [self.pictures[r, :, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners.tolist(), strict=True)]
+        return torch.stack(chosen)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch-size", type=int, default=16, help="of all processes together")
+    parser.add_argument("--crop", type=int, default=64, help="pixels")
+    args = parser.parse_args()
+    rank, world, _ = start_processes()
+    torch.set_num_threads(1)
+    if rank == 0:
+        components()
+    wait_for_all(world)
+    parts = components()
+    folder, state_file = WORK / "vae", WORK / "vae.pt"
+    torch.manual_seed(0)
+    vae = build_vae()
+    optimizer = MatrixMuon(vae, muon_lr=0.03, adam_lr=3e-3)
+    step = 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    pictures = Pictures(torch.Generator().manual_seed(1000 + step * world + rank))
+    start, begun = time.time(), step
+    while step < args.steps:
+        generator = torch.Generator().manual_seed(step * world + rank)
+        optimizer.scale_learning_rate(min(1, (step + 1) / 50, (args.steps - step) / (0.6 * args.steps)))
+        picture = pictures.crops(args.batch_size // world, args.crop, step)
+        goal = to_latents(picture, parts)
+        error = WRONG * torch.rand(len(goal), 1, 1, 1, generator=generator) * torch.randn(goal.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            mean = vae.encode(picture).latent_dist.mean.float()
+            decoded = vae.decode(goal + error).sample.float()
+        encoder_loss = F.mse_loss(mean, goal)
+        decoder_loss = F.l1_loss(decoded, picture) + 0.5 * F.mse_loss(decoded, picture) + F.l1_loss(edges(decoded), edges(picture))
+        (encoder_loss + decoder_loss).backward()
+        average_gradients(list(vae.parameters()), world)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        if rank == 0 and step % 50 == 0:
+            speed = (step - begun) * args.batch_size / (time.time() - start)
+            quality = psnr(decoded.detach(), picture)
+            print(f"step {step} encoder {encoder_loss.item():.4f} decoder {decoder_loss.item():.4f} {quality} dB {speed:.0f} crops/s", flush=True)
+        if rank == 0 and (step % 250 == 0 or step == args.steps):
+            save(state_file, {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
+            vae.save_pretrained(folder)
+    if rank == 0:
+        report(vae.eval(), parts)
+
+
+@torch.no_grad()
+def report(vae: AutoencoderKL, parts: dict[str, Tensor]) -> None:
+    """How well pictures of held-out shapes in held-out styles come back, and how close the encoder is to its latents."""
+    generator = torch.Generator().manual_seed(7)
+    placed, _ = Shapes.load(held_out=True).draw(200, generator)
+    pictures = paint(placed, random_styles(200, generator, held_out=True))
+    means = torch.cat([vae.encode(p).latent_dist.mean for p in pictures.split(50)])
+    drawn = torch.cat([vae.decode(m).sample.clamp(-1, 1) for m in means.split(50)])
+    each = -10 * torch.log10((drawn - pictures).square().mean((1, 2, 3)) / 4)
+    numbers = {
+        "psnr_mean_db": round(each.mean().item(), 2),
+        "psnr_worst_tenth_db": round(each.quantile(0.1).item(), 2),
+        "encoder_error": round((means - to_latents(pictures, parts)).square().mean().sqrt().item(), 4),
+    }
+    (WORK / "vae_report.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    print(numbers)
+
+
+if __name__ == "__main__":
+    main()
