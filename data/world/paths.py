@@ -1,6 +1,7 @@
-"""Where training leaves what it makes: an ignored folder of the clone."""
+"""Where training leaves what it makes: an ignored folder of the clone, or the one that TEACHING_MODEL_WORK names."""
 
 from pathlib import Path
+import os
 
 DATA = Path(__file__).resolve().parent.parent
-WORK = DATA.parent / "outputs" / "teaching_model"
+WORK = Path(os.environ.get("TEACHING_MODEL_WORK", DATA.parent / "outputs" / "teaching_model"))
