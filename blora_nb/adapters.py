@@ -15,7 +15,9 @@ import torch
 from .blocks import BLOCK_OF_HALF, half_of
 from .state_dict_checks import base_of, check_complete, check_finite, check_sizes, remarks
 from .files import FILE_NAME, PEFT_FILE, complete_file, find_weights, open_weights, read_beside
-from .formats import FORMATS, WRAPPER, converted, format_of, named_weights, peft_config, read_weights
+from .formats import (
+    FORMATS, WRAPPER, converted, format_of, named_weights, peft_config, read_weights,
+)  # fmt: skip
 from .messages import BLoRAError, shown
 from .scales import PEFT_CONFIG, is_setting
 
@@ -135,7 +137,8 @@ class BLoRA:
             keys = list(opened.keys())
             beside, notes = read_beside(file, config, keys)
             state_dict, more = read_weights(opened, beside)
-        return cls(state_dict, _lasting(metadata), notes=notes + more, format=format_of(keys), source=source)
+        metadata, notes = _lasting(metadata), notes + more
+        return cls(state_dict, metadata, notes=notes, format=format_of(keys), source=source)
 
     def save(self, path, format="diffusers", dtype=torch.float32):
         """Write it, complete or not at all, so that `load` gives the same weights again.
@@ -171,7 +174,8 @@ class BLoRA:
             if format == "peft":
                 both.enter_context(complete_file(file.with_name(PEFT_CONFIG))).write_text(json.dumps(peft_config(self.layers), indent=1))
             part = both.enter_context(complete_file(file))
-            safetensors.torch.save_file(tensors, part, {"format": "pt", **_lasting(self.metadata), **_kohya_metadata(self, format)})
+            header = {"format": "pt", **_lasting(self.metadata), **_kohya_metadata(self, format)}
+            safetensors.torch.save_file(tensors, part, header)
         self.source = str(path)
         return file
 
@@ -194,8 +198,12 @@ def named_in_errors(file):
 
 
 def _lasting(metadata: dict) -> dict:
-    """The entries of a header that are still true when the weights are written with the scales multiplied in."""
-    return {key: text for key, text in metadata.items() if key not in STALE and not is_setting(key, text)}
+    """The entries of a header that are still true of weights with the scales multiplied in."""
+    return {
+        key: text
+        for key, text in metadata.items()
+        if key not in STALE and not is_setting(key, text)
+    }
 
 
 def _kohya_metadata(blora, format):

@@ -77,7 +77,8 @@ def find_weights(source):
     """The safetensors file meant by a path, a folder or a hub id ("user/repository" or "user/repository/file"), and PEFT's config.
 
     Returns:
-        (path, path of the `adapter_config.json` beside it or None); `read_beside` says whether it is about this file.
+        (path, path of the `adapter_config.json` beside it or None); `read_beside` says whether it
+        is about this file.
     """
     if page := HUB_PAGE.fullmatch(str(source)):
         source = page[1] + (page[2] or "")
@@ -106,8 +107,8 @@ def find_weights(source):
 def read_beside(path: Path, config: Path | None, keys) -> tuple[dict, list[str]]:
     """The `adapter_config.json` beside a file of weights, where it is about that file.
 
-    It is where the names are PEFT's, whatever the file is called, or the file is called as PEFT
-    calls it, or there is no other file of weights in the folder that it could be about.
+    It is where the file has PEFT's names or endings, whatever it is called; and where nothing else
+    says the alphas and there is no other file of weights in the folder that it could be about.
 
     Returns:
         (its entries or {}, notes).
@@ -122,15 +123,15 @@ def read_beside(path: Path, config: Path | None, keys) -> tuple[dict, list[str]]
         for name in os.listdir(path.parent)
         if name.endswith(".safetensors") and name != path.name and not name.startswith(".")
     ]
-    if path.name == PEFT_FILE or (peft_names(keys) and not others):
-        return read_json(config), []
-    if peft_names(keys):
+    if path.name == PEFT_FILE or peft_names(keys) or any(".lora_A." in key for key in keys):
+        doubtful = others and path.name != PEFT_FILE
         note = f"the {PEFT_CONFIG} beside it was used, though it may be about {several(others)}."
-        return read_json(config), [note]
-    if not others:
-        note = f"its names are not PEFT's, but the {PEFT_CONFIG} beside it can be about no other file."
-        return read_json(config), [note]
-    return {}, [f"the {PEFT_CONFIG} beside it was not used, because the names are not PEFT's."]
+        return read_json(config), [note] if doubtful else []
+    if others or any(key.endswith(".alpha") for key in keys):
+        return {}, [f"the {PEFT_CONFIG} beside it was not used, because the names are not PEFT's."]
+    return read_json(config), [
+        f"its names are not PEFT's, but the {PEFT_CONFIG} beside it was used: it is about no other."
+    ]
 
 
 def _the_one(files, where):

@@ -14,7 +14,7 @@ import torch
 
 from .blocks import BLOCK_OF_HALF, SGM_BLOCK_OF_HALF
 from .lycoris import PARTS, as_lora
-from .messages import BLoRAError, parse_json, several, shown  # noqa: F401 - of old, from here
+from .messages import BLoRAError, parse_json, several, shown  # noqa: F401 - other modules take them from here
 from .scales import PEFT_CONFIG, Settings, read_settings, scales
 
 FORMATS = ("diffusers", "peft", "kohya", "sgm")
@@ -117,7 +117,7 @@ def format_of(keys):
 
 
 def split_name(key: str) -> tuple[str, str | None]:
-    """(the layer with whatever stands before it, the part) of a name; no part where it is no LoRA's."""
+    """(the layer with what stands before it, the part) of a name; None for no part of a LoRA."""
     stem, part = key, None
     for candidate, ending in ENDINGS.items():
         if match := ending.search(key):
@@ -159,8 +159,9 @@ def _layer(flat, key, part):
     if part is None:
         refuse_method(key)
         raise BLoRAError(
-            f"{shown(key)} is a whole weight or bias of a layer (such as PEFT's modules_to_save), which "
-            "cannot be read beside a LoRA in the two blocks, and without it the LoRA acts otherwise."
+            f"{shown(key)} is a whole weight or bias of a layer (such as PEFT's modules_to_save), "
+            "which cannot be read beside a LoRA in the two blocks, and without it the LoRA acts "
+            "otherwise."
         )
     match = LAYER.fullmatch(flat)
     if not match:
@@ -182,8 +183,8 @@ def refuse_method(key: str):
     """Raise a BLoRAError if a name is of a method that is no plain LoRA."""
     if method := method_of(key):
         raise BLoRAError(
-            f"{shown(key)} belongs to {method}; only plain LoRA (with lora_A and lora_B, or down and "
-            "up), LoHa and LoKr can be read."
+            f"{shown(key)} belongs to {method}; only plain LoRA (with lora_A and lora_B, or down "
+            "and up), LoHa and LoKr can be read."
         )
 
 
@@ -240,7 +241,8 @@ def read_weights(opened, beside: dict) -> tuple[dict, list[str]]:
         opened: from `files.open_weights`. beside: PEFT's `adapter_config.json`, or empty.
 
     Returns:
-        (state_dict, notes): our names to float32 tensors with the scales multiplied in; what was left out or assumed.
+        (state_dict, notes): our names to float32 tensors with the scales multiplied in; what was
+        left out or assumed.
 
     Raises:
         BLoRAError: it is no B-LoRA; what is wrong is named.
@@ -283,15 +285,26 @@ def read_layers(opened, names: dict, settings: Settings, expected: str) -> tuple
         BLoRAError: the file is incomplete or contradictory.
     """
     _check_header(opened, names)
-    tensors = {name: opened.get_tensor(key).to(torch.float32, copy=True) for name, key in names.items()}
+    tensors = {
+        name: opened.get_tensor(key).to(torch.float32, copy=True) for name, key in names.items()
+    }
     alphas = {layer: t.item() for (layer, part), t in tensors.items() if part == "alpha"}
-    matrices = {name: t[:, :, 0, 0] if t.ndim == 4 and t.shape[2:] == (1, 1) else t for name, t in tensors.items() if name[1] != "alpha"}
-    ranks = {layer: t.shape[0] for (layer, part), t in matrices.items() if part == "lora_A" and t.ndim}
+    matrices = {
+        name: t[:, :, 0, 0] if t.ndim == 4 and t.shape[2:] == (1, 1) else t
+        for name, t in tensors.items()
+        if name[1] != "alpha"
+    }
+    ranks = {
+        layer: t.shape[0] for (layer, part), t in matrices.items() if part == "lora_A" and t.ndim
+    }
     notes = []
     ranks |= _multiply_out(matrices, notes)
     if lonely := sorted(set(alphas) - set(ranks)):
         raise BLoRAError(f"{several(lonely)}: an alpha without matrices; the file is incomplete.")
-    written = {layer: split_name(key)[0].removeprefix("base_model.model.") for (layer, _), key in names.items()}
+    written = {
+        layer: split_name(key)[0].removeprefix("base_model.model.")
+        for (layer, _), key in names.items()
+    }
     found, more = scales(ranks, alphas, settings, written, expected)
     for layer, scale in found.items():
         if scale != 1 and (layer, "lora_B") in matrices:
@@ -300,7 +313,11 @@ def read_layers(opened, names: dict, settings: Settings, expected: str) -> tuple
 
 
 def _multiply_out(matrices, notes):
-    """Put plain LoRAs in the place of LyCORIS's matrices; returns {layer: what divides its alpha}, see `scales.scales`."""
+    """Put plain LoRAs in the place of LyCORIS's matrices.
+
+    Returns:
+        {layer: what divides its alpha}, as `scales.scales` wants it.
+    """
     layers, ranks, methods, left = {}, {}, {}, LARGEST
     for layer, part in list(matrices):
         if part in PARTS:
@@ -324,7 +341,7 @@ def _names(keys):
     """{(layer, part): key in the file} for the weights of the two halves, and a note about the others."""
     if not keys:
         raise BLoRAError("There is no weight in it.")
-    if not any(ending.search(key) for key in keys for ending in ENDINGS.values()) and not any(map(method_of, keys)):
+    if not any(split_name(key)[1] or method_of(key) for key in keys):
         raise BLoRAError(f"None of its weights ({len(keys):,}) is that of a LoRA (the first is {shown(keys[0])}). It may be a whole model; a B-LoRA is a small file that is used beside one.{_guess(keys[0])}")
     names, others = {}, Counter()
     for key in of_other_methods_first(keys):

@@ -175,17 +175,20 @@ def use_scheduler(pipe, name):
 
 
 def merge_few_step_lora(pipe, source):
-    """Add a few-step LoRA (LCM, Lightning) to the base model's own weights, so that B-LoRAs go on and off beside it.
+    """Add a few-step LoRA (LCM, Lightning) to the base model's own weights, so that B-LoRAs go on
+    and off beside it.
 
-    The scale of each layer is found as for a B-LoRA (`scales.scales`); what was left out or assumed is given as a
-    `BLoRAWarning`.
+    The scale of each layer is found as for a B-LoRA (`scales.scales`); what was left out or assumed
+    is given as a `BLoRAWarning`.
 
     Args:
-        source: a safetensors file, a folder with one, or an id on the Hugging Face hub ("user/repository" or
-            "user/repository/file.safetensors"). The base model stays changed until it is loaded again.
+        source: a safetensors file, a folder with one, or an id on the Hugging Face hub
+            ("user/repository" or "user/repository/file.safetensors"). The base model stays changed
+            until it is loaded again.
 
     Raises:
-        BLoRAError: it is no such file, or none for this base model. ValueError: the base model has 4 bits.
+        BLoRAError: it is no such file, or none for this base model.
+        ValueError: the base model has 4 bits.
     """
     if getattr(pipe.unet, "is_loaded_in_4bit", False):
         raise ValueError("A few-step LoRA cannot be merged into a base model of 4 bits, whose steps are coarser than what it adds. Use quantization int8 or none.")
@@ -196,7 +199,8 @@ def merge_few_step_lora(pipe, source):
     for note in notes + more:
         warnings.warn(f"{path}: {note}", BLoRAWarning, stacklevel=2)
     sha256 = merge(pipe, changes)
-    pipe.blora_nb_options = options_of(pipe) | {"few_step_lora": str(source), "few_step_sha256": sha256}
+    told = {"few_step_lora": str(source), "few_step_sha256": sha256}
+    pipe.blora_nb_options = options_of(pipe) | told
 
 
 def defaults_for(pipe):

@@ -42,12 +42,20 @@ FIELDS = {
     "peft_type": "method",
 }  # fmt: skip
 # entries that no other settings have: JSON with one of them is about a LoRA, whatever it is called
-TELLING = {"lora_alpha", "network_alpha", "use_rslora", "use_dora", "init_lora_weights", "lora_rank"}
+TELLING = {
+    "lora_alpha",
+    "network_alpha",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+    "lora_rank",
+}
 JSON_ENTRIES = {
     "adapter_config", "adapter_config.json", "peft_config", "lora_config", "adapter_metadata",
     "lora_metadata", "network_config", "config", "lora", "peft", "adapter",
 }  # fmt: skip
 OTHER_JSON = {"training", "versions", "pictures"}  # what this package writes
+KOHYA_ARGUMENTS = {"rslora", "dora", "init"}
 KOHYA = {"ss_network_alpha": "alpha", "ss_network_dim": "rank"}
 NOTHING = {"", "none", "null"}
 TRUE, FALSE = {"true", "yes", "1", "1.0"}, {"false", "no", "0", "0.0"} | NOTHING
@@ -205,14 +213,14 @@ def _about_settings(layer, said, rank, settings, names, about, others_have_alpha
         about[f"{place} gives use_rslora but no lora_alpha, taken to be the rank"].append(layer)
     elif not settings.quiet or others_have_alphas:
         alpha = said * (math.sqrt(rank) if settings.rslora else rank)
-        how = "and use_rslora were" if settings.rslora else "was"
-        about[f"no alpha of its own; lora_alpha {alpha:g} of {place} {how} used"].append(layer)
+        how = " with use_rslora" if settings.rslora else ""
+        about[f"no alpha of its own; {place} says {alpha:g}, which was used{how}"].append(layer)
     expected = settings.rank_of(names)
     if expected is not None and expected != rank:
         where = settings.places.get("rank", settings.places.get("rank_patterns"))
         about[
-            f"{where} says another rank than the matrices have; the alpha was divided by that of the "
-            "matrices"
+            f"{where} says another rank than the matrices have; the alpha was divided by that of "
+            "the matrices"
         ].append(layer)
 
 
@@ -247,7 +255,7 @@ def _places(metadata: dict, beside: dict) -> Iterator[tuple[str, dict, bool]]:
             yield f"{shown(key, 60)} in the header", entries, False
     kohya = {KOHYA[key]: metadata[key] for key in KOHYA if key in metadata}
     arguments = json_object(metadata.get("ss_network_args", "")) or {}
-    kohya |= {key: value for key, value in arguments.items() if FIELDS.get(key) in ("rslora", "dora")}
+    kohya |= {key: value for key, value in arguments.items() if FIELDS.get(key) in KOHYA_ARGUMENTS}
     if kohya:
         yield "ss_network_alpha in the header", kohya, False
     plain = {
@@ -256,7 +264,9 @@ def _places(metadata: dict, beside: dict) -> Iterator[tuple[str, dict, bool]]:
         if key.rpartition(".")[2].lower() in FIELDS and not key.startswith(("ss_", "modelspec."))
     }
     if plain:
-        named = next((key for key in plain if FIELDS[key.rpartition(".")[2].lower()] == "alpha"), None)
+        named = next(
+            (key for key in plain if FIELDS[key.rpartition(".")[2].lower()] == "alpha"), None
+        )
         yield f"{shown(named or next(iter(plain)), 60)} in the header", plain, False
 
 
@@ -305,7 +315,9 @@ def _refuse_other_methods(values: dict, place: str):
         )
     for name in ("use_dora", "dora_wd"):
         if _truth(values.get(name), name, place):
-            raise BLoRAError(f"It is a DoRA, as {place} says ({name}); only plain LoRA can be read.")
+            raise BLoRAError(
+                f"It is a DoRA, as {place} says ({name}); only plain LoRA can be read."
+            )
     if str(values.get("kasa_config")).strip().lower() not in FALSE:
         raise BLoRAError(_changes_the_base("KaSA", "kasa_config", place))
     init = str(values.get("init_lora_weights")).strip().strip("\"'")
@@ -323,8 +335,8 @@ def _changes_the_base(name: str, why: str, place: str) -> str:
             "save_pretrained(…, path_initial_model_for_weight_conversion=…)."
         )
     return (
-        f"It is a {name} adapter ({why} in {place}), which changes the base model's own weights as "
-        f"well; on the unchanged base model it would act wrongly. {remedy}"
+        f"It is an adapter made with {name} ({why} in {place}), which changes the base model's own "
+        f"weights as well; on the unchanged base model it would act wrongly. {remedy}"
     )
 
 
@@ -368,7 +380,9 @@ def _alpha(value, name: str, place: str, strict: bool, notes: list[str]) -> floa
             raise BLoRAError(f"The settings cannot be read: {trouble}.")
         notes.append(f"{trouble} and was not used.")
     elif not math.isfinite(alpha):
-        raise BLoRAError(f"{place} gives {shown(value, 40)} as {name}: the alpha is NaN or infinite.")
+        raise BLoRAError(
+            f"{place} gives {shown(value, 40)} as {name}: the alpha is NaN or infinite."
+        )
     elif alpha == 0 and place.startswith("ss_"):
         notes.append(f"{place} gives 0 as {name}, which kohya takes for the rank; it was not used.")
         return None
@@ -416,8 +430,8 @@ def _patterns(given, name: str, place: str) -> list[tuple[re.Pattern, float]]:
     else:
         if len(given) > MOST_PATTERNS:
             raise BLoRAError(
-                f"The settings give a lora_alpha for {len(given):,} patterns; no LoRA of SDXL needs "
-                f"more than {MOST_PATTERNS:,}."
+                f"The settings give a lora_alpha for {len(given):,} patterns; no LoRA of SDXL "
+                f"needs more than {MOST_PATTERNS:,}."
             )
         if involved:
             raise BLoRAError(
