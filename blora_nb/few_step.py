@@ -6,6 +6,7 @@ diffusers reads such files too, but guesses one scale where alphas or ranks diff
 
 from collections import Counter, defaultdict
 import hashlib
+import math
 import re
 
 import torch
@@ -185,6 +186,19 @@ def _fitting(matrices: dict, layer: str, model) -> tuple[torch.Tensor, torch.Ten
     return a, b
 
 
+def _balanced(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices of the same product and of numbers about as large as each other.
+
+    A small scale multiplied into one of them could be too small for float16. Powers of two are
+    exact.
+    """
+    largest = a.abs().max().item(), b.abs().max().item()
+    if not all(largest):
+        return a, b
+    factor = 2.0 ** round(math.log2(largest[1] / largest[0]) / 2)
+    return a * factor, b / factor
+
+
 def merge(pipe, changes: dict) -> str:
     """Add the changes of `read_few_step` to the weights of a pipeline; returns their sha256."""
     digest = hashlib.sha256()
@@ -193,7 +207,7 @@ def merge(pipe, changes: dict) -> str:
     for component, layers in sorted(changes.items()):
         model, state_dict = getattr(pipe, component), {}
         for layer, pair in layers.items():
-            for part, matrix in zip("AB", pair):
+            for part, matrix in zip("AB", _balanced(*pair)):
                 name = f"{component}.{layer}.lora_{part}.weight"
                 state_dict[name] = matrix.contiguous()
                 digest.update(name.encode() + state_dict[name].numpy().tobytes())

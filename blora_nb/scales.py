@@ -54,6 +54,7 @@ JSON_ENTRIES = {
     "adapter_config", "adapter_config.json", "peft_config", "lora_config", "adapter_metadata",
     "lora_metadata", "network_config", "config", "lora", "peft", "adapter",
 }  # fmt: skip
+UNUSED = {"lora_scale", "scale", "scaling", "multiplier"}  # how it is to be used, not what it is
 OTHER_JSON = {"training", "versions", "pictures"}  # what this package writes
 KOHYA_ARGUMENTS = {"rslora", "dora", "init"}
 KOHYA = {"ss_network_alpha": "alpha", "ss_network_dim": "rank"}
@@ -141,6 +142,7 @@ def read_settings(metadata: dict, beside: dict, part: str = "unet") -> Settings:
                 for other, different in given[1:]
                 if different != value
             ]
+    settings.notes += _unread(metadata)
     place = settings.places.get("alpha") or settings.places.get("alpha_patterns")
     settings.quiet = place is None or place.startswith((PEFT_CONFIG, DIFFUSERS_ENTRY))
     return settings
@@ -270,13 +272,26 @@ def _places(metadata: dict, beside: dict) -> Iterator[tuple[str, dict, bool]]:
         yield f"{shown(named or next(iter(plain)), 60)} in the header", plain, False
 
 
+def _unread(metadata: dict) -> Iterator[str]:
+    """Notes about entries of a header that seem to be about the scale and cannot be used."""
+    for key, text in metadata.items():
+        name = key.rpartition(".")[2].lower()
+        if name in UNUSED:
+            yield f"{shown(key, 60)} {shown(text, 40)} in the header was not used."
+        elif (
+            name in JSON_ENTRIES and re.search(r"alpha|rslora", text) and json_object(text) is None
+        ):
+            yield f"{shown(key, 60)} in the header is no JSON object and was not used."
+
+
 def _flat(entries: dict, start: str = "", depth: int = 3) -> Iterator[tuple[str, object]]:
     """Entries with the names of the settings they are nested in before their own."""
     for key, value in entries.items():
         name = f"{start}{key}"
         field_name = name.rpartition(".")[2].lower()
         nested = isinstance(value, dict) and field_name not in FIELDS
-        if nested and depth and not field_name.endswith("_config"):
+        of_a_variant = field_name.endswith("_config") and field_name not in JSON_ENTRIES
+        if nested and depth and not of_a_variant:
             yield from _flat(value, f"{name}.", depth - 1)
         else:
             yield name, value

@@ -293,6 +293,14 @@ SAID = {
         2.0,
         "gives use_rslora but no lora_alpha",
     ),
+    "how it is to be used": ("diffusers", {"lora_scale": "2"}, 1.0, "lora_scale 2 in the header"),
+    "no JSON": ("diffusers", {"lora_config": "{'lora_alpha': 2}"}, 1.0, "is no JSON object"),
+    "JSON in JSON": (
+        "diffusers",
+        {"adapter_metadata": json.dumps({"peft_config": {"default": {"r": 4, "lora_alpha": 2}}})},
+        0.5,
+        "adapter_metadata in the header says 2, which was used",
+    ),
     "negative": ("diffusers", {"alpha": "-4"}, -1.0, "a negative alpha"),
     "of no part in particular": (
         "no prefix",
@@ -621,6 +629,20 @@ def test_a_few_step_lora_adds_exactly_what_it_says(tmp_path, case):
         weight = getattr(pipe, component).get_submodule(name).weight.detach()
         assert (weight - before[component, name] - change).norm() < 1e-5 * change.norm(), name
     assert len(pipe.blora_nb_options["few_step_sha256"]) == 64
+
+
+def test_a_small_scale_does_not_vanish_in_float16(tmp_path):
+    name = "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q"
+    pipe = load_pipeline(device="cpu", dtype=torch.float16)
+    module = pipe.unet.get_submodule(name)
+    torch.nn.init.zeros_(module.weight)
+    a, b = torch.randn(4, 104) * 8, torch.randn(104, 4) * 1e-3
+    stem = f"lora_unet_{flat(name)}"
+    tensors = {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
+    save_file(tensors | {f"{stem}.alpha": torch.tensor(4e-3)}, tmp_path / "few.safetensors")
+    merge_few_step_lora(pipe, tmp_path / "few.safetensors")
+    wanted = b @ a * 1e-3
+    assert (module.weight.float() - wanted).norm() < 5e-3 * wanted.norm()
 
 
 def test_a_few_step_lora_that_does_not_fit_is_refused_and_the_base_stays(tmp_path, pipe):
