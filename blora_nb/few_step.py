@@ -91,8 +91,9 @@ def _names(keys: list[str], pipe) -> tuple[dict, Counter]:
         )
     found, left_out = defaultdict(dict), Counter()
     for key in of_other_methods_first(keys):
-        refuse_method(key)
         stem, part = split_name(key)
+        if part is None:
+            refuse_method(key)
         if EMBEDDING.match(key):
             left_out["embeddings"] += 1
             continue

@@ -186,8 +186,8 @@ def scales(
             found[layer] = 1.0
             if alphas:
                 about["no alpha, taken to be the rank"].append(layer)
-            elif expected:
-                about[expected].append(layer)
+            elif expected or settings.places:
+                about[expected or _no_alpha(settings)].append(layer)
         if not math.isfinite(found[layer]):
             raise BLoRAError(f"{shown(layer)}: the alpha is NaN or infinite.")
         if found[layer] < 0:
@@ -205,6 +205,11 @@ def is_setting(key: str, text: str) -> bool:
     Such an entry is wrong in a file that is written anew with the scales multiplied in.
     """
     return key == DIFFUSERS_ENTRY or any(True for _ in _places({key: str(text)}, {}))
+
+
+def _no_alpha(settings: Settings) -> str:
+    place = next(iter(settings.places.values()))
+    return f"{place} gives no lora_alpha; the alpha is taken to be the rank"
 
 
 def _about_settings(layer, said, rank, settings, names, about, others_have_alphas):

@@ -301,6 +301,7 @@ SAID = {
         0.5,
         "adapter_metadata in the header says 2, which was used",
     ),
+    "a rank without an alpha": ("diffusers", {"rank": "4"}, 1.0, "gives no lora_alpha"),
     "negative": ("diffusers", {"alpha": "-4"}, -1.0, "a negative alpha"),
     "of no part in particular": (
         "no prefix",
@@ -461,6 +462,17 @@ def test_other_methods_are_refused_by_name(tmp_path, pipe, method):
         with pytest.raises(BLoRAError) as caught:
             refuse()
         assert f" belongs to {method};" in str(caught.value)
+
+
+def test_an_adapter_may_be_called_like_another_method(tmp_path, pipe):
+    lora = random_lora(lambda layer: 2)
+    tensors = {
+        key.replace(".weight", ".my_oft_1.weight"): t for key, t in named(lora, "peft").items()
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    agree(read(tmp_path / "x.safetensors")[0], times(lora, lambda layer: 1))
+    with pytest.raises(BLoRAError, match="another base model"):  # for its size, not its name
+        merge_few_step_lora(pipe, tmp_path / "x.safetensors")
 
 
 def test_whole_weights_outside_the_two_blocks_are_left_out_and_inside_refused(tmp_path):
