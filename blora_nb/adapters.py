@@ -14,12 +14,19 @@ import torch
 
 from .blocks import BLOCK_OF_HALF, half_of
 from .state_dict_checks import base_of, check_complete, check_finite, check_sizes, remarks
-from .files import FILE_NAME, PEFT_CONFIG, PEFT_FILE, complete_file, find_weights, open_weights
-from .formats import FORMATS, BLoRAError, converted, format_of, named_weights, peft_config, read_weights, shown
+from .files import FILE_NAME, PEFT_FILE, complete_file, find_weights, open_weights, read_beside
+from .formats import (
+    FORMATS, WRAPPER, converted, format_of, named_weights, peft_config, read_weights,
+)  # fmt: skip
+from .messages import BLoRAError, shown
+from .scales import PEFT_CONFIG, is_setting
 
 NO_FOLDER = {".safetensors", ".safetensor", ".pt", ".pth", ".bin", ".ckpt"}  # endings that nobody gives a folder
 # header entries that would be wrong in a file written anew
-STALE = {"format", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}
+STALE = {
+    "format", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args",
+    "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256",
+}  # fmt: skip
 
 
 class BLoRAWarning(UserWarning):
@@ -48,6 +55,8 @@ class BLoRA:
     source: str = ""
 
     def __post_init__(self):
+        if any(WRAPPER.search(key) for key in self.state_dict):  # trained on a compiled model
+            self.state_dict = {WRAPPER.sub("", key): t for key, t in self.state_dict.items()}
         check_complete(self.state_dict)
         check_sizes(self.state_dict)
         check_finite(self.state_dict)
@@ -125,11 +134,11 @@ class BLoRA:
     def _read(cls, file, config, source):
         with open_weights(file) as opened:
             metadata = opened.metadata() or {}
-            state_dict, notes = read_weights(opened, config)
-            if file.name == PEFT_FILE and not config and "lora_adapter_metadata" not in metadata:
-                notes.append(f"there is no {PEFT_CONFIG} beside it; the alpha is taken to be the rank.")
-            format = format_of(opened.keys())
-        return cls(state_dict, {k: v for k, v in metadata.items() if k not in STALE}, notes=notes, format=format, source=source)
+            keys = list(opened.keys())
+            beside, notes = read_beside(file, config, keys)
+            state_dict, more = read_weights(opened, beside)
+        metadata, notes = _lasting(metadata), notes + more
+        return cls(state_dict, metadata, notes=notes, format=format_of(keys), source=source)
 
     def save(self, path, format="diffusers", dtype=torch.float32):
         """Write it, complete or not at all, so that `load` gives the same weights again.
@@ -165,7 +174,8 @@ class BLoRA:
             if format == "peft":
                 both.enter_context(complete_file(file.with_name(PEFT_CONFIG))).write_text(json.dumps(peft_config(self.layers), indent=1))
             part = both.enter_context(complete_file(file))
-            safetensors.torch.save_file(tensors, part, {"format": "pt", **self.metadata, **_kohya_metadata(self, format)})
+            header = {"format": "pt", **_lasting(self.metadata), **_kohya_metadata(self, format)}
+            safetensors.torch.save_file(tensors, part, header)
         self.source = str(path)
         return file
 
@@ -185,6 +195,15 @@ def named_in_errors(file):
         yield
     except BLoRAError as error:
         raise error if str(error).startswith(str(file)) else BLoRAError(f"{file}: {error}") from None
+
+
+def _lasting(metadata: dict) -> dict:
+    """The entries of a header that are still true of weights with the scales multiplied in."""
+    return {
+        key: text
+        for key, text in metadata.items()
+        if key not in STALE and not is_setting(key, text)
+    }
 
 
 def _kohya_metadata(blora, format):

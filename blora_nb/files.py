@@ -8,10 +8,12 @@ import tempfile
 
 import safetensors
 
-from .formats import LARGEST, BLoRAError, parse_json, several, shown
+from .formats import LARGEST, peft_names
+from .messages import BLoRAError, parse_json, several, shown
+from .scales import PEFT_CONFIG
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers and the original call it in a folder
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_FILE = "adapter_model.safetensors"
 LONGEST_HEADER = 16 * 2**20  # bytes; a LoRA of all of SDXL has about 0.5 MB
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
 HUB_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/(?!(?:datasets|spaces|api)/)([^/?#]+/[^/?#]+)(?:/(?:blob|resolve|tree)/main(/[^?#]+)?)?/?(?:[?#].*)?")
@@ -75,7 +77,8 @@ def find_weights(source):
     """The safetensors file meant by a path, a folder or a hub id ("user/repository" or "user/repository/file"), and PEFT's config.
 
     Returns:
-        (path, dict): the dict is empty where no `adapter_config.json` lies beside.
+        (path, path of the `adapter_config.json` beside it or None); `read_beside` says whether it
+        is about this file.
     """
     if page := HUB_PAGE.fullmatch(str(source)):
         source = page[1] + (page[2] or "")
@@ -98,7 +101,37 @@ def find_weights(source):
             raise
         raise BLoRAError(f"{shown(source, 300)} cannot be opened ({getattr(error, 'strerror', None) or error}).") from None
     config = path.with_name(PEFT_CONFIG)
-    return path, read_json(config) if path.name == PEFT_FILE and config.is_file() else {}
+    return path, config if config.is_file() else None
+
+
+def read_beside(path: Path, config: Path | None, keys) -> tuple[dict, list[str]]:
+    """The `adapter_config.json` beside a file of weights, where it is about that file.
+
+    It is where the file has PEFT's names or endings, whatever it is called; and where nothing else
+    says the alphas and there is no other file of weights in the folder that it could be about.
+
+    Returns:
+        (its entries or {}, notes).
+
+    Raises:
+        BLoRAError: it is no JSON object.
+    """
+    if config is None:
+        return {}, []
+    others = [
+        name
+        for name in os.listdir(path.parent)
+        if name.endswith(".safetensors") and name != path.name and not name.startswith(".")
+    ]
+    if path.name == PEFT_FILE or peft_names(keys) or any(".lora_A." in key for key in keys):
+        doubtful = others and path.name != PEFT_FILE
+        note = f"the {PEFT_CONFIG} beside it was used, though it may be about {several(others)}."
+        return read_json(config), [note] if doubtful else []
+    if others or any(key.endswith(".alpha") for key in keys):
+        return {}, [f"the {PEFT_CONFIG} beside it was not used, because the names are not PEFT's."]
+    return read_json(config), [
+        f"its names are not PEFT's, but the {PEFT_CONFIG} beside it was used: it is about no other."
+    ]
 
 
 def _the_one(files, where):
@@ -130,13 +163,12 @@ def _from_hub(source):
                 name, reached = FILE_NAME, False
         if reached:
             _check_size(api, repo_id, name)
-        path, config = Path(api.hf_hub_download(repo_id, name, local_files_only=not reached)), {}
-        if path.name == PEFT_FILE:
-            try:
-                config = read_json(api.hf_hub_download(repo_id, str(PurePosixPath(name).with_name(PEFT_CONFIG))))
-            except errors.EntryNotFoundError:
-                pass  # as in a folder without one
-        return path, config
+        path = Path(api.hf_hub_download(repo_id, name, local_files_only=not reached))
+        config = str(PurePosixPath(name).with_name(PEFT_CONFIG))
+        try:
+            return path, Path(api.hf_hub_download(repo_id, config, local_files_only=not reached))
+        except errors.EntryNotFoundError:
+            return path, None  # as in a folder without one
     except BLoRAError as error:
         raise BLoRAError(f"{source} on the Hugging Face hub: {error}") from None
     except errors.RepositoryNotFoundError:

@@ -6,7 +6,6 @@ Dots and underscores in the layer are taken for the same, because kohya's files 
 """
 
 from collections import Counter
-import json
 import math
 import re
 from typing import NamedTuple
@@ -15,15 +14,30 @@ import torch
 
 from .blocks import BLOCK_OF_HALF, SGM_BLOCK_OF_HALF
 from .lycoris import PARTS, as_lora
+from .messages import BLoRAError, parse_json, several, shown  # noqa: F401 - other modules take them from here
+from .scales import PEFT_CONFIG, Settings, read_settings, scales
 
 FORMATS = ("diffusers", "peft", "kohya", "sgm")
 NUMBER_FORMATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 WHOLE_NUMBERS = {"I64", "I32", "I16", "I8", "U8"}  # which some programs use for an alpha
 LARGEST = 4 * 2**30  # bytes of float32 that the two halves may take; SDXL at rank 64 takes 113 MB
 
-PREFIX = re.compile(r"(?:base_model\.model\.|unet[._]|model\.diffusion_model\.|diffusion_model\.|lora_unet_|lycoris_unet_|lycoris_)*")
-TEXT_ENCODER = re.compile(r"(?:base_model\.model\.)?(?:lora_te[12]?_|lycoris_te|text_encoder|text_model|te[12][._]|clip_[lg]|conditioner)")
-OTHER_BLOCK = re.compile(r"(?:down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|time_embed|time_embedding|add_embedding|label_emb|conv_in|conv_out|out)(?:_|$)")
+# what torch.compile and distributed training put before the names of the model inside
+WRAPPERS = r"_orig_mod[._]|module[._]|_fsdp_wrapped_module[._]"
+WRAPPER = re.compile(rf"(?<![^._])(?:{WRAPPERS})")
+PREFIX = re.compile(
+    rf"(?:base_model\.model\.|unet[._]|model\.diffusion_model\.|diffusion_model\.|lora_unet_|"
+    rf"lycoris_unet_|lycoris_|oft_unet_|{WRAPPERS})*"
+)
+TEXT_ENCODER = re.compile(
+    rf"(?:base_model\.model\.|{WRAPPERS})*"
+    r"(?:(?:lora|oft)_te[12]?_|lycoris_te|text_encoder|text_model|te[12][._]|clip_[lg]|conditioner)"
+)
+OTHER_BLOCK = re.compile(
+    r"(?:down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|time_embed|"
+    r"time_embedding|add_embedding|label_emb|class_embedding|encoder_hid_proj|conv_in|conv_out|"
+    r"conv_norm_out|out)(?:_|$)"
+)
 EMBEDDING = re.compile(r"bundle_emb\.")  # textual inversions that some programs put beside a LoRA
 ENDINGS = {
     "lora_A": re.compile(r"(?:\.lora_A(?:\.[\w-]{1,80})?|[._]lora(?:_layer)?\.down|\.lora_down|\.lora_linear_layer\.down)\.weight$"),
@@ -33,23 +47,51 @@ ENDINGS = {
 }
 LAYER = re.compile(r"(proj_in|proj_out)|transformer_blocks_(0|[1-9][0-9]{0,2})_(?:attn([12])_to_(q|k|v|out)(?:(?<=out)_0)?|ff_net_(0_proj|2))")
 
-# patterns for layer names that are matched: names, "." for any character, ".*", names to choose from in brackets; no others, which can take for ever
-PATTERN = re.compile(r"\^?(?:\w|\\\.|\.\*?|\((?:\w|\\\.)+(?:\|(?:\w|\\\.)+)*\)){1,300}\$?")
-MOST_PATTERNS = 2000  # a LoRA of all of SDXL's linear layers has 722
-
-OTHER_METHODS = {
-    "hada_t": "LoHa of convolutions", "lokr_t": "LoKr of convolutions", "oft_": "OFT", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon with a middle matrix",
-    r"\.diff(_b)?$": "full weight differences", r"\.[ab]1\.weight": "GLoRA", r"lora_B\.bias": "LoRA with a bias", r"\.scalar$": "LyCORIS with a scalar", "w_norm": "trained norms", "b_norm": "trained norms",
-}  # fmt: skip
+# methods that are refused by name, and the names their weights have; docs/formats.md has the list
+REFUSED = {
+    "(IA)^3": r"\.on_input$|ia3_l",
+    "BOFT": r"boft_",
+    "OFT": r"(?<!ps)oft_",
+    "DoRA": r"dora_scale|lora_magnitude_vector",
+    "GLoRA": r"\.[ab][12]\.weight$|glora_",
+    "LoHa of convolutions": r"hada_t",
+    "LoKr of convolutions": r"lokr_t",
+    "LoCon with a middle matrix": r"lora_mid",
+    "LyCORIS with a scalar": r"\.scalar$",
+    "T-LoRA": r"\.[pq]_layer\b|lambda_layer",
+    "full weight differences": r"\.diff(_b)?$|\.set_weight$",
+    "trained norms": r"[wb]_norm",
+    "LoRA with a bias": r"lora_B(?:\.[\w-]{1,80})?\.bias$",
+    "KaSA": r"lora_diag",
+    "AdaLoRA": r"lora_E\b|ranknum",
+    "VeRA": r"(?<![a-z])vera_",
+    "PVeRA": r"pvera_",
+    "VB-LoRA": r"vblora_",
+    "FourierFT": r"fourierft_",
+    "HRA": r"(?<![a-z])hra_",
+    "HiRA": r"hira_",
+    "RandLoRA": r"randlora_",
+    "RoAd": r"(?<![a-z])road_",
+    "SHiRA": r"shira_",
+    "MiSS or Bone": r"(?<![a-z])(?:miss|bone)_",
+    "C3A": r"c3a_",
+    "DeLoRA": r"delora_",
+    "GraLoRA": r"gralora_",
+    "WaveFT": r"waveft_",
+    "PSOFT": r"psoft_",
+    "UniLoRA": r"unilora_",
+    "TinyLoRA": r"tinylora_",
+    "Lily": r"(?<![a-z])lily_",
+    "LayerNorm tuning": r"ln_tuning_",
+    "trainable tokens": r"trainable_tokens_",
+    "Control-LoRA": r"lora_controlnet",
+}
+WHOLE_WEIGHT = re.compile(r"\.(?:weight|bias)$")
 OTHER_MODELS = {
     "FLUX or Hunyuan": re.compile(r"double_blocks|single_blocks|single_transformer_blocks"),
     "Stable Diffusion 3": re.compile(r"joint_blocks|context_embedder"),
     "Stable Diffusion 1 or 2": re.compile(r"up_blocks[._][123][._]attentions|output_blocks[._](?:[6-9]|1[01])[._]1[._]"),
 }
-
-
-class BLoRAError(ValueError):
-    """A file or state dict that is no usable B-LoRA; the message says why."""
 
 
 class Name(NamedTuple):
@@ -58,18 +100,6 @@ class Name(NamedTuple):
     half: str | None
     layer: str  # diffusers' name in the U-Net, e.g. up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0
     part: str  # "lora_A", "lora_B", "alpha", or one of LyCORIS's `PARTS`
-
-
-def shown(text, longest=120):
-    """A name out of a file as it may be printed: no control characters, not endless."""
-    plain = "".join(c if c.isprintable() else "?" for c in str(text)[: longest + 1])
-    return plain if len(plain) <= longest else plain[:longest] + "…"
-
-
-def several(names, most=4):
-    """The first few of many names, for a message."""
-    names = list(names)
-    return ", ".join(shown(n) for n in names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def format_of(keys):
@@ -86,15 +116,19 @@ def format_of(keys):
     return "PEFT" if "base_model.model." in text else "diffusers"
 
 
-def parse_json(text, where):
-    """A JSON object from text out of a file."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise BLoRAError(f"{shown(where, 300)} does not hold the settings it should (a JSON object); remove or repair it.")
-    return value
+def split_name(key: str) -> tuple[str, str | None]:
+    """(the layer with what stands before it, the part) of a name; None for no part of a LoRA."""
+    stem, part = key, None
+    for candidate, ending in ENDINGS.items():
+        if match := ending.search(key):
+            stem, part = key[: match.start()], candidate
+    return stem, part
+
+
+def flat_layer(stem: str) -> str:
+    """A layer's name in the U-Net with underscores for dots, without all that stands before it."""
+    inside = WRAPPER.sub("", stem[PREFIX.match(stem).end() :])
+    return inside.replace(".processor.", ".").replace(".", "_")
 
 
 def read_name(key):
@@ -103,21 +137,19 @@ def read_name(key):
     Raises:
         BLoRAError: it is no LoRA weight of a U-Net or text encoder, or one of a method that is no plain LoRA.
     """
-    stem, part = key, None
-    for candidate, ending in ENDINGS.items():
-        if match := ending.search(key):
-            stem, part = key[: match.start()], candidate
-    if TEXT_ENCODER.match(stem) and (part or _method(key)):
+    stem, part = split_name(key)
+    known = part or method_of(key) or WHOLE_WEIGHT.search(key)
+    if TEXT_ENCODER.match(stem) and known:
         return Name(None, "text encoder", part)
     if EMBEDDING.match(key):
         return Name(None, "embedding", part)
-    flat = stem[PREFIX.match(stem).end() :].replace(".processor.", ".").replace(".", "_")
+    flat = flat_layer(stem)
     for half in BLOCK_OF_HALF:
         for block in (BLOCK_OF_HALF[half], SGM_BLOCK_OF_HALF[half]):
             start = block.replace(".", "_") + "_"
             if flat.startswith(start):
                 return Name(half, f"{BLOCK_OF_HALF[half]}.{_layer(flat[len(start) :], key, part)}", part)
-    if OTHER_BLOCK.match(flat) and (part or _method(key)):
+    if OTHER_BLOCK.match(flat) and known:
         return Name(None, "other block", part)
     raise BLoRAError(f"{shown(key)} is not the name of a LoRA weight of SDXL in any known format.{_guess(key)}")
 
@@ -125,7 +157,12 @@ def read_name(key):
 def _layer(flat, key, part):
     """diffusers' dotted name of a linear layer inside a transformer block, from the one with underscores."""
     if part is None:
-        raise BLoRAError(f"{shown(key)} belongs to {_method(key) or 'no method that is known here'}; only plain LoRA (with lora_A and lora_B, or down and up), LoHa and LoKr can be read.")
+        refuse_method(key)
+        raise BLoRAError(
+            f"{shown(key)} is a whole weight or bias of a layer (such as PEFT's modules_to_save), "
+            "which cannot be read beside a LoRA in the two blocks, and without it the LoRA acts "
+            "otherwise."
+        )
     match = LAYER.fullmatch(flat)
     if not match:
         raise BLoRAError(f"{shown(key)} names a layer that SDXL's transformer blocks do not have.")
@@ -137,8 +174,28 @@ def _layer(flat, key, part):
     return f"transformer_blocks.{index}.ff.net.{feed_forward.replace('_', '.')}"
 
 
-def _method(key):
-    return next((method for mark, method in OTHER_METHODS.items() if re.search(mark, key)), None)
+def method_of(key: str) -> str | None:
+    """The refused method that a name is of, or None."""
+    return next((method for method, mark in REFUSED.items() if re.search(mark, key)), None)
+
+
+def refuse_method(key: str):
+    """Raise a BLoRAError if a name is of a method that is no plain LoRA."""
+    if method := method_of(key):
+        raise BLoRAError(
+            f"{shown(key)} belongs to {method}; only plain LoRA (with lora_A and lora_B, or down "
+            "and up), LoHa and LoKr can be read."
+        )
+
+
+def of_other_methods_first(keys) -> list[str]:
+    """Names in the order in which they are looked at, so that an error names the method."""
+    return sorted(keys, key=lambda key: method_of(key) is None)
+
+
+def peft_names(keys) -> bool:
+    """Whether the names of a file are those that PEFT writes."""
+    return any(key.startswith("base_model.") for key in keys)
 
 
 def _guess(key):
@@ -177,45 +234,90 @@ def written_name(layer, part, format):
     return f"lora_unet_{layer.replace('.', '_')}.{ending}"
 
 
-def read_weights(opened, config):
+def read_weights(opened, beside: dict) -> tuple[dict, list[str]]:
     """The weights of the two halves in an opened file of any known format.
 
     Args:
-        opened: from `files.open_weights`. config: of PEFT's `adapter_config.json`, or empty.
+        opened: from `files.open_weights`. beside: PEFT's `adapter_config.json`, or empty.
 
     Returns:
-        (state_dict, notes): our names to float32 tensors with the alphas multiplied in; what was left out or assumed.
+        (state_dict, notes): our names to float32 tensors with the scales multiplied in; what was
+        left out or assumed.
 
     Raises:
         BLoRAError: it is no B-LoRA; what is wrong is named.
     """
-    names, notes = _names(list(opened.keys()))
+    keys = list(opened.keys())
+    settings = read_settings(opened.metadata() or {}, beside)
+    names, notes = _names(keys)
+    matrices, more = read_layers(opened, names, settings, alpha_expected(keys, beside))
+    _trim(matrices)
+    return {f"unet.{layer}.{part}.weight": t for (layer, part), t in matrices.items()}, notes + more
+
+
+def alpha_expected(keys, beside: dict) -> str:
+    """A note for a file without any alpha, by its names; empty where that means scale 1.
+
+    Diffusers writes none where it is the rank, and ComfyUI's names have none either.
+    """
+    if beside:
+        return f"{PEFT_CONFIG} gives no lora_alpha; the alpha is taken to be the rank"
+    if peft_names(keys):
+        return f"there is no {PEFT_CONFIG} beside it; the alpha is taken to be the rank"
+    if any("lora_unet_" in key or "lycoris_" in key for key in keys):
+        return (
+            "no layer has an alpha, which programs that write such names always give; the alpha is "
+            "taken to be the rank, and if another was trained with, it acts too strongly or weakly"
+        )
+    return ""
+
+
+def read_layers(opened, names: dict, settings: Settings, expected: str) -> tuple[dict, list[str]]:
+    """The matrices of plain LoRAs with their scales multiplied in.
+
+    Args:
+        names: {(layer, part): name in the file}. settings, expected: as in `scales.scales`.
+
+    Returns:
+        ({(layer, "lora_A" or "lora_B"): float32 tensor}, notes).
+
+    Raises:
+        BLoRAError: the file is incomplete or contradictory.
+    """
     _check_header(opened, names)
-    tensors = {name: opened.get_tensor(key).to(torch.float32, copy=True) for name, key in names.items()}
+    tensors = {
+        name: opened.get_tensor(key).to(torch.float32, copy=True) for name, key in names.items()
+    }
     alphas = {layer: t.item() for (layer, part), t in tensors.items() if part == "alpha"}
-    matrices = {name: t[:, :, 0, 0] if t.ndim == 4 and t.shape[2:] == (1, 1) else t for name, t in tensors.items() if name[1] != "alpha"}
-    ranks = {layer: t.shape[0] for (layer, part), t in matrices.items() if part == "lora_A" and t.ndim}
-    ranks |= _multiply_out(matrices, alphas, notes)
+    matrices = {
+        name: t[:, :, 0, 0] if t.ndim == 4 and t.shape[2:] == (1, 1) else t
+        for name, t in tensors.items()
+        if name[1] != "alpha"
+    }
+    ranks = {
+        layer: t.shape[0] for (layer, part), t in matrices.items() if part == "lora_A" and t.ndim
+    }
+    notes = []
+    ranks |= _multiply_out(matrices, notes)
     if lonely := sorted(set(alphas) - set(ranks)):
         raise BLoRAError(f"{several(lonely)}: an alpha without matrices; the file is incomplete.")
-    if alphas and (without := sorted(set(ranks) - set(alphas))):
-        notes.append(f"{several(without)}: no alpha, taken to be the rank.")
-    if (method := config.get("peft_type", "LORA")) != "LORA":
-        raise BLoRAError(f"Its settings say that it is PEFT's {shown(method, 40)}; of PEFT's methods only LORA can be read.")
-    config = config or _diffusers_config(opened.metadata() or {})
-    patterns = _alpha_patterns(config)
-    for layer, rank in ranks.items():
-        scale = _alpha(layer, rank, alphas, config, patterns) / rank if rank else 1.0
-        if not math.isfinite(scale):
-            raise BLoRAError(f"{layer}: the alpha is NaN or infinite.")
+    written = {
+        layer: split_name(key)[0].removeprefix("base_model.model.")
+        for (layer, _), key in names.items()
+    }
+    found, more = scales(ranks, alphas, settings, written, expected)
+    for layer, scale in found.items():
         if scale != 1 and (layer, "lora_B") in matrices:
             matrices[layer, "lora_B"] *= scale
-    _trim(matrices)
-    return {f"unet.{layer}.{part}.weight": t for (layer, part), t in matrices.items()}, notes
+    return matrices, notes + more
 
 
-def _multiply_out(matrices, alphas, notes):
-    """Put plain LoRAs in the place of LyCORIS's matrices; returns {layer: the rank that divides its alpha}."""
+def _multiply_out(matrices, notes):
+    """Put plain LoRAs in the place of LyCORIS's matrices.
+
+    Returns:
+        {layer: what divides its alpha}, as `scales.scales` wants it.
+    """
     layers, ranks, methods, left = {}, {}, {}, LARGEST
     for layer, part in list(matrices):
         if part in PARTS:
@@ -230,10 +332,7 @@ def _multiply_out(matrices, alphas, notes):
         left -= 4 * (a.numel() + b.numel())
         matrices[layer, "lora_A"], matrices[layer, "lora_B"] = a, b
         methods.setdefault(method, set()).add(a.shape[0])
-        if rank is None:
-            alphas.pop(layer, None)
-        else:
-            ranks[layer] = rank
+        ranks[layer] = rank
     notes += [f"{method}, read as the LoRA that gives the same change, of rank {' to '.join(map(str, sorted({min(found), max(found)})))}." for method, found in methods.items()]
     return ranks
 
@@ -242,10 +341,10 @@ def _names(keys):
     """{(layer, part): key in the file} for the weights of the two halves, and a note about the others."""
     if not keys:
         raise BLoRAError("There is no weight in it.")
-    if not any(ending.search(key) for key in keys for ending in ENDINGS.values()) and not any(map(_method, keys)):
+    if not any(split_name(key)[1] or method_of(key) for key in keys):
         raise BLoRAError(f"None of its weights ({len(keys):,}) is that of a LoRA (the first is {shown(keys[0])}). It may be a whole model; a B-LoRA is a small file that is used beside one.{_guess(keys[0])}")
     names, others = {}, Counter()
-    for key in keys:
+    for key in of_other_methods_first(keys):
         name = read_name(key)
         if name.half is None:
             others[name.layer] += 1
@@ -272,42 +371,6 @@ def _check_header(opened, names):
         total += 4 * math.prod(shape)
     if total > LARGEST:
         raise BLoRAError(f"The weights of the two blocks would take {total / 2**30:,.0f} GiB of memory; no B-LoRA is larger than {LARGEST / 2**30:.0f} GiB.")
-
-
-def _diffusers_config(metadata):
-    """The U-Net's part of the PEFT config that diffusers writes into the header."""
-    if "lora_adapter_metadata" not in metadata:
-        return {}
-    entries = parse_json(metadata["lora_adapter_metadata"], "lora_adapter_metadata in the header")
-    return {key.removeprefix("unet."): value for key, value in entries.items() if key.startswith("unet.")}
-
-
-def _alpha_patterns(config):
-    """[(compiled pattern, lora_alpha), …] of PEFT's config: regular expressions for a layer's name or the end of it; the first that fits counts.
-
-    Raises:
-        BLoRAError: so many, or so involved, that trying them could take for ever.
-    """
-    patterns = config.get("alpha_pattern")
-    patterns = patterns if isinstance(patterns, dict) else {}
-    if len(patterns) > MOST_PATTERNS:
-        raise BLoRAError(f"The settings give a lora_alpha for {len(patterns):,} patterns; no LoRA of SDXL needs more than {MOST_PATTERNS:,}.")
-    for pattern in patterns:
-        if not PATTERN.fullmatch(pattern) or pattern.count(".*") > 2 or pattern.count("(") > 4:
-            raise BLoRAError(f"The settings give a lora_alpha for {shown(pattern)}, a pattern too involved to be tried safely; write it with plain names.")
-    return [(re.compile(rf"(.*\.)?({pattern})$"), number) for pattern, number in patterns.items()]
-
-
-def _alpha(layer, rank, alphas, config, patterns):
-    """The lora_alpha of a layer: from the file (kohya), else from PEFT's config, else the rank, which makes the scale 1."""
-    if layer in alphas:
-        return alphas[layer]
-    if config.get("use_dora"):
-        raise BLoRAError("It is a DoRA; only plain LoRA can be read.")
-    alpha = next((number for pattern, number in patterns if pattern.match(layer)), config.get("lora_alpha", rank))
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise BLoRAError(f"The settings give {shown(alpha, 40)} as the lora_alpha of {layer}; that is no number.")
-    return alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
 
 
 def _trim(matrices):

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 import hashlib
 from logging import ERROR, getLogger
 from pathlib import Path
+import warnings
 
 import torch
 
-from .files import HUB_ID, find_weights, open_weights
+from .adapters import BLoRAWarning, named_in_errors
+from .few_step import merge, read_few_step
+from .files import HUB_ID, find_weights, open_weights, read_beside
 from .runtime import check_device, default_base, default_device, default_dtype, memory_profile
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -172,27 +175,32 @@ def use_scheduler(pipe, name):
 
 
 def merge_few_step_lora(pipe, source):
-    """Add a few-step LoRA (LCM, Lightning) to the base model's own weights, so that B-LoRAs go on and off beside it.
+    """Add a few-step LoRA (LCM, Lightning) to the base model's own weights, so that B-LoRAs go on
+    and off beside it.
+
+    The scale of each layer is found as for a B-LoRA (`scales.scales`); what was left out or assumed
+    is given as a `BLoRAWarning`.
 
     Args:
-        source: a safetensors file, a folder with one, or an id on the Hugging Face hub ("user/repository" or
-            "user/repository/file.safetensors"). The base model stays changed until it is loaded again.
+        source: a safetensors file, a folder with one, or an id on the Hugging Face hub
+            ("user/repository" or "user/repository/file.safetensors"). The base model stays changed
+            until it is loaded again.
 
     Raises:
-        BLoRAError: it is no such file. ValueError: there is no weight in it that diffusers knows, or the base model has 4 bits.
+        BLoRAError: it is no such file, or none for this base model.
+        ValueError: the base model has 4 bits.
     """
     if getattr(pipe.unet, "is_loaded_in_4bit", False):
         raise ValueError("A few-step LoRA cannot be merged into a base model of 4 bits, whose steps are coarser than what it adds. Use quantization int8 or none.")
-    path, _ = find_weights(source)
-    with open_weights(path):  # a complete safetensors file, or an error; diffusers would also open others
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="few_steps", use_safetensors=True)
-    if not pipe.get_list_adapters():
-        raise ValueError(f"{source} holds no LoRA weight that diffusers knows.")
-    weights = {name: p for name, p in pipe.unet.named_parameters() if ".few_steps." in name}
-    sha256 = hashlib.sha256(b"".join(name.encode() + p.detach().cpu().float().numpy().tobytes() for name, p in sorted(weights.items())))
-    pipe.blora_nb_options = options_of(pipe) | {"few_step_lora": str(source), "few_step_sha256": sha256.hexdigest()}
-    pipe.fuse_lora(adapter_names=["few_steps"])
-    pipe.unload_lora_weights()
+    path, config = find_weights(source)
+    with named_in_errors(path), open_weights(path) as opened:
+        beside, notes = read_beside(path, config, opened.keys())
+        changes, more = read_few_step(opened, beside, pipe)
+    for note in notes + more:
+        warnings.warn(f"{path}: {note}", BLoRAWarning, stacklevel=2)
+    sha256 = merge(pipe, changes)
+    told = {"few_step_lora": str(source), "few_step_sha256": sha256}
+    pipe.blora_nb_options = options_of(pipe) | told
 
 
 def defaults_for(pipe):

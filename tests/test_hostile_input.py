@@ -54,6 +54,16 @@ HEADER, DATA = small()
 scalars = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.sampled_from([0, -1, 2**31, 2**63, 2**64 - 1, 1e308, "", "F32", "I8", "F8_E8M0", "F4", "C64", "\x1b[2J", "../../etc/passwd", "{" * 3000]), st.text(max_size=20))
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6)
 
+METADATA = [
+    "training", "lora_adapter_metadata", "modelspec.thumbnail", "modelspec.license", "lora_alpha",
+    "unet.alpha", "rank", "use_rslora", "lora_config", "ss_network_alpha", "ss_network_args",
+]  # fmt: skip
+TEXTS = [
+    "[" * 20000, '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": 1e999}', "<script>", "1e308",
+    "nan", "-0", '{"lora_alpha": {"lora_alpha": [2]}, "r": "\x1b[2J"}', "true",
+    '{"alpha_pattern": {"": 2}, "rank_pattern": {"(a+)+": "\x1b"}, "lora_alpha": 4}',
+]  # fmt: skip
+
 
 @st.composite
 def mutated_headers(draw):
@@ -69,7 +79,7 @@ def mutated_headers(draw):
             case "entry":
                 header[name] = draw(values)
             case "metadata":
-                header["__metadata__"] = draw(values | st.dictionaries(st.sampled_from(["training", "lora_adapter_metadata", "modelspec.thumbnail", "modelspec.license"]), st.text(max_size=40) | st.sampled_from(["[" * 20000, '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": 1e999}', "<script>"])))
+                header["__metadata__"] = draw(values | st.dictionaries(st.sampled_from(METADATA), st.text(max_size=40) | st.sampled_from(TEXTS)))
             case "add":
                 header[draw(st.text(max_size=30))] = {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}
             case key:

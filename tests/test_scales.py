@@ -1,0 +1,751 @@
+"""A LoRA acts as strongly as whoever wrote it meant, wherever in or beside the file that stands."""
+
+import json
+import math
+from pathlib import Path
+import warnings
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+import pytest
+from safetensors.torch import load_file, save_file
+import torch
+
+from blora_nb import BLoRA, load_pipeline
+from blora_nb.adapters import BLoRAError, BLoRAWarning
+from blora_nb.blocks import CONTENT_BLOCK, SGM_BLOCK_OF_HALF, STYLE_BLOCK, target_modules
+from blora_nb.few_step import sgm_name
+from blora_nb.formats import REFUSED
+from blora_nb.models import merge_few_step_lora
+from blora_nb.scales import CHANGE_THE_BASE, SOURCES
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+LAYERS = [
+    f"{block}.transformer_blocks.0.attn{a}.{p}"
+    for block in (CONTENT_BLOCK, STYLE_BLOCK)
+    for a in (1, 2)
+    for p in PROJECTIONS
+]
+WIDTH, CONTEXT = 16, 12
+
+
+def random_lora(rank_of, seed=0):
+    """{layer: (lora_A, lora_B)} with a rank for each layer."""
+    draw = torch.Generator().manual_seed(seed)
+    found = {}
+    for layer in LAYERS:
+        columns = CONTEXT if layer.endswith(("attn2.to_k", "attn2.to_v")) else WIDTH
+        a = torch.randn(rank_of(layer), columns, generator=draw)
+        found[layer] = a, torch.randn(WIDTH, rank_of(layer), generator=draw)
+    return found
+
+
+def sgm(layer):
+    half = "content" if layer.startswith(CONTENT_BLOCK) else "style"
+    return layer.replace(
+        {"content": CONTENT_BLOCK, "style": STYLE_BLOCK}[half], SGM_BLOCK_OF_HALF[half]
+    )
+
+
+def flat(layer):
+    return layer.replace(".", "_")
+
+
+def processor(layer):
+    stem, _, last = layer.removesuffix(".0").rpartition(".")
+    return f"{stem}.processor.{last}_lora"
+
+
+# {naming: layer's name to the stem of its weights}, and the endings of the two matrices
+ENDINGS = {
+    "kohya": ("lora_down", "lora_up"),
+    "peft": ("lora_A", "lora_B"),
+    "lora": ("lora.down", "lora.up"),
+    "old": ("down", "up"),
+}
+NAMINGS = {
+    "diffusers": (lambda n: f"unet.{n}", "lora"),
+    "diffusers, PEFT's endings": (lambda n: f"unet.{n}", "peft"),
+    "doubled": (lambda n: f"unet.unet.{n}", "lora"),
+    "processors": (lambda n: f"unet.{processor(n)}", "old"),
+    "no prefix": (lambda n: n, "peft"),
+    "compiled": (lambda n: f"unet._orig_mod.{n}", "peft"),
+    "compiled and wrapped": (lambda n: f"module._orig_mod.{n}", "peft"),
+    "peft": (lambda n: f"base_model.model.{n}", "peft"),
+    "peft, compiled": (lambda n: f"base_model.model._orig_mod.{n}", "peft"),
+    "kohya": (lambda n: f"lora_unet_{flat(n)}", "kohya"),
+    "kohya, compiled": (lambda n: f"lora_unet__orig_mod_{flat(n)}", "kohya"),
+    "sgm": (lambda n: f"lora_unet_{flat(sgm(n))}", "kohya"),
+    "lycoris": (lambda n: f"lycoris_{flat(sgm(n))}", "kohya"),
+    "comfyui": (lambda n: f"diffusion_model.{sgm(n)}", "kohya"),
+    "comfyui, whole": (lambda n: f"model.diffusion_model.{sgm(n)}", "peft"),
+}
+
+
+def named(lora, naming, alphas=None):
+    """The tensors of a file."""
+    stem, endings = NAMINGS[naming]
+    tensors = {}
+    for layer, pair in lora.items():
+        for part, matrix in zip(ENDINGS[endings], pair):
+            tensors[f"{stem(layer)}.{part}.weight"] = matrix.clone()
+        if alphas:
+            tensors[f"{stem(layer)}.alpha"] = torch.tensor(float(alphas[layer]))
+    return tensors
+
+
+def read(path):
+    """({layer: change}, notes) of a file, without the warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BLoRAWarning)
+        blora = BLoRA.load(path)
+    return {layer: b @ a for layer, (a, b) in blora.layers.items()}, blora.notes, blora
+
+
+def agree(found, wanted):
+    assert found.keys() == wanted.keys()
+    for layer, change in wanted.items():
+        assert (found[layer] - change).norm() <= 1e-5 * change.norm(), layer
+
+
+def times(lora, scale_of):
+    return {layer: scale_of(layer) * (b @ a) for layer, (a, b) in lora.items()}
+
+
+# --- any LoRA, written in any way, is read as itself ---
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("scales")
+
+
+numbers = st.sampled_from([0.25, 0.5, 1, 2, 3.5, 8, 16, 32, 128, -4])
+WAYS = (
+    "own",
+    "header",
+    "header, plain",
+    "header, nested",
+    "beside",
+    "entry",
+    "plain",
+    "kohya's header",
+)
+
+
+@st.composite
+def loras(draw):
+    ranks = {layer: draw(st.integers(1, 5)) for layer in LAYERS}
+    return {
+        "ranks": ranks,
+        "alpha": draw(numbers),
+        "pattern": draw(st.dictionaries(st.sampled_from(LAYERS), numbers, max_size=4)),
+        "rslora": draw(st.booleans()),
+        "naming": draw(st.sampled_from(sorted(NAMINGS))),
+        "way": draw(st.sampled_from(WAYS)),
+        "file": draw(st.sampled_from(["fish", "adapter_model", "pytorch_lora_weights", "Ø 1"])),
+        "text": draw(
+            st.sampled_from([str, lambda n: f"{n:.3f}", lambda n: f" {n}", lambda n: f'"{n}"'])
+        ),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+@given(loras())
+def test_a_lora_is_read_as_itself_however_it_is_written(folder, drawn):
+    lora = random_lora(drawn["ranks"].get, drawn["seed"])
+    ranks, alpha, way = drawn["ranks"], drawn["alpha"], drawn["way"]
+    pattern = {} if way in ("plain", "kohya's header") else drawn["pattern"]
+    divisor = (lambda r: math.sqrt(r)) if drawn["rslora"] else (lambda r: r)
+
+    def scale(layer):
+        return pattern.get(layer, alpha) / divisor(ranks[layer])
+
+    config = {"r": ranks[LAYERS[0]], "lora_alpha": alpha, "use_rslora": drawn["rslora"]}
+    config["rank_pattern"] = {f"^{layer}": rank for layer, rank in ranks.items()}
+    config["alpha_pattern"] = {f"^{layer}": number for layer, number in pattern.items()}
+    beside, header, own = folder / "adapter_config.json", {}, None
+    for old in folder.iterdir():
+        old.unlink()
+    match way:
+        case "own":
+            own = {layer: scale(layer) * rank for layer, rank in ranks.items()}
+        case "header":
+            header["lora_adapter_metadata"] = json.dumps(
+                {f"unet.{k}": v for k, v in config.items()}
+            )
+        case "header, plain":
+            header["lora_adapter_metadata"] = json.dumps(config | {"text_encoder.lora_alpha": 77})
+        case "header, nested":
+            header["lora_adapter_metadata"] = json.dumps({"unet": {"default": config}})
+        case "beside":
+            beside.write_text(json.dumps(config))
+        case "entry":
+            header["lora_config"] = json.dumps(config)
+        case "plain":
+            header |= {"lora_alpha": drawn["text"](alpha), "use_rslora": str(drawn["rslora"])}
+        case _:
+            header |= {"ss_network_alpha": drawn["text"](alpha), "ss_network_dim": "Dynamic"}
+            header["ss_network_args"] = json.dumps({"rs_lora": str(drawn["rslora"])})
+    file = folder / f"{drawn['file']}.safetensors"
+    save_file(named(lora, drawn["naming"], own), file, header)
+    wanted = times(lora, scale)
+    found, notes, blora = read(file)
+    agree(found, wanted)
+    agree(read(folder)[0], wanted)
+    for format in ("diffusers", "peft", "kohya", "sgm"):
+        again = folder / format if format == "peft" else folder / f"{format}.safetensors"
+        written = blora.save(again, format)
+        assert not any("_orig_mod" in key or "module" in key for key in load_file(written))
+        agree(read(again)[0], wanted)
+        written.unlink()
+        if format == "peft":
+            (again / "adapter_config.json").unlink()
+            again.rmdir()
+
+
+# --- the order of precedence, and what is said ---
+
+
+def test_what_a_place_says_is_used_in_the_order_of_the_documentation(tmp_path):
+    """Each place says another alpha; one after the other is taken away."""
+    lora = random_lora(lambda layer: 2)
+    alphas = dict.fromkeys(LAYERS, 2.0)
+    header = {
+        "lora_adapter_metadata": json.dumps({"unet.lora_alpha": 6}),
+        "lora_config": json.dumps({"lora_alpha": 8}),
+        "ss_network_alpha": "10",
+        "lora_alpha": "12",
+    }
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"lora_alpha": 4}))
+    expected, file = 1.0, tmp_path / "x.safetensors"
+    for place in range(len(SOURCES) + 1):
+        save_file(named(lora, "peft", alphas), file, header)
+        found, notes, _ = read(file)
+        agree(found, times(lora, lambda layer: expected))
+        if place < len(SOURCES) - 1:
+            assert any(
+                "the latter is used" in note or "says something else" in note for note in notes
+            )
+        if place == 0:
+            alphas = None
+        elif place == 1:
+            config.unlink()
+        elif place < len(SOURCES):
+            header.pop(next(iter(header)))
+        expected = expected + 1 if place < len(SOURCES) - 1 else 1.0
+    assert notes == [
+        "there is no adapter_config.json beside it; the alpha is taken to be the rank."
+    ]
+
+
+SAID = {
+    "kohya's header only": (
+        "kohya",
+        {"ss_network_alpha": "1", "ss_network_dim": "4"},
+        0.25,
+        "ss_network_alpha in the header says 1, which was used",
+    ),
+    "kohya's zero": ("kohya", {"ss_network_alpha": "0"}, 1.0, "kohya takes for the rank"),
+    "kohya's None": ("kohya", {"ss_network_alpha": "None"}, 1.0, "no layer has an alpha"),
+    "another rank": (
+        "kohya",
+        {"ss_network_alpha": "8", "ss_network_dim": "16"},
+        2.0,
+        "says another rank than the matrices have",
+    ),
+    "a rank of zero": (
+        "diffusers",
+        {"lora_alpha": "8", "rank": "0"},
+        2.0,
+        "gives 0 as the rank, which no LoRA has",
+    ),
+    "a rank of NaN": (
+        "diffusers",
+        {"lora_alpha": "8", "r": "nan"},
+        2.0,
+        "gives nan as the rank, which no LoRA has",
+    ),
+    "a negative rank": (
+        "diffusers",
+        {"lora_alpha": "8", "lora_rank": "-4"},
+        2.0,
+        "gives -4 as the rank, which no LoRA has",
+    ),
+    "no number": ("diffusers", {"lora_alpha": "high"}, 1.0, "that is no number and was not used"),
+    "two names": (
+        "diffusers",
+        {"lora_alpha": "8", "alpha": "2"},
+        2.0,
+        "also gives alpha 2, which was not used",
+    ),
+    "rslora alone": (
+        "diffusers",
+        {"use_rslora": "true"},
+        2.0,
+        "gives use_rslora but no lora_alpha",
+    ),
+    "how it is to be used": ("diffusers", {"lora_scale": "2"}, 1.0, "lora_scale 2 in the header"),
+    "no JSON": ("diffusers", {"lora_config": "{'lora_alpha': 2}"}, 1.0, "is no JSON object"),
+    "JSON in JSON": (
+        "diffusers",
+        {"adapter_metadata": json.dumps({"peft_config": {"default": {"r": 4, "lora_alpha": 2}}})},
+        0.5,
+        "adapter_metadata in the header says 2, which was used",
+    ),
+    "a rank without an alpha": ("diffusers", {"rank": "4"}, 1.0, "gives no lora_alpha"),
+    "negative": ("diffusers", {"alpha": "-4"}, -1.0, "a negative alpha"),
+    "of no part in particular": (
+        "no prefix",
+        {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 1})},
+        0.25,
+        None,
+    ),
+    "of the text encoder only": (
+        "diffusers",
+        {"lora_adapter_metadata": json.dumps({"text_encoder.lora_alpha": 1})},
+        1.0,
+        None,
+    ),
+    "as texts": (
+        "diffusers",
+        {"lora_adapter_metadata": json.dumps({"lora_alpha": "8", "use_rslora": "True"})},
+        4.0,
+        None,
+    ),
+    "nothing": ("peft", {}, 1.0, "there is no adapter_config.json beside it"),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_is_odd_or_missing_is_said(tmp_path, case):
+    naming, header, scale, note = SAID[case]
+    lora = random_lora(lambda layer: 4)
+    save_file(named(lora, naming), tmp_path / "x.safetensors", header)
+    found, notes, _ = read(tmp_path / "x.safetensors")
+    agree(found, times(lora, lambda layer: scale))
+    assert any(note in said for said in notes) if note else notes == []
+
+
+def test_whose_config_it_is_beside_several_files_is_said(tmp_path):
+    lora = random_lora(lambda layer: 4)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    for name, naming in (("a", "peft"), ("b", "kohya"), ("adapter_model", "peft")):
+        save_file(named(lora, naming), tmp_path / f"{name}.safetensors")
+    for name, scale, note in (
+        ("a", 2, "may be about adapter_model.safetensors, b.safetensors"),
+        ("b", 1, "not used"),
+        ("adapter_model", 2, None),
+    ):
+        found, notes, _ = read(tmp_path / f"{name}.safetensors")
+        agree(found, times(lora, lambda layer: scale))
+        assert any(note in said for said in notes) if note else notes == []
+    for name in ("a", "adapter_model"):
+        (tmp_path / f"{name}.safetensors").unlink()
+    found, notes, _ = read(tmp_path / "b.safetensors")
+    agree(found, times(lora, lambda layer: 2))
+    assert "not PEFT's, but the adapter_config.json beside it was used" in notes[0]
+
+
+# --- what is refused ---
+
+CONVERSION = "path_initial_model_for_weight_conversion"
+CONVERTED = {
+    "pissa": "PiSSA",
+    "pissa_niter_16": "PiSSA",
+    "PiSSA": "PiSSA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "lora_ga": "LoRA-GA",
+    "LoRA-GA": "LoRA-GA",
+}
+OTHER_METHODS = {
+    **{init: ({"init_lora_weights": init}, name, CONVERSION) for init, name in CONVERTED.items()},
+    "loftq": ({"init_lora_weights": "loftq"}, "LoftQ", "gaussian"),
+    "kasa": ({"kasa_config": {"beta": 1e-4}}, "KaSA", "gaussian"),
+    "dora": ({"use_dora": True}, "DoRA", "only plain LoRA"),
+    "loha": ({"peft_type": "LOHA"}, "LOHA", "only LORA"),
+}
+PLACES = ("beside", "header", "header, plain", "header, another name", "entry", "plain")
+
+
+def with_config(tmp_path, config, place, tensors):
+    """A file of weights with a config in one of the `PLACES`."""
+    header = {}
+    if place == "beside":
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    elif place == "entry":
+        header["peft_config"] = json.dumps({"lora_alpha": 8} | config)
+    elif place == "plain":
+        header = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in config.items()
+        }
+    else:
+        start = {"header": "unet.", "header, another name": "transformer."}.get(place, "")
+        header["lora_adapter_metadata"] = json.dumps(
+            {start + key: value for key, value in config.items()}
+        )
+    save_file(tensors, tmp_path / "x.safetensors", header)
+    return tmp_path / "x.safetensors"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("method", OTHER_METHODS)
+def test_adapters_that_are_no_plain_lora_on_the_base_are_refused(tmp_path, pipe, method, place):
+    config, name, remedy = OTHER_METHODS[method]
+    file = with_config(tmp_path, config, place, named(random_lora(lambda layer: 2), "peft"))
+    for refuse in (lambda: BLoRA.load(file), lambda: merge_few_step_lora(pipe, file)):
+        with pytest.raises(BLoRAError, match=f"{name}.*{remedy}"):
+            refuse()
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal", "mica", None])
+def test_ways_to_begin_that_leave_the_base_alone_are_read(tmp_path, init):
+    lora = random_lora(lambda layer: 2)
+    config = {
+        "init_lora_weights": init,
+        "lora_alpha": 4,
+        "use_dora": False,
+        "kasa_config": None,
+        "peft_type": "LORA",
+    }
+    found, notes, _ = read(with_config(tmp_path, config, "beside", named(lora, "peft")))
+    agree(found, times(lora, lambda layer: 2))
+    assert notes == []
+
+
+def test_settings_of_several_models_none_of_which_is_the_unet_are_refused(tmp_path):
+    config = {"one.lora_alpha": 2, "two.lora_alpha": 4}
+    file = with_config(
+        tmp_path, config, "header, plain", named(random_lora(lambda layer: 2), "diffusers")
+    )
+    with pytest.raises(BLoRAError, match="one, two, which differ"):
+        BLoRA.load(file)
+
+
+LAYER = "transformer_blocks_0_attn1_to_k"
+OWN = "output_blocks_0_1_" + LAYER
+WEIGHTS_OF = {
+    "(IA)^3": [f"lora_unet_{OWN}.on_input", f"lora_unet_{OWN}.weight"],
+    "OFT": [
+        f"oft_unet_output_blocks_1_1_{LAYER}.oft_blocks",
+        f"oft_unet_output_blocks_1_1_{LAYER}.alpha",
+    ],
+    "BOFT": [f"base_model.model.{LAYERS[0]}.boft_R"],
+    "GLoRA": [f"lycoris_{OWN}.a2.weight", f"lycoris_{OWN}.b1.weight"],
+    "DoRA": [f"lora_unet_{OWN}.dora_scale"],
+    "LoHa of convolutions": [f"lora_unet_{OWN}.hada_t1"],
+    "LoKr of convolutions": [f"lora_unet_{OWN}.lokr_t2"],
+    "full weight differences": [f"diffusion_model.{OWN}.diff"],
+    "LoRA with a bias": [f"base_model.model.{LAYERS[0]}.lora_B.bias"],
+    "VeRA": [f"base_model.model.{LAYERS[0]}.vera_lambda_b"],
+    "KaSA": [f"base_model.model.{LAYERS[0]}.lora_diag"],
+    "AdaLoRA": [f"base_model.model.{LAYERS[0]}.lora_E"],
+    "RandLoRA": [f"base_model.model.{LAYERS[0]}.randlora_lambda"],
+}
+
+
+@pytest.mark.parametrize("method", WEIGHTS_OF)
+def test_other_methods_are_refused_by_name(tmp_path, pipe, method):
+    file = tmp_path / "x.safetensors"
+    save_file({key: torch.ones(2, 2) for key in WEIGHTS_OF[method]}, file)
+    for refuse in (lambda: BLoRA.load(file), lambda: merge_few_step_lora(pipe, file)):
+        with pytest.raises(BLoRAError) as caught:
+            refuse()
+        assert f" belongs to {method};" in str(caught.value)
+
+
+def test_an_adapter_may_be_called_like_another_method(tmp_path, pipe):
+    lora = random_lora(lambda layer: 2)
+    tensors = {
+        key.replace(".weight", ".my_oft_1.weight"): t for key, t in named(lora, "peft").items()
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    agree(read(tmp_path / "x.safetensors")[0], times(lora, lambda layer: 1))
+    with pytest.raises(BLoRAError, match="another base model"):  # for its size, not its name
+        merge_few_step_lora(pipe, tmp_path / "x.safetensors")
+
+
+def test_whole_weights_outside_the_two_blocks_are_left_out_and_inside_refused(tmp_path):
+    lora = random_lora(lambda layer: 2)
+    others = [
+        "conv_out.weight",
+        "conv_out.bias",
+        "time_embedding.linear_1.weight",
+        "conv_norm_out.bias",
+        "up_blocks.1.resnets.0.norm1.weight",
+    ]
+    tensors = named(lora, "peft") | {f"base_model.model.{name}": torch.ones(2) for name in others}
+    save_file(tensors, tmp_path / "x.safetensors")
+    found, notes, _ = read(tmp_path / "x.safetensors")
+    agree(found, times(lora, lambda layer: 1))
+    assert "Weights left out: 5 of other blocks" in notes[0]
+    save_file(
+        tensors | {f"base_model.model.{CONTENT_BLOCK}.norm.weight": torch.ones(2)},
+        tmp_path / "x.safetensors",
+    )
+    with pytest.raises(BLoRAError, match="norm.weight is a whole weight or bias.*modules_to_save"):
+        BLoRA.load(tmp_path / "x.safetensors")
+
+
+def test_a_blora_of_a_compiled_model_has_ordinary_names(tmp_path):
+    tensors = named(random_lora(lambda layer: 2), "compiled")
+    blora = BLoRA(tensors)
+    assert list(blora.layers) == LAYERS
+    agree(
+        read(blora.save(tmp_path / "x.safetensors"))[0],
+        times(random_lora(lambda layer: 2), lambda layer: 1),
+    )
+
+
+# --- LoKr with whole factors ---
+
+
+@pytest.mark.parametrize(("header", "alpha", "scale"), [
+    ({"ss_network_dim": "16", "ss_network_alpha": "16"}, 64.0, 4.0),  # LyCORIS's rs_lora
+    ({"ss_network_dim": "32", "ss_network_alpha": "1"}, 1.0, 1 / 32),
+    ({"ss_network_dim": "10000", "ss_network_alpha": "10000"}, 10000.0, 1.0),
+    ({"ss_network_dim": "None"}, 64.0, 1.0),
+    ({"ss_network_dim": "16"}, math.inf, 1.0),
+    ({}, 9999999999.0, 1.0),
+])  # fmt: skip
+def test_a_lokr_of_whole_factors_is_divided_by_the_headers_dim(tmp_path, header, alpha, scale):
+    tensors, wanted, draw = {}, {}, torch.Generator().manual_seed(1)
+    for layer, (a, b) in random_lora(lambda layer: 1).items():
+        one, two = (
+            torch.randn(4, 4, generator=draw),
+            torch.randn(b.shape[0] // 4, a.shape[1] // 4, generator=draw),
+        )
+        stem = f"lycoris_{flat(layer)}"
+        tensors |= {
+            f"{stem}.lokr_w1": one,
+            f"{stem}.lokr_w2": two,
+            f"{stem}.alpha": torch.tensor(alpha),
+        }
+        wanted[layer] = scale * torch.kron(one, two)
+    save_file(tensors, tmp_path / "x.safetensors", header)
+    found, notes, _ = read(tmp_path / "x.safetensors")
+    agree(found, wanted)
+    said = any("scale 1 was used" in note for note in notes)
+    assert said == (header.get("ss_network_dim", "None") == "None" or alpha == math.inf)
+
+
+# --- few-step LoRAs ---
+
+
+def small_module(name):
+    """Some of every kind: attention, feed-forward, convolutions, embeddings, text encoders."""
+    return name.endswith(
+        (
+            "attn1.to_q",
+            "attn2.to_out.0",
+            "ff.net.2",
+            "proj_in",
+            "conv1",
+            "conv",
+            "conv_in",
+            "conv_shortcut",
+            "linear_2",
+            "q_proj",
+            "fc1",
+        )
+    )
+
+
+def few_step_layers(pipe, texts):
+    for component in ("unet", *(("text_encoder", "text_encoder_2") if texts else ())):
+        for name, module in getattr(pipe, component).named_modules():
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and small_module(name):
+                yield component, name, module
+
+
+def few_step_stem(naming, component, name, pipe):
+    if naming == "peft":
+        return f"base_model.model.{name}"
+    if naming == "diffusers":
+        return f"{component}.{name}"
+    if component != "unet":
+        return f"lora_te{2 if component.endswith('2') else 1}_text_model_{flat(name)}"
+    return f"lora_unet_{flat(sgm_name(name, pipe.unet) if naming == 'sgm' else name)}"
+
+
+FEW_STEP = {
+    "kohya, alphas differ": ("kohya", "own", False),
+    "SDXL's own names": ("sgm", "own", False),
+    "kohya's header": ("kohya", "kohya's header", True),
+    "diffusers, header": ("diffusers", "header", False),
+    "diffusers, rslora": ("diffusers", "header", True),
+    "diffusers, plain entry": ("diffusers", "plain", True),
+    "diffusers, beside": ("diffusers", "beside", True),
+    "PEFT": ("peft", "beside", True),
+}
+
+
+@pytest.mark.parametrize("case", FEW_STEP)
+def test_a_few_step_lora_adds_exactly_what_it_says(tmp_path, case):
+    naming, way, rslora = FEW_STEP[case]
+    pipe, draw = load_pipeline(device="cpu"), torch.Generator().manual_seed(0)
+    before, tensors, wanted, alpha, pattern = {}, {}, {}, 3.0, {}
+    ends = {"diffusers": ("lora.down", "lora.up"), "peft": ("lora_A", "lora_B")}.get(
+        naming, ("lora_down", "lora_up")
+    )
+    for k, (component, name, module) in enumerate(few_step_layers(pipe, naming != "peft")):
+        shape, rank = module.weight.shape, 1 + k % 4
+        a = torch.randn(rank, *shape[1:], generator=draw) / 9
+        b = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=draw) / 9
+        own = 0.5 + k % 5
+        if way in ("header", "beside") and component == "unet" and not k % 3:
+            pattern[f"^{name}"] = own
+        used = own if way == "own" or f"^{name}" in pattern else alpha
+        scale = used / (math.sqrt(rank) if rslora else rank)
+        wanted[component, name] = scale * (b.flatten(1) @ a.flatten(1)).reshape(shape)
+        before[component, name] = module.weight.detach().clone()
+        stem = few_step_stem(naming, component, name, pipe)
+        tensors |= {f"{stem}.{ends[0]}.weight": a, f"{stem}.{ends[1]}.weight": b}
+        if way == "own":
+            tensors[f"{stem}.alpha"] = torch.tensor(own)
+    config = {"lora_alpha": alpha, "use_rslora": rslora, "alpha_pattern": pattern}
+    header = {
+        "header": {
+            "lora_adapter_metadata": json.dumps(
+                {
+                    f"{c}.{k}": v
+                    for c in ("unet", "text_encoder", "text_encoder_2")
+                    for k, v in config.items()
+                }
+            )
+        },
+        "plain": {"lora_alpha": str(alpha), "use_rslora": str(rslora)},
+        "kohya's header": {
+            "ss_network_alpha": str(alpha),
+            "ss_network_args": json.dumps({"rs_lora": str(rslora)}),
+        },
+    }.get(way, {})
+    if way == "beside":
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "few.safetensors", header)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no page-long warning of PEFT's
+        warnings.simplefilter("ignore", BLoRAWarning)
+        merge_few_step_lora(pipe, tmp_path / "few.safetensors")
+    for (component, name), change in wanted.items():
+        weight = getattr(pipe, component).get_submodule(name).weight.detach()
+        assert (weight - before[component, name] - change).norm() < 1e-5 * change.norm(), name
+    assert len(pipe.blora_nb_options["few_step_sha256"]) == 64
+
+
+def test_a_small_scale_does_not_vanish_in_float16(tmp_path):
+    name = "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q"
+    pipe = load_pipeline(device="cpu", dtype=torch.float16)
+    module = pipe.unet.get_submodule(name)
+    torch.nn.init.zeros_(module.weight)
+    a, b = torch.randn(4, 104) * 8, torch.randn(104, 4) * 1e-3
+    stem = f"lora_unet_{flat(name)}"
+    tensors = {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
+    save_file(tensors | {f"{stem}.alpha": torch.tensor(4e-3)}, tmp_path / "few.safetensors")
+    merge_few_step_lora(pipe, tmp_path / "few.safetensors")
+    wanted = b @ a * 1e-3
+    assert (module.weight.float() - wanted).norm() < 5e-3 * wanted.norm()
+
+
+def test_a_few_step_lora_that_does_not_fit_is_refused_and_the_base_stays(tmp_path, pipe):
+    name = "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q"
+    before = pipe.unet.get_submodule(name).weight.clone()
+    down, up = f"unet.{name}.lora.down.weight", f"unet.{name}.lora.up.weight"
+    for tensors, message in (
+        ({down: torch.ones(2, 104)}, "without its partner"),
+        ({down: torch.ones(2, 640), up: torch.ones(640, 2)}, "another base model"),
+        ({down: torch.ones(2, 104), up: torch.ones(104, 3)}, "do not fit"),
+        ({down: torch.full((2, 104), math.nan), up: torch.ones(104, 2)}, "NaN"),
+        (
+            {"unet.some_layer.lora.down.weight": torch.ones(2, 2)},
+            "not the name of a LoRA weight of the base",
+        ),
+        ({f"unet.{name}.weight": torch.ones(2, 2)}, "None of its weights"),
+        (
+            {"bundle_emb.x.clip_l": torch.ones(1, 8), "bundle_emb.x.alpha": torch.ones(1)},
+            "only 2 embeddings",
+        ),
+    ):
+        save_file(tensors, tmp_path / "few.safetensors")
+        with pytest.raises(BLoRAError, match=message) as caught:
+            merge_few_step_lora(pipe, tmp_path / "few.safetensors")
+        assert str(caught.value).startswith(str(tmp_path))
+    assert torch.equal(pipe.unet.get_submodule(name).weight, before)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "down_blocks.2.resnets.1.conv1",
+        "up_blocks.0.upsamplers.0.conv",
+        "mid_block.attentions.0.proj_in",
+    ],
+)
+def test_names_of_sdxls_own_code(layer):
+    from diffusers import UNet2DConditionModel
+    from random_sdxl import unet_config
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**unet_config("full"))
+    own = {
+        "down_blocks.2.resnets.1.conv1": "input_blocks.8.0.in_layers.2",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.2.conv",
+        "mid_block.attentions.0.proj_in": "middle_block.1.proj_in",
+    }
+    assert sgm_name(layer, unet) == own[layer]
+    layers = [name for name, module in unet.named_modules() if hasattr(module, "weight")]
+    assert len({sgm_name(name, unet) for name in layers}) == len(layers)
+    diffusers_only = ("down_blocks", "up_blocks", "mid_block", "time_embedding", "add_embedding")
+    assert not any(sgm_name(name, unet).startswith(diffusers_only) for name in layers)
+
+
+# --- real writers ---
+
+
+@pytest.mark.parametrize(
+    ("rank", "alpha", "rslora"), [(8, 32, False), (4, 1, False), (16, 8, True)]
+)
+def test_what_diffusers_saves_of_an_adapter_is_read_at_its_scale(tmp_path, rank, alpha, rslora):
+    from peft import LoraConfig
+
+    unet = load_pipeline(device="cpu").unet
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        use_rslora=rslora,
+        init_lora_weights=False,
+        target_modules=target_modules(),
+    )
+    unet.add_adapter(config, adapter_name="mine")
+    wanted = {
+        name: m.get_delta_weight("mine").detach()
+        for name, m in unet.named_modules()
+        if hasattr(m, "get_delta_weight")
+    }
+    unet.save_lora_adapter(tmp_path, adapter_name="mine")
+    found, notes, _ = read(tmp_path)
+    agree(found, wanted)
+    assert notes == []
+
+
+# --- the documentation ---
+
+
+def test_the_documentation_lists_the_places_and_the_refused_methods():
+    text = (Path(__file__).resolve().parent.parent / "docs" / "formats.md").read_text()
+    scales = text.split("## Scales")[1].split("## Refused")[0]
+    rows = [line.split("|")[2].strip(" `") for line in scales.splitlines() if line.startswith("| ")]
+    assert rows[1:-1] == [place for place, _ in SOURCES]
+    refused = text.split("## Refused")[1].split("\n## ")[0].replace("\n  ", " ")
+    bullets = [line[2:].split(":")[0] for line in refused.splitlines() if line.startswith("* ")]
+    assert ", ".join(bullets).split(", ") == [*REFUSED, *CHANGE_THE_BASE.values()]
