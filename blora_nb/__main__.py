@@ -116,7 +116,18 @@ def main():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
-    warnings.formatwarning = lambda message, category, *_: f"{'note' if category.__module__.startswith('blora_nb') else category.__name__}: {message}\n"
+    told: set[str] = set()
+
+    def line_once(message, category, *_):
+        """A warning as one line; nothing the second time, as where a prompt serves many pictures."""
+        ours = category.__module__.startswith("blora_nb")
+        line = f"{'note' if ours else category.__name__}: {message}\n"
+        if ours and line in told:
+            return ""
+        told.add(line)
+        return line
+
+    warnings.formatwarning = line_once
     try:
         from .options import parse  # within, so that Ctrl-C is answered while PyTorch is imported
 

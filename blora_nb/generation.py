@@ -10,6 +10,7 @@ from . import adapters
 from .lean_attention import lean_attention
 from .memory import explain_out_of_memory_generating, forget, is_out_of_memory, pictures_at_once
 from .models import check_prompt, defaults_for
+from .prompts import tell_of_prompt, without_the_libraries_own
 from .records import record
 from .sharing import pipeline_lock
 from .structure import structure_of
@@ -82,8 +83,13 @@ def encode(pipe, prompt, negative_prompt=None):
     """A prompt and its negative as the pipeline's keyword arguments; encoded once, they serve any number of seeds."""
     for text in (prompt, negative_prompt or ""):
         check_prompt(text)
-    prompt_embeds, negative, pooled, negative_pooled = pipe.encode_prompt(prompt, negative_prompt=negative_prompt, device=pipe.device)
-    return {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative, "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative_pooled}
+        tell_of_prompt(pipe, text)
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")
+    with without_the_libraries_own():
+        embeds = pipe.encode_prompt(
+            prompt, negative_prompt=negative_prompt, device=pipe._execution_device
+        )
+    return dict(zip((*names, "negative_pooled_prompt_embeds"), embeds))
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""A picture in (rotation, transparency, colour profile, crop, clear errors) and one out (safe names).
+"""A picture in (upright, opaque, in sRGB, cropped, with clear errors) and one out (safe names).
 
-What a person should know about a picture that was read, but that is no error, is a remark: a sentence
-that `read_image` gives as an `ImageWarning`, and `read_with_remarks` beside the picture.
+What a person should know about a picture, and what is no error, is a remark: a sentence that
+`read_image` gives as an `ImageWarning`, and `read_with_remarks` beside the picture.
 """
 
 import io
@@ -41,8 +41,8 @@ HEIC = (
     "(pip install pillow-heif)"
 )
 JXL = (
-    "is a JPEG XL picture, which Pillow does not read. Save it as PNG, for instance with the program "
-    "djxl: djxl IN.jxl OUT.png"
+    "is a JPEG XL picture, which Pillow does not read. Save it as PNG, for instance with the "
+    "program djxl: djxl IN.jxl OUT.png"
 )
 AVIF = (
     "is an AVIF picture, which this Pillow does not read. Install a newer one "
@@ -54,8 +54,8 @@ FOREIGN = {
     ".jxl": JXL,
     **({} if ".avif" in SUFFIXES else dict.fromkeys((".avif", ".avifs"), AVIF)),
     **dict.fromkeys((".jp2", ".j2k", ".psd", ".svg", ".tga", ".ico", ".icns", ".ppm"), OTHER),
-    **dict.fromkeys((".pgm", ".exr", ".hdr", ".dds", ".dng", ".cr2", ".cr3", ".nef", ".arw"), OTHER),
-    **dict.fromkeys((".orf", ".rw2", ".raf", ".xcf", ".kra", ".qoi", ".eps"), OTHER),
+    **dict.fromkeys((".pgm", ".exr", ".hdr", ".dds", ".dng", ".cr2", ".cr3", ".nef"), OTHER),
+    **dict.fromkeys((".arw", ".orf", ".rw2", ".raf", ".xcf", ".kra", ".qoi", ".eps"), OTHER),
 }
 NO_PICTURES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".npz", ".md", ".zip", ".safetensors"}
 
@@ -65,11 +65,11 @@ class ImageError(ValueError):
 
 
 class ImageWarning(UserWarning):
-    """Something about a picture that a person should know: what was left out, assumed or not there."""
+    """What a person should know about a picture: what was left out, assumed or is not there."""
 
 
 def read_image(source) -> Image.Image:
-    """An RGB picture as a person sees it: upright, its colour profile applied, on white, the first frame.
+    """An RGB picture as a person sees it: upright, in sRGB, on white, the first of an animation.
 
     Args:
         source: a path, or a PIL image of any mode.
@@ -91,7 +91,7 @@ def tell(remarks: list[str]) -> None:
 
 
 def read_with_remarks(source) -> tuple[Image.Image, list[str]]:
-    """What `read_image` gives, and sentences on what was left out or assumed, instead of warnings."""
+    """What `read_image` gives, and sentences on what was left out or assumed in place of warnings."""
     opened = image = source if isinstance(source, Image.Image) else _opened(source)
     name = "The picture" if isinstance(source, Image.Image) else shown(source, 300)
     remarks = []
@@ -100,7 +100,7 @@ def read_with_remarks(source) -> tuple[Image.Image, list[str]]:
         image.load()
         image = _upright(image)
         if (frames := _frames(opened)) > 1:
-            remarks.append(f"{name} is an animation or has several pages; the first of {frames} is used.")
+            remarks.append(f"{name} is an animation or has pages; the first of {frames} is used.")
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         profile = image.info.get("icc_profile")
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -112,7 +112,7 @@ def read_with_remarks(source) -> tuple[Image.Image, list[str]]:
         image = image.convert("RGB")
         if alpha:
             image.paste("white", mask=ImageChops.invert(alpha))
-        image.info.pop("icc_profile", None)  # it is in the pixels now, and must not be applied again
+        image.info.pop("icc_profile", None)  # so that it is not applied once more
         return image, remarks
     except ImageError:
         raise
@@ -124,7 +124,7 @@ def read_with_remarks(source) -> tuple[Image.Image, list[str]]:
 
 
 def remarks_on_square(image: Image.Image, resolution: int, name="The picture") -> list[str]:
-    """Sentences on what is wrong with the middle square of a picture, to be said before it is learnt.
+    """Sentences on what is wrong with the middle square of a picture, for before it is learnt.
 
     Args:
         image: from `read_image`. resolution: the side of the square in pixels.
@@ -146,7 +146,7 @@ def remarks_on_square(image: Image.Image, resolution: int, name="The picture") -
 
 
 def _frames(image) -> int:
-    """How many frames or pages a picture has; 1 for a phone's MPO, whose others belong to the first."""
+    """How many frames or pages a picture has; 1 for a phone's MPO, whose others are no frames."""
     try:
         return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except Exception:  # as the damage has it; the first frame is read already
@@ -186,7 +186,8 @@ def _opened(path):
             "Save a smaller copy of it."
         ) from None
     except PermissionError:
-        raise ImageError(f"{shown(path, 300)} may not be read: its permissions forbid it.") from None
+        name = shown(path, 300)
+        raise ImageError(f"{name} may not be read: its permissions forbid it.") from None
     except Exception as error:  # as above
         raise _unreadable(path, error) from error
 
@@ -236,7 +237,7 @@ def has_pictures_beginning(path: Path) -> bool:
 
 
 def _upright(image):
-    """The picture turned as its EXIF data says; damaged EXIF data is no reason to refuse a picture."""
+    """The picture turned as its EXIF data says; where these are damaged, as it is."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # struct.error, KeyError, TypeError, …, as the damage has it
@@ -291,7 +292,7 @@ def white_of(values: np.ndarray, ranges=RANGES) -> float:
 
 
 def _managed(image, profile: bytes) -> tuple[Image.Image, list[str]]:
-    """A picture brought from its colour profile to sRGB; as it is, and why, where that cannot be done.
+    """A picture brought from its colour profile to sRGB; as it is, and why, where that fails.
 
     Grey pictures may have a profile of grey or of RGB; the colours of a palette are RGB.
     """
@@ -302,7 +303,7 @@ def _managed(image, profile: bytes) -> tuple[Image.Image, list[str]]:
         grey, four = image.mode in ("1", "L", "LA", "La"), image.mode in ("CMYK", "LAB")
         fits = {"L": grey, "CMYK": image.mode == "CMYK", "RGB": not four}.get(mode, False)
         if not fits:
-            return image, [f"has a colour profile for {space} and pixels in {image.mode}; {AS_SRGB}"]
+            return image, [f"has a colour profile for {space}, being {image.mode}; {AS_SRGB}"]
         to_srgb = ImageCms.buildTransform(embedded, ImageCms.createProfile("sRGB"), mode, "RGB")
         if mode == "RGB" and _is_srgb(to_srgb):
             return image, []
@@ -313,7 +314,7 @@ def _managed(image, profile: bytes) -> tuple[Image.Image, list[str]]:
 
 
 def _is_srgb(to_srgb) -> bool:
-    """Whether a transform changes colours by no more than rounding: then the pixels stay as they are."""
+    """Whether a transform changes colours by no more than rounding, and may be left out."""
     steps = np.linspace(0, 255, 9).round().astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
     after = np.asarray(to_srgb.apply(Image.fromarray(cube)), dtype=int)
@@ -348,8 +349,8 @@ def find_images(folder_or_file) -> list[Path]:
     folders = [p.name for p in there if p.is_dir() and _holds_pictures(p)]
     if folders:
         left_out.append(
-            f"The pictures in the folders in it ({shown(', '.join(folders), 200)}) are not used; name "
-            "one of these folders instead. Repeats, as in 10_fish, have no meaning here."
+            f"The pictures in the folders in it ({shown(', '.join(folders), 200)}) are not used; "
+            "name one of these folders instead. Repeats, as in 10_fish, have no meaning here."
         )
     if not found:
         more = "".join(f" {text}" for text in left_out)
@@ -386,8 +387,10 @@ def _holds_pictures(folder: Path) -> bool:
 
 
 def centre_square(image, resolution):
-    """The middle of the picture as a `resolution` × `resolution` square: the short side is resized, the long one cropped."""
-    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS, centering=(0.5, 0.5))
+    """The middle of the picture as a square of `resolution` pixels: the short side is resized, the
+    long one cropped.
+    """
+    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
 
 
 def to_tensor(image):
@@ -396,7 +399,10 @@ def to_tensor(image):
 
 
 def safe_name(text, longest=120):
-    """A file name of at most `longest` bytes that every system takes, made from a prompt: "A <c>/cat" becomes "A_c_cat"."""
+    """A file name that every system takes, made from a prompt: "A <c>/cat" becomes "A_c_cat".
+
+    It has at most `longest` bytes.
+    """
     plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFKC", text)).strip("._-")
     plain = plain.encode()[:longest].decode(errors="ignore").rstrip("._") or "picture"
     return f"picture_{plain}" if RESERVED.fullmatch(plain) else plain
@@ -414,7 +420,10 @@ def writable_folder(folder):
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"Cannot write to the folder {folder} ({error.strerror or error}). Nothing was done yet; choose another folder.") from None
+        raise OSError(
+            f"Cannot write to the folder {folder} ({error.strerror or error}). Nothing was done yet; "
+            "choose another folder."
+        ) from None
     return folder
 
 
@@ -446,17 +455,23 @@ def save_image(image, path, settings=None):
 
 
 def save_picture(image, folder):
-    """Write a picture of `generate` into a folder (made if needed), with its settings inside, as PROMPT_seedN.png; returns the path.
+    """Write a picture of `generate` into a folder (made if needed), as PROMPT_seedN.png; the path.
 
-    Nothing is overwritten: a second one of the name gets -2. `python -m blora_nb generate --like` makes it again.
+    Its settings are inside, so that `python -m blora_nb generate --like` makes it again. Nothing is
+    overwritten: a second one of the name gets -2.
 
     Raises:
-        ImageError: the picture does not know what it was made with. OSError: the folder cannot be written to.
+        ImageError: the picture does not know what it was made with.
+        OSError: the folder cannot be written to.
     """
     settings = image.info.get("blora_nb", {})
     if "prompt" not in settings:
-        raise ImageError("This picture does not know what it was made with; only pictures of generate do. Save it with its own method: picture.save(…).")
-    return save_image(image, free_path(writable_folder(folder), f"{safe_name(settings['prompt'])}_seed{settings['seed']}", ".png"))
+        raise ImageError(
+            "This picture does not know what it was made with; only pictures of generate do. Save it "
+            "with its own method: picture.save(…)."
+        )
+    name = f"{safe_name(settings['prompt'])}_seed{settings['seed']}"
+    return save_image(image, free_path(writable_folder(folder), name, ".png"))
 
 
 def read_settings(path):
@@ -476,7 +491,10 @@ def read_settings(path):
     finally:
         image.close()
     if text is None:
-        raise ImageError(f"{shown(path, 300)} has no settings inside; only pictures written by `python -m blora_nb generate` or `save_picture` have them.")
+        raise ImageError(
+            f"{shown(path, 300)} has no settings inside; only pictures written by `python -m blora_nb "
+            "generate` or `save_picture` have them."
+        )
     try:
         return parse_json(text, f"The text field of {path}")
     except BLoRAError as error:

@@ -8,11 +8,19 @@ from pathlib import Path
 import shutil
 import sys
 import tempfile
-
+import warnings
 
 from .adapters import FILE_NAME, BLoRA, BLoRAError
 from .checkpoints import CheckpointError, check_unused, checkpoints
-from .images import find_images, free_path, read_image, safe_name, save_image, writable_folder
+from .images import (
+    ImageWarning,
+    find_images,
+    free_path,
+    read_with_remarks,
+    safe_name,
+    save_image,
+    writable_folder,
+)
 from .trainer import train
 from .watch import TrainingError, stop_at_the_end_of_a_step
 
@@ -43,8 +51,10 @@ def plan(instance_data_dir, output_dir, together=False, captions_file=None, cont
     """
     paths = find_images(instance_data_dir)
     for path in paths:
-        read_image(path)
+        read_with_remarks(path)  # what is worth a remark is said where the picture is learnt
     captions = read_captions(captions_file, paths) if captions_file else {}
+    if not captions_file and (unused := unused_captions(paths)):
+        warnings.warn(unused, ImageWarning, stacklevel=2)
     if captions_file and not together:
         raise ValueError("A captions file is for one B-LoRA from all pictures: add --together.")
     if together or len(paths) == 1:
@@ -68,7 +78,7 @@ def with_content(source):
 
 def read_captions(file, paths):
     """Path to prompt, from lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"} (the `datasets` library's metadata.jsonl)."""
-    by_name, captions = {path.name: path for path in paths}, {}
+    by_name, captions, lines_of = {path.name: path for path in paths}, {}, {}
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -87,11 +97,33 @@ def read_captions(file, paths):
             raise ValueError(f'{file}, line {number}: expected something like {{"file_name": "dog1.jpg", "text": "A [v] dog"}}, not: {line[:80]}') from None
         if name not in by_name:
             raise ValueError(f"{file}, line {number}: there is no picture {name}.")
+        if name in lines_of:
+            raise ValueError(
+                f"{file}, line {number}: {name} has a caption already, in line {lines_of[name]}. "
+                "Remove one of the two."
+            )
+        lines_of[name] = number
         captions[by_name[name]] = text
     missing = [path.name for path in paths if path not in captions]
     if missing:
         raise ValueError(f"{file} has no caption for {', '.join(missing)}.")
     return captions
+
+
+def unused_captions(paths) -> str | None:
+    """A sentence about captions that lie beside the pictures and are not used; None without any."""
+    beside = [path.with_suffix(end) for path in paths for end in (".txt", ".caption")]
+    beside += [path.with_name(path.name + ".txt") for path in paths]
+    beside += [path.parent / name for path in paths[:1] for name in ("metadata.jsonl", "metadata.csv")]
+    names = [path.name for path in dict.fromkeys(beside) if path.is_file()]
+    if not names:
+        return None
+    named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"The captions beside the pictures ({named}) are not used: all pictures have the instance "
+        "prompt. For a prompt of its own for each, with --together, write a --captions_file with lines "
+        'like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"}.'
+    )
 
 
 def check_output(jobs, resume):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from .files import HUB_ID, find_weights, open_weights
+from .prompts import tell_of_prompt, without_the_libraries_own
 from .runtime import check_device, default_base, default_device, default_dtype, memory_profile
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -224,5 +225,9 @@ def check_prompt(prompt):
 def encode_prompt(pipe, prompt):
     """`prompt_embeds` [1, tokens, dim] and `pooled_prompt_embeds` [1, dim] of one prompt."""
     check_prompt(prompt)
-    embeds, _, pooled, _ = pipe.encode_prompt(prompt, device=pipe.device, do_classifier_free_guidance=False)
+    tell_of_prompt(pipe, prompt)
+    with without_the_libraries_own():
+        embeds, _, pooled, _ = pipe.encode_prompt(
+            prompt, device=pipe._execution_device, do_classifier_free_guidance=False
+        )
     return embeds, pooled

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 import warnings
 
+from PIL import Image
 from safetensors import SafetensorError
 import torch
 
@@ -21,7 +22,15 @@ from .batches import Batches
 from .cards import training_metadata
 from .configuration import TrainingSettings
 from .execution import all_back, compiled, gradient_checkpointing, offloaded
-from .images import ImageError, centre_square, find_images, free_path, read_image
+from .images import (
+    ImageError,
+    centre_square,
+    find_images,
+    free_path,
+    read_with_remarks,
+    remarks_on_square,
+    tell,
+)
 from .lean_attention import lean_attention
 from .lean_lora import lean_lora
 from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory, room_again, unet_can_stay
@@ -254,8 +263,17 @@ def prepare_output(output_dir, resume_from_checkpoint):
 
 
 def squares_of(pictures, settings):
-    """What is learned of the pictures: their middle squares, PIL images of `settings.resolution` pixels."""
-    return [centre_square(read_image(picture), settings.resolution) for picture in pictures]
+    """What is learned of the pictures: their middle squares, PIL images of `settings.resolution` pixels.
+
+    What a person should know of them is given as an `ImageWarning`.
+    """
+    squares = []
+    for picture in pictures:
+        image, remarks = read_with_remarks(picture)
+        name = "The picture" if isinstance(picture, Image.Image) else str(picture)
+        tell(remarks + remarks_on_square(image, settings.resolution, name))
+        squares.append(centre_square(image, settings.resolution))
+    return squares
 
 
 def encode_images(pipe, squares):
