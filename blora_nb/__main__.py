@@ -34,6 +34,7 @@ def load(args, device=None):
 
 
 def run_train(args):
+    from .bases import check_base
     from .configuration import TrainingSettings, given
     from .distributed import launched, share
     from .many_pictures import check_output, make_class_pictures, plan, train_all, write_manifest
@@ -44,6 +45,7 @@ def run_train(args):
     device, main, gather = launched(args.device)
     mine = share(lambda: check_output(jobs, args.resume_from_checkpoint))
     pipe = load(args, device)
+    check_base(pipe)
     settings = TrainingSettings.for_pipeline(pipe, **given(args))
     if main:
         print(report(pipe, settings, one_prompt=not any(caption for job in jobs for caption in job.pictures.values())), flush=True)
@@ -68,6 +70,7 @@ def run_train(args):
 
 
 def run_generate(args):
+    from .bases import check_base
     from .generation import generate_each
     from .images import save_picture, writable_folder
     from .models import merge_few_step_lora, native_resolution, tile_vae, use_scheduler
@@ -77,6 +80,7 @@ def run_generate(args):
     content, style = halves_of(args)
     writable_folder(args.output_path)
     pipe = load(args)
+    check_base(pipe)
     if args.few_step_lora:
         merge_few_step_lora(pipe, args.few_step_lora)
     if args.scheduler or args.few_step_lora:

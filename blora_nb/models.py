@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import hashlib
 from logging import ERROR, getLogger
 from pathlib import Path
+import re
 
 import torch
 
+from .bases import check_base
 from .files import HUB_ID, find_weights, open_weights
 from .prompts import tell_of_prompt, without_the_libraries_own
 from .runtime import check_device, default_base, default_device, default_dtype, memory_profile
@@ -17,6 +19,9 @@ TINY_SDXL = DATA / "tiny_sdxl"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_VAE_FP16 = "madebyollin/sdxl-vae-fp16-fix"
 QUANTIZATIONS = ("int8", "nf4")
+# model.fp16.safetensors, model.fp16-00001-of-00002.safetensors; and the same without a variant
+VARIANT = re.compile(r"^(?:diffusion_pytorch_)?model\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$")
+PLAIN = re.compile(r"^(?:diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.safetensors$")
 SCHEDULERS = {"euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler"}
 
 
@@ -118,9 +123,43 @@ def named_source(source, what):
         raise FileNotFoundError(f"The {what}: there is no folder {source}, and as an id on the Hugging Face hub it should look like user/name.")
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise OSError(f"The {what} {source} cannot be read" + (f" ({reason})" if path.is_dir() else f": there is no such folder here, and the Hugging Face hub did not give it ({reason})")) from None
+        remedy = variant_to_name(path, reason)
+        if isinstance(error, ValueError):
+            if "variant" not in reason:
+                raise
+            reason = "there are no files of the variant that was named"
+        elif not path.is_dir() and not remedy:
+            reason = f"there is no such folder here, and the Hugging Face hub did not give it: {reason}"
+        raise OSError(f"The {what} {source} cannot be read ({reason}).{remedy}") from None
+
+
+def variant_to_name(folder: Path, reason: str) -> str:
+    """The remedy for a base of which only a variant's files are there, such as "fp16"; else "".
+
+    Args:
+        reason: an error of diffusers; of a model of the hub it names the folder in the cache.
+    """
+    if not folder.is_dir():
+        named = re.search(r"directory (.+?)\.?$", reason)
+        if not named:
+            return ""
+        folder = Path(named[1]).parent
+    missing = [
+        [match[1] for match in map(VARIANT.search, names) if match]
+        for names in ([p.name for p in part.iterdir()] for part in folder.iterdir() if part.is_dir())
+        if any(name.endswith(".safetensors") for name in names)
+        and not any(PLAIN.search(name) for name in names)
+    ]
+    variants = sorted({variant for found in missing for variant in found})
+    if not variants:
+        return ""
+    named = " and ".join(variants)
+    return (
+        f" Only files of the variant {named} are there: add --variant {variants[0]} "
+        f'(in Python: variant="{variants[0]}").'
+    )
 
 
 def dtype_argument(dtype):
@@ -168,6 +207,7 @@ def use_scheduler(pipe, name):
 
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, not {name}.")
+    check_base(pipe)  # another sampler would hide what the base's own says of it
     pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
     pipe.blora_nb_options = options_of(pipe) | {"scheduler": name}
 
