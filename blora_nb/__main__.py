@@ -37,13 +37,21 @@ def run_train(args):
     from .bases import check_base
     from .configuration import TrainingSettings, given
     from .distributed import launched, share
-    from .many_pictures import check_output, make_class_pictures, plan, train_all, write_manifest
+    from .many_pictures import (
+        check_finished,
+        check_output,
+        make_class_pictures,
+        plan,
+        train_all,
+        write_manifest,
+    )
     from .memory import report
     from .validation import SHEET, validation_pictures, write_validation_sheet
 
     jobs = plan(args.instance_data_dir, args.output_dir, args.together, args.captions_file, args.content_B_LoRA)
     device, main, gather = launched(args.device)
     mine = share(lambda: check_output(jobs, args.resume_from_checkpoint))
+    finished = [job for job in jobs if job.finished]  # no process has begun yet
     pipe = load(args, device)
     check_base(pipe)
     settings = TrainingSettings.for_pipeline(pipe, **given(args))
@@ -55,6 +63,8 @@ def run_train(args):
     validate = args.validation_prompt and validation_pictures(pipe, args.validation_prompt, args.num_validation_images)
     failed = []
     try:
+        if main:
+            failed += check_finished(pipe, finished, settings)
         failed += gather(train_all(pipe, mine, settings, args.resume_from_checkpoint, validate, progress=main))
         for job in jobs if validate and main else ():
             if job.finished and not (job.folder / SHEET).exists():

@@ -26,6 +26,9 @@ TRACES = {
 }
 
 
+NO_BETAS = [0.0001, 0.02, "linear"]
+
+
 class BaseError(ValueError):
     """A base model that B-LoRA is not for; the message says why and what to do."""
 
@@ -51,10 +54,11 @@ def kind_of_scheduler(scheduler) -> str | None:
     if config.get("use_flow_sigmas"):
         return f"its scheduler, {name}, is set to flow matching (use_flow_sigmas)."
     defaults = config.get("_use_default_values") or ()
+    # where a base of another kind had no betas, diffusers takes those that no SDXL has
+    no_betas = [config.get(entry) for entry in ("beta_start", "beta_end", "beta_schedule")] == NO_BETAS
     for entry, kind in TRACES.items():
-        if entry in own and entry in config or (
-            entry in config and entry not in defaults and "beta_start" in defaults
-        ):
+        there = entry in config and entry not in defaults
+        if (there and no_betas) or entry in own:
             return f"its scheduler, {name}, has {entry} in its configuration: {kind}."
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:

@@ -10,8 +10,9 @@ import sys
 import tempfile
 import warnings
 
-from .adapters import FILE_NAME, BLoRA, BLoRAError
-from .checkpoints import CheckpointError, check_unused, checkpoints
+from .adapters import FILE_NAME, BLoRA, BLoRAError, BLoRAWarning
+from .cards import training_metadata
+from .checkpoints import CheckpointError, check_unused, checkpoints, other_settings
 from .images import (
     ImageWarning,
     find_images,
@@ -21,7 +22,7 @@ from .images import (
     save_image,
     writable_folder,
 )
-from .trainer import train
+from .trainer import class_pictures, squares_of, train, what_is_learned
 from .watch import TrainingError, stop_at_the_end_of_a_step
 
 MANIFEST = "manifest.json"
@@ -127,7 +128,7 @@ def unused_captions(paths) -> str | None:
 
 
 def check_output(jobs, resume):
-    """The jobs that are not finished; those that are, are named.
+    """The jobs that are not finished.
 
     Raises, before any work, where something would be overwritten, cannot be written, or only looks finished.
     """
@@ -139,7 +140,6 @@ def check_output(jobs, resume):
                 raise BLoRAError(f"{error} Remove it, and the training goes on from its last checkpoint.") from None
             if learned and learned != [path.name for path in job.pictures]:
                 raise FileExistsError(f"{job.folder / FILE_NAME} is the B-LoRA of {', '.join(learned)}. Choose another output_dir.")
-            print(f"finished already: {job.folder}", flush=True)
         if not resume and job.finished:
             raise FileExistsError(f'{job.folder / FILE_NAME} exists already. Choose another output_dir, remove it, or keep what is finished with resume_from_checkpoint="latest".')
         if not resume:
@@ -147,6 +147,58 @@ def check_output(jobs, resume):
         for left in writable_folder(job.folder).glob(f"{FILE_NAME}*.part") if not job.finished else ():
             left.unlink()  # by a process that was killed while it wrote
     return [job for job in jobs if not job.finished]
+
+
+def check_finished(pipe, jobs, settings):
+    """Name the finished ones of the jobs; return (job, why) of those that are finished and not what is asked for.
+
+    Args:
+        jobs: finished ones, from `plan`; `check_output` has looked at their files.
+    """
+    others = []
+    for job in jobs:
+        if why := other_training(pipe, job, settings):
+            print(f"failed: {', '.join(map(str, job.pictures))}: {why}", file=sys.stderr, flush=True)
+            others.append((job, why))
+        else:
+            print(f"finished already: {job.folder}", flush=True)
+    return others
+
+
+def other_training(pipe, job, settings) -> str | None:
+    """What differs between a finished B-LoRA and the one that a job asks for, and what to do; None for nothing.
+
+    They are the same where picture (its pixels), prompts, settings and base are, as with checkpoints.
+    """
+    file = job.folder / FILE_NAME
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BLoRAWarning)
+        metadata = BLoRA.load(job.folder).metadata
+    stored = json.loads(metadata.get("training", "{}"))
+    different = other_settings(stored, settings, {"max_train_steps"})
+    content = job.content and BLoRA.load(job.content).content
+    prompts = list(job.pictures.values()) if any(job.pictures.values()) else None
+    if "learned" in metadata:
+        squares = [squares_of(paths, settings, silent=True) for paths in (job.pictures, class_pictures(settings))]
+        now = what_is_learned(pipe, squares[0], prompts, squares[1], content)
+        then = json.loads(metadata["learned"])
+    else:  # a file of an earlier version
+        now = training_metadata(pipe, settings, *job.pictures if len(job.pictures) == 1 else ())
+        now = {"picture": now.get("picture_sha256"), "base model": now.get("base_model_sha256")}
+        now["content half"] = content and content.fingerprint
+        names = ("picture_sha256", "base_model_sha256", "content_fingerprint")
+        then = dict(zip(now, (metadata.get(name) for name in names)))
+    different += [f"it is of another {what}" for what in now if then.get(what) != now[what]]
+    steps, asked = stored.get("max_train_steps"), settings.max_train_steps
+    if steps == asked and not different:
+        return None
+    remedy = "Choose another output_dir, or move this folder away to train anew."
+    last = next(reversed(checkpoints(job.folder)), None)
+    if not different and steps and steps < asked and last and settings.lr_scheduler.startswith("constant"):
+        remedy = f'To go on from {last}, move {file} away and train again with resume_from_checkpoint="latest".'
+    if steps != asked:
+        different.append(f"it had {steps} training steps and {asked} are asked for")
+    return f"{file} is finished, and another one than is asked for: {'; '.join(different)}. {remedy}"
 
 
 def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=True):

@@ -20,7 +20,7 @@ from . import checkpoints
 from .adapters import FILE_NAME, applied, combine, mix, remove, tell_of_others
 from .bases import check_base
 from .batches import Batches
-from .cards import training_metadata
+from .cards import model_hash, training_metadata
 from .changed_pipelines import changes, check_unchanged, inner, uncompiled
 from .configuration import TrainingSettings
 from .execution import all_back, compiled, gradient_checkpointing, offloaded
@@ -99,12 +99,13 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
 
 def learn(pipe, pictures, prompts, settings, content, checkpoint, progress, output_dir, on_checkpoint):
     """The B-LoRA of the pictures. A function of its own, so that nothing holds what it took on the device when the models come back."""
-    squares, class_squares = squares_of(pictures, settings), squares_of(find_images(settings.class_data_dir), settings) if settings.with_prior_preservation else []
+    squares, class_squares = squares_of(pictures, settings), squares_of(class_pictures(settings), settings)
     metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
     if changed := changes(pipe):
         metadata["changes_of_the_base"] = json.dumps(changed)
     tell_of_others(pipe)
-    learned = what_is_learned(pipe, metadata, squares, prompts, class_squares, content)
+    learned = what_is_learned(pipe, squares, prompts, class_squares, content)
+    metadata["learned"] = json.dumps(learned)
     with offloaded(*([] if unet_can_stay(pipe, settings) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2), room_again():
         moments = encode_images(pipe, squares)
         prior = encode_images(pipe, class_squares) if class_squares else None
@@ -271,16 +272,22 @@ def prepare_output(output_dir, resume_from_checkpoint):
     return None
 
 
-def squares_of(pictures, settings):
+def class_pictures(settings):
+    """The class pictures of a training with prior preservation; none of one without."""
+    return find_images(settings.class_data_dir) if settings.with_prior_preservation else []
+
+
+def squares_of(pictures, settings, silent=False):
     """What is learned of the pictures: their middle squares, PIL images of `settings.resolution` pixels.
 
-    What a person should know of them is given as an `ImageWarning`.
+    What a person should know of them is given as an `ImageWarning`, unless `silent`.
     """
     squares = []
     for picture in pictures:
         image, remarks = read_with_remarks(picture)
         name = "The picture" if isinstance(picture, Image.Image) else str(picture)
-        tell(remarks + remarks_on_square(image, settings.resolution, name))
+        if not silent:
+            tell(remarks + remarks_on_square(image, settings.resolution, name))
         squares.append(centre_square(image, settings.resolution))
     return squares
 
@@ -290,13 +297,18 @@ def encode_images(pipe, squares):
     return tuple(torch.cat(part) for part in zip(*(encode_image(pipe, square, square.width) for square in squares)))
 
 
-def what_is_learned(pipe, metadata, squares, prompts=None, class_squares=(), content=None):
-    """What a checkpoint belongs to: hashes of the pixels, the prompts and the base model, and the dtype that is computed in."""
+def what_is_learned(pipe, squares, prompts=None, class_squares=(), content=None):
+    """What a checkpoint, and what is finished, belongs to.
+
+    Hashes of the pixels, the prompts and the base model, and the dtype that is computed in.
+    """
+    base = model_hash(pipe)
+    changed = [json.dumps(changes(pipe)).encode()] if changes(pipe) else []
     digest = lambda parts: hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     others = [p.detach().cpu().float().numpy().tobytes() for model in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2) for p in model.parameters() if p.ndim == 1]  # enough to tell two apart
     return {
         "dtype": f"{str(pipe.unet.dtype).removeprefix('torch.')} {options_of(pipe).get('quantization', 'none')}",
         "picture": digest(square.tobytes() for square in squares), "caption": digest([json.dumps(prompts).encode()]), "set of class pictures": digest(square.tobytes() for square in class_squares),
         "content half": content and content.fingerprint,
-        "base model": digest([str(metadata.get("base_model_sha256") or metadata["base_model"]).encode(), *metadata.get("changes_of_the_base", "").encode().splitlines(), *others]),
+        "base model": digest([str(base[1] or base[0]).encode(), *changed, *others]),
     }  # fmt: skip
