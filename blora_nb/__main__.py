@@ -133,7 +133,7 @@ def main():
     told: set[str] = set()
 
     def line_once(message, category, *_):
-        """A warning as one line; nothing the second time, as where a prompt serves many pictures."""
+        """A warning as one line; nothing the second time, as of a prompt for many pictures."""
         ours = category.__module__.startswith("blora_nb")
         line = f"{'note' if ours else category.__name__}: {message}\n"
         if ours and line in told:

@@ -279,7 +279,7 @@ def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
 
     Raises:
         BLoRAError: a half is missing or does not fit the base model; what was on the pipeline is still on it.
-        PipelineError: somebody has changed the pipeline so that LoRA would have no or a wrong effect.
+        PipelineError: somebody has changed the pipeline so that LoRA would have no right effect.
         ValueError: an alpha is no ordinary number.
     """
     for what, alpha in (("content_alpha", content_alpha), ("style_alpha", style_alpha)):
@@ -299,7 +299,9 @@ def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
         for half, blora in halves.items():
             # said for every layer, because diffusers guesses wrong in some versions where ranks differ
             alphas = {f"unet.{layer}.alpha": float(a.shape[0]) for layer, (a, _) in blora.layers.items()}
-            pipe.load_lora_into_unet({key: t.clone() for key, t in blora.state_dict.items()}, alphas, pipe.unet, adapter_name=half, _pipeline=pipe)
+            weights = {key: t.clone() for key, t in blora.state_dict.items()}
+            options = {"adapter_name": half, "_pipeline": pipe}
+            pipe.load_lora_into_unet(weights, alphas, pipe.unet, **options)
             config = pipe.unet.peft_config[half]
             config.fingerprint, config.acting = fingerprints[half], acting_weights(pipe.unet, half)
     set_alphas(pipe, content_alpha, style_alpha)
@@ -355,9 +357,9 @@ def tell_of_others(pipe):
     others = [name for name, fingerprint in on_the_pipeline(pipe).items() if fingerprint is None]
     if others := sorted({*others, *adapters_of_encoders(pipe)}):
         warnings.warn(
-            f"The LoRA {', '.join(others)}, loaded by other means, is taken off the pipeline: pictures "
-            "and trainings start from the plain model. To keep one, make it a part of the base: "
-            "pipe.fuse_lora(), then pipe.unload_lora_weights().",
+            f"The LoRA {', '.join(others)}, loaded by other means, is taken off the pipeline: "
+            "pictures and trainings start from the plain model. To keep one, make it a part of the "
+            "base: pipe.fuse_lora(), then pipe.unload_lora_weights().",
             PipelineWarning,
             stacklevel=3,
         )

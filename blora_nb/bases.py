@@ -1,9 +1,9 @@
 """Whether a base model is of the kind that B-LoRA is for: SDXL with DDPM's noise, and nothing else.
 
-A pipeline of diffusers does not say how its U-Net was trained; its scheduler and its VAE do. Training
-takes DDPM's noise schedule from the scheduler (Ho et al., arXiv 2006.11239), so that another kind of
-diffusion (EDM, arXiv 2206.00364; flow matching, arXiv 2210.02747) would be trained on what the base
-was not made for, without a sign of it.
+A pipeline of diffusers does not say how its U-Net was trained; its scheduler and its VAE do.
+Training takes DDPM's noise schedule from the scheduler (Ho et al., arXiv 2006.11239), so that
+another kind of diffusion (EDM, arXiv 2206.00364; flow matching, arXiv 2210.02747) would be trained
+on what the base was not made for, without a sign of it.
 """
 
 import inspect
@@ -14,10 +14,10 @@ from .formats import shown
 
 PREDICTIONS = ("epsilon", "v_prediction")
 REMEDY = (
-    "Take a base with DDPM's betas that predicts noise (epsilon) or velocity (v_prediction), such as "
-    "sdxl. If only the pipeline's scheduler was replaced, put the base's own back."
+    "Take a base with DDPM's betas that predicts noise (epsilon) or velocity (v_prediction), such "
+    "as sdxl. If only the pipeline's scheduler was replaced, put the base's own back."
 )
-# entries that schedulers of another kind leave behind in a configuration, also in that of a later one
+# entries of schedulers of another kind, which stay in the configuration of a later one
 TRACES = {
     "sigma_data": "EDM",
     "base_image_seq_len": "flow matching",
@@ -55,10 +55,10 @@ def kind_of_scheduler(scheduler) -> str | None:
         return f"its scheduler, {name}, is set to flow matching (use_flow_sigmas)."
     defaults = config.get("_use_default_values") or ()
     # where a base of another kind had no betas, diffusers takes those that no SDXL has
-    no_betas = [config.get(entry) for entry in ("beta_start", "beta_end", "beta_schedule")] == NO_BETAS
+    betas = [config.get(entry) for entry in ("beta_start", "beta_end", "beta_schedule")]
     for entry, kind in TRACES.items():
         there = entry in config and entry not in defaults
-        if (there and no_betas) or entry in own:
+        if (there and betas == NO_BETAS) or entry in own:
             return f"its scheduler, {name}, has {entry} in its configuration: {kind}."
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
@@ -93,8 +93,8 @@ def _kind_of_latents(pipe) -> str | None:
             return f"its VAE has {entry} {shown(value, 60)}, which changes all latents."
     if {unet.in_channels, unet.out_channels} != {vae.latent_channels}:
         return (
-            f"its U-Net takes {unet.in_channels} channels and gives {unet.out_channels}, and its VAE "
-            f"has {vae.latent_channels} (a base for inpainting or editing?)."
+            f"its U-Net takes {unet.in_channels} channels and gives {unet.out_channels}, and its "
+            f"VAE has {vae.latent_channels} (a base for inpainting or editing?)."
         )
     if unet.get("time_cond_proj_dim"):
         return "its U-Net is told the guidance (time_cond_proj_dim): a distilled consistency model."

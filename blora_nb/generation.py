@@ -84,7 +84,7 @@ def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, negative_prompt=N
 
 
 def check_pipeline(pipe):
-    """Raise a ValueError where a base is of another kind, or a change of the pipeline spoils pictures."""
+    """Raise a ValueError where the base is of another kind, or a change spoils pictures."""
     with unwrapped(pipe):
         check_unchanged(pipe)
         check_base(pipe)
@@ -126,20 +126,34 @@ def pictures(pipe, embeds, seeds=(0,), num_inference_steps=None, guidance_scale=
     with ExitStack() as stack:
         stack.enter_context(ready_to_draw(pipe, with_hooks=asymmetric_guidance))
         seeds, suited = seed_list(seeds), defaults_for(pipe)
-        steps = operator.index(suited.num_inference_steps if num_inference_steps is None else num_inference_steps)
+        steps = suited.num_inference_steps if num_inference_steps is None else num_inference_steps
+        steps = operator.index(steps)
         guidance = float(suited.guidance_scale if guidance_scale is None else guidance_scale)
-        height, width = (side if side is None else operator.index(side) for side in (height, width))
+        height, width = (None if side is None else operator.index(side) for side in (height, width))
         check_sampling(steps, guidance, content_until, style_from)
         timed = content_until < 1 or style_from > 0
-        structure = structure_of(pipe, image, strength, controlnet, control_image, controlnet_conditioning_scale, height, width)
+        layout = (controlnet, control_image, controlnet_conditioning_scale)
+        structure = structure_of(pipe, image, strength, *layout, height, width)
         made = structure.steps(steps)
-        made_with = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width, "asymmetric_guidance": asymmetric_guidance, "content_until": content_until, "style_from": style_from} | structure.made_with
-        done, total, first, size, vae_dtype = 0, made * len(seeds), 0, batch_size or pictures_at_once(pipe, height, width), pipe.vae.dtype
+        made_with = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "height": height,
+            "width": width,
+            "asymmetric_guidance": asymmetric_guidance,
+            "content_until": content_until,
+            "style_from": style_from,
+            **structure.made_with,
+        }
+        done, total, first, vae_dtype = 0, made * len(seeds), 0, pipe.vae.dtype
+        size = batch_size or pictures_at_once(pipe, height, width)
 
         def set_time(step):
-            adapters.set_alphas(pipe, content_alpha * (step < content_until * made), style_alpha * (step >= style_from * made))
+            now = step < content_until * made, step >= style_from * made
+            adapters.set_alphas(pipe, content_alpha * now[0], style_alpha * now[1])
 
-        pipe._guidance_scale = guidance  # for `inspection`, which asks this pipeline also where another one, made of its parts, draws
+        # for `inspection`, which asks this pipeline also where one made of its parts draws
+        pipe._guidance_scale = guidance
         stack.callback(torch.nn.Module.to, pipe.vae, vae_dtype)  # diffusers leaves it in float32 where a float16 VAE that overflows is stopped at its work
         stack.enter_context(lean_attention(pipe.unet))
         bar = stack.enter_context(tqdm(total=total, desc="generating", disable=progress is not True))

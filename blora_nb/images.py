@@ -91,7 +91,7 @@ def tell(remarks: list[str]) -> None:
 
 
 def read_with_remarks(source) -> tuple[Image.Image, list[str]]:
-    """What `read_image` gives, and sentences on what was left out or assumed in place of warnings."""
+    """What `read_image` gives, and sentences on what was left out or assumed, not as warnings."""
     opened = image = source if isinstance(source, Image.Image) else _opened(source)
     name = "The picture" if isinstance(source, Image.Image) else shown(source, 300)
     remarks = []
@@ -421,8 +421,8 @@ def writable_folder(folder):
             pass
     except OSError as error:
         raise OSError(
-            f"Cannot write to the folder {folder} ({error.strerror or error}). Nothing was done yet; "
-            "choose another folder."
+            f"Cannot write to the folder {folder} ({error.strerror or error}). Nothing was done "
+            "yet; choose another folder."
         ) from None
     return folder
 
@@ -467,8 +467,8 @@ def save_picture(image, folder):
     settings = image.info.get("blora_nb", {})
     if "prompt" not in settings:
         raise ImageError(
-            "This picture does not know what it was made with; only pictures of generate do. Save it "
-            "with its own method: picture.save(…)."
+            "This picture does not know what it was made with; only pictures of generate do. Save "
+            "it with its own method: picture.save(…)."
         )
     name = f"{safe_name(settings['prompt'])}_seed{settings['seed']}"
     return save_image(image, free_path(writable_folder(folder), name, ".png"))
@@ -492,8 +492,8 @@ def read_settings(path):
         image.close()
     if text is None:
         raise ImageError(
-            f"{shown(path, 300)} has no settings inside; only pictures written by `python -m blora_nb "
-            "generate` or `save_picture` have them."
+            f"{shown(path, 300)} has no settings inside; only pictures written by `python -m "
+            "blora_nb generate` or `save_picture` have them."
         )
     try:
         return parse_json(text, f"The text field of {path}")

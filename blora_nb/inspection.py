@@ -125,7 +125,7 @@ def record_attention(pipe, prompt, blocks=TRANSFORMER_BLOCKS, kinds=("cross", "s
         An `AttentionRecord`, filled when the block is left.
 
     Raises:
-        ValueError: a name that is no transformer block, or a pipeline changed so that its attention is another.
+        ValueError: a name that is no transformer block, or a pipeline with another attention.
     """
     check_blocks(blocks)
     check_pipeline(pipe)

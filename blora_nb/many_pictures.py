@@ -115,15 +115,16 @@ def unused_captions(paths) -> str | None:
     """A sentence about captions that lie beside the pictures and are not used; None without any."""
     beside = [path.with_suffix(end) for path in paths for end in (".txt", ".caption")]
     beside += [path.with_name(path.name + ".txt") for path in paths]
-    beside += [path.parent / name for path in paths[:1] for name in ("metadata.jsonl", "metadata.csv")]
+    lists = ("metadata.jsonl", "metadata.csv")  # as the `datasets` library has them
+    beside += [path.parent / name for path in paths[:1] for name in lists]
     names = [path.name for path in dict.fromkeys(beside) if path.is_file()]
     if not names:
         return None
     named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return (
         f"The captions beside the pictures ({named}) are not used: all pictures have the instance "
-        "prompt. For a prompt of its own for each, with --together, write a --captions_file with lines "
-        'like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"}.'
+        "prompt. For a prompt of its own for each, with --together, write a --captions_file with "
+        'lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"}.'
     )
 
 
@@ -150,7 +151,7 @@ def check_output(jobs, resume):
 
 
 def check_finished(pipe, jobs, settings):
-    """Name the finished ones of the jobs; return (job, why) of those that are finished and not what is asked for.
+    """Name what is finished; return (job, why) of what is finished and not what is asked for.
 
     Args:
         jobs: finished ones, from `plan`; `check_output` has looked at their files.
@@ -158,7 +159,8 @@ def check_finished(pipe, jobs, settings):
     others = []
     for job in jobs:
         if why := other_training(pipe, job, settings):
-            print(f"failed: {', '.join(map(str, job.pictures))}: {why}", file=sys.stderr, flush=True)
+            names = ", ".join(map(str, job.pictures))
+            print(f"failed: {names}: {why}", file=sys.stderr, flush=True)
             others.append((job, why))
         else:
             print(f"finished already: {job.folder}", flush=True)
@@ -166,9 +168,9 @@ def check_finished(pipe, jobs, settings):
 
 
 def other_training(pipe, job, settings) -> str | None:
-    """What differs between a finished B-LoRA and the one that a job asks for, and what to do; None for nothing.
+    """What differs between a finished B-LoRA and what its job asks for, and what to do, or None.
 
-    They are the same where picture (its pixels), prompts, settings and base are, as with checkpoints.
+    They are the same where the pixels, prompts, settings and base are, as with checkpoints.
     """
     file = job.folder / FILE_NAME
     with warnings.catch_warnings():
@@ -179,7 +181,8 @@ def other_training(pipe, job, settings) -> str | None:
     content = job.content and BLoRA.load(job.content).content
     prompts = list(job.pictures.values()) if any(job.pictures.values()) else None
     if "learned" in metadata:
-        squares = [squares_of(paths, settings, silent=True) for paths in (job.pictures, class_pictures(settings))]
+        paths = (job.pictures, class_pictures(settings))
+        squares = [squares_of(pictures, settings, silent=True) for pictures in paths]
         now = what_is_learned(pipe, squares[0], prompts, squares[1], content)
         then = json.loads(metadata["learned"])
     else:  # a file of an earlier version
@@ -194,11 +197,14 @@ def other_training(pipe, job, settings) -> str | None:
         return None
     remedy = "Choose another output_dir, or move this folder away to train anew."
     last = next(reversed(checkpoints(job.folder)), None)
-    if not different and steps and steps < asked and last and settings.lr_scheduler.startswith("constant"):
-        remedy = f'To go on from {last}, move {file} away and train again with resume_from_checkpoint="latest".'
+    longer = not different and steps and steps < asked
+    if longer and last and settings.lr_scheduler.startswith("constant"):
+        remedy = f"To go on from {last}, move {file} away and train again with "
+        remedy += 'resume_from_checkpoint="latest".'
     if steps != asked:
         different.append(f"it had {steps} training steps and {asked} are asked for")
-    return f"{file} is finished, and another one than is asked for: {'; '.join(different)}. {remedy}"
+    why = "; ".join(different)
+    return f"{file} is finished, and another one than is asked for: {why}. {remedy}"
 
 
 def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=True):

@@ -131,7 +131,7 @@ def named_source(source, what):
                 raise
             reason = "there are no files of the variant that was named"
         elif not path.is_dir() and not remedy:
-            reason = f"there is no such folder here, and the Hugging Face hub did not give it: {reason}"
+            reason = f"no such folder here, and the Hugging Face hub did not give it: {reason}"
         raise OSError(f"The {what} {source} cannot be read ({reason}).{remedy}") from None
 
 
@@ -146,13 +146,12 @@ def variant_to_name(folder: Path, reason: str) -> str:
         if not named:
             return ""
         folder = Path(named[1]).parent
-    missing = [
-        [match[1] for match in map(VARIANT.search, names) if match]
-        for names in ([p.name for p in part.iterdir()] for part in folder.iterdir() if part.is_dir())
-        if any(name.endswith(".safetensors") for name in names)
-        and not any(PLAIN.search(name) for name in names)
-    ]
-    variants = sorted({variant for found in missing for variant in found})
+    variants = set()
+    for part in (part for part in folder.iterdir() if part.is_dir()):
+        names = [file.name for file in part.iterdir()]
+        if not any(map(PLAIN.search, names)):
+            variants |= {match[1] for match in map(VARIANT.search, names) if match}
+    variants = sorted(variants)
     if not variants:
         return ""
     named = " and ".join(variants)

@@ -166,7 +166,7 @@ class Panel(widgets.VBox):
             self.worker.say("New settings: press Generate.", self._remarks())
 
     def _remarks(self):
-        """Sentences on what is chosen and typed: pictures that are not learnt yet, and the prompt."""
+        """Sentences on what is chosen and typed: pictures not learnt yet, and the prompt."""
         pictures = [remark for chooser in self.choosers.values() for remark in chooser.remarks()]
         return [*pictures, *remarks_on_prompt(self.pipe, self.prompt.value)]
 

@@ -1,7 +1,7 @@
-"""What becomes of a prompt's words: those that the text encoder cuts off, those that it never learnt.
+"""What becomes of a prompt's words: those that the text encoder cuts off, or never learnt.
 
-CLIP's text encoders read a fixed number of pieces and drop the rest. diffusers logs that for those who
-read logs; here it is a `PromptWarning`, and panels show the same sentences.
+CLIP's text encoders read a fixed number of pieces and drop the rest. diffusers logs that for those
+who read logs; here it is a `PromptWarning`, and panels show the same sentences.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import re
 import warnings
 
-SMALL = 10_000  # fewer pieces has a vocabulary of the teaching model's words only; CLIP's has 49 408
+SMALL = 10_000  # pieces; the vocabulary of a teaching model has fewer, CLIP's own 49 408
 END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
 PLACEHOLDER = re.compile(r"\[[^\[\]]*\]|<[^<>]*>")  # [v], [c], <s>: meant to be no word
 
@@ -19,13 +19,13 @@ class PromptWarning(UserWarning):
 
 
 def unused_words(pipe, prompt: str) -> str:
-    """The end of a prompt that the text encoder does not read, as it is typed; "" where it reads all."""
+    """The end of a prompt that the text encoder does not read, as it is typed, or ""."""
     ends = [_cut_off(tokenizer, prompt) for tokenizer in _tokenizers(pipe)]
     return max(ends, key=len, default="")
 
 
 def unknown_words(pipe, prompt: str) -> list[str]:
-    """The words of a prompt that the teaching model has never seen, each once; none for larger models.
+    """The words of a prompt that the teaching model has never seen; none for larger models.
 
     They are those that its tokenizer has to spell. Placeholders like [v] are no words.
     """
@@ -58,8 +58,8 @@ def remarks_on_prompt(pipe, prompt: str | None) -> list[str]:
     if words := unknown_words(pipe, used):
         plural = "s" if len(words) > 1 else ""
         remarks.append(
-            f"The teaching model never learnt the word{plural} {', '.join(words)}; it knows only those "
-            "of its own drawings. Use one of these."
+            f"The teaching model never learnt the word{plural} {', '.join(words)}; it knows only "
+            "those of its own drawings. Use one of these."
         )
     return remarks
 
@@ -120,7 +120,7 @@ def _words(tokenizer, prompt: str) -> Iterator[tuple[int, int, int]]:
 
 
 def _cut_off(tokenizer, prompt: str) -> str:
-    """The end of a prompt that does not fit, from the beginning of the first word that is not whole."""
+    """The end of a prompt that does not fit, from its first word that is not read whole."""
     read = 0
     for start, _, pieces in _words(tokenizer, prompt):
         read += pieces

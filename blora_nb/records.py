@@ -26,7 +26,11 @@ def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_a
     if found.get("scheduler") and type(pipe.scheduler).__name__ != SCHEDULERS[found["scheduler"]]:
         found["scheduler"] = None  # somebody has put another one in its place
     found |= changes(pipe)
-    found |= {"device": pipe._execution_device.type, "dtype": str(pipe.unet.dtype).removeprefix("torch."), "vae_tiling": bool(getattr(pipe.vae, "use_tiling", False))}
+    found |= {
+        "device": pipe._execution_device.type,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "vae_tiling": bool(getattr(pipe.vae, "use_tiling", False)),
+    }
     return found | {"base_model": name, "base_model_sha256": sha256, "versions": versions()}
 
 
@@ -40,11 +44,9 @@ def half_record(half, given, fingerprint):
     return found
 
 
-DECISIVE = (
-    "content_fingerprint", "style_fingerprint", "base_model", "base_model_sha256", "few_step_sha256",
-    "image_sha256", "control_image_sha256", "controlnet", "dtype", "device", "quantization", "versions",
-    "fused_lora", "freeu", "attention_processors",
-)  # fmt: skip
+DECISIVE = ("content_fingerprint", "style_fingerprint", "base_model", "base_model_sha256")
+DECISIVE += ("few_step_sha256", "image_sha256", "control_image_sha256", "controlnet", "dtype")
+DECISIVE += ("device", "quantization", "versions", "fused_lora", "freeu", "attention_processors")
 
 
 def differences(picture, now):

@@ -227,7 +227,8 @@ class HalfChooser(widgets.VBox):
             else:
                 source = Source(Path(name).stem or "picture", picture, remarks=tuple(remarks))
                 self.choice.value = self.gallery.add(source)
-                self.worker.say(f'Press "{self.train.description}" to learn {name}.', self.remarks())
+                text = f'Press "{self.train.description}" to learn {name}.'
+                self.worker.say(text, self.remarks())
 
     def _train(self, _):
         source, remarks = self.source, self.remarks()

@@ -73,33 +73,52 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
     with pipeline_lock(pipe), uncompiled(pipe):
         check_unchanged(pipe, training=True)
         check_base(pipe)
-        settings = replace(settings, **{name: value for name, value in changes.items() if value is not None}) if settings else TrainingSettings.for_pipeline(pipe, **changes)
+        asked = {name: value for name, value in changes.items() if value is not None}
+        if settings:
+            settings = replace(settings, **asked)
+        else:
+            settings = TrainingSettings.for_pipeline(pipe, **asked)
         if output_dir is None and (resume_from_checkpoint or on_checkpoint):
-            raise ValueError("Checkpoints are in a folder: resume_from_checkpoint and on_checkpoint need an output_dir.")
-        if not native_resolution(pipe) / 2 <= settings.resolution <= 2 * native_resolution(pipe):
-            warnings.warn(f"The base model draws {native_resolution(pipe)} px and resolution is {settings.resolution}. TrainingSettings.for_pipeline(pipe, …) has the values that suit it.", stacklevel=2)
+            raise ValueError(
+                "Checkpoints are in a folder: resume_from_checkpoint and on_checkpoint need an "
+                "output_dir."
+            )
+        native = native_resolution(pipe)
+        if not native / 2 <= settings.resolution <= 2 * native:
+            warnings.warn(
+                f"The base model draws {native} px and resolution is {settings.resolution}. "
+                "TrainingSettings.for_pipeline(pipe, …) has the values that suit it.",
+                stacklevel=2,
+            )
         prompts = list(image.values()) if isinstance(image, dict) else None
         pictures = list(image) if isinstance(image, (list, tuple, dict)) else [image]
         if not pictures:
             raise ImageError("There is no picture to learn from: the list is empty.")
         checkpoint = prepare_output(output_dir, resume_from_checkpoint)
         content = content and mix("content", content)
-        moving = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2, *([] if getattr(pipe.unet, "is_quantized", False) else [pipe.unet])]
+        told = (progress, output_dir, on_checkpoint)
+        moving = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2]
+        if not getattr(pipe.unet, "is_quantized", False):
+            moving.append(pipe.unet)
         with all_back(*moving):
             try:
-                return learn(pipe, pictures, prompts, settings, content, checkpoint, progress, output_dir, on_checkpoint)
+                return learn(pipe, pictures, prompts, settings, content, checkpoint, *told)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 forget(error)
-                raise TrainingError(explain_out_of_memory(pipe, settings, error, next(reversed(checkpoints.checkpoints(output_dir)), None) if output_dir else None)) from None
+                written = checkpoints.checkpoints(output_dir) if output_dir else []
+                last = next(reversed(written), None)
+                why = explain_out_of_memory(pipe, settings, error, last)
+                raise TrainingError(why) from None
             finally:
                 remove(pipe)
 
 
 def learn(pipe, pictures, prompts, settings, content, checkpoint, progress, output_dir, on_checkpoint):
     """The B-LoRA of the pictures. A function of its own, so that nothing holds what it took on the device when the models come back."""
-    squares, class_squares = squares_of(pictures, settings), squares_of(class_pictures(settings), settings)
+    squares = squares_of(pictures, settings)
+    class_squares = squares_of(class_pictures(settings), settings)
     metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
     if changed := changes(pipe):
         metadata["changes_of_the_base"] = json.dumps(changed)
@@ -278,7 +297,7 @@ def class_pictures(settings):
 
 
 def squares_of(pictures, settings, silent=False):
-    """What is learned of the pictures: their middle squares, PIL images of `settings.resolution` pixels.
+    """What is learned of the pictures: their middle squares, of `settings.resolution` pixels.
 
     What a person should know of them is given as an `ImageWarning`, unless `silent`.
     """

@@ -2,12 +2,13 @@
 
 import io
 import json
+import re
 import struct
 import warnings
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from blora_nb import TrainingSettings, train
 from blora_nb.images import (
@@ -24,8 +25,12 @@ from conftest import ROOT
 PICTURE = ROOT / "data" / "examples" / "flower_neon.png"
 SRGB = ImageCms.createProfile("sRGB")
 # the colours of the primaries in the profile connection space (D50), column by column
-DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
-ADOBE_RGB = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
+DISPLAY_P3 = (
+    (0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407),
+)  # fmt: skip
+ADOBE_RGB = (
+    (0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457),
+)  # fmt: skip
 
 
 def icc(kind: bytes, tags: dict[bytes, bytes]) -> bytes:
@@ -35,7 +40,8 @@ def icc(kind: bytes, tags: dict[bytes, bytes]) -> bytes:
         table += name + struct.pack(">II", start + len(data), len(value))
         data += value + bytes(-len(value) % 4)
     d50 = struct.pack(">iii", *(round(v * 65536) for v in (0.9642, 1.0, 0.8249)))
-    header = struct.pack(">I4sI4s4s4s", start + len(data), bytes(4), 0x02400000, b"mntr", kind, b"XYZ ")
+    header = struct.pack(">I4sI4s", start + len(data), bytes(4), 0x02400000, b"mntr")
+    header += kind + b"XYZ "
     header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + d50 + bytes(48)
     return header + struct.pack(">I", len(tags)) + table + data
 
@@ -61,7 +67,8 @@ def distance(one, two) -> float:
     return float(np.abs(np.asarray(one, dtype=int) - np.asarray(two, dtype=int)).mean())
 
 
-@pytest.mark.parametrize("primaries, exponent", [(DISPLAY_P3, 2.2), (ADOBE_RGB, 2.2), (DISPLAY_P3, 1.8)])
+@pytest.mark.parametrize("primaries", [DISPLAY_P3, ADOBE_RGB])
+@pytest.mark.parametrize("exponent", [2.2, 1.8])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 def test_a_colour_profile_is_applied(tmp_path, primaries, exponent, mode):
     profile = rgb_profile(primaries, exponent)
@@ -102,7 +109,13 @@ def test_the_usual_profile_changes_no_bit(tmp_path):
         assert read_image(tmp_path / "x.png").tobytes() == image.tobytes()
 
 
-@pytest.mark.parametrize("mode, profile", [("RGB", b"no profile"), ("RGB", GREY), ("CMYK", rgb_profile(ADOBE_RGB, 2.2)), ("RGB", rgb_profile(ADOBE_RGB, 2.2)[:200])])
+ADOBE = rgb_profile(ADOBE_RGB, 2.2)
+
+
+@pytest.mark.parametrize(
+    "mode, profile",
+    [("RGB", b"no profile"), ("RGB", GREY), ("CMYK", ADOBE), ("RGB", ADOBE[:200])],
+)
 def test_a_profile_that_cannot_be_applied_is_said(tmp_path, mode, profile):
     image = Image.open(PICTURE).convert(mode).resize((16, 16))
     image.save(tmp_path / "x.tif", icc_profile=profile)
@@ -123,16 +136,16 @@ def with_pixel(values, pixel):
 @pytest.mark.parametrize(
     "values, white",
     [
-        (RAMP * 1.004, 1), (with_pixel(RAMP, 40), 1), (with_pixel(RAMP, 70000), 1), (with_pixel(RAMP, -3), 1),
-        (with_pixel(RAMP, np.nan), 1), (with_pixel(RAMP, np.inf), 1), (with_pixel(RAMP, -np.inf), 1),
-        (RAMP * 1.2 - 0.1, 1), (RAMP**8 * 300, 1), (RAMP * 255, 255), (RAMP * 256, 255),
+        *((with_pixel(RAMP, odd), 1) for odd in (40, 70000, -3, np.nan, np.inf, -np.inf)),
+        (RAMP * 1.004, 1), (RAMP * 1.2 - 0.1, 1), (RAMP**8 * 300, 1), (RAMP * 255, 255),
+        (RAMP * 256, 255),
         (with_pixel(RAMP * 255, 1e9), 255), (np.round(RAMP * 255) - 1, 255), (RAMP * 65535, 65535),
         (with_pixel(RAMP * 65535, 1e6), 65535),
     ],
 )  # fmt: skip
 def test_no_odd_pixel_turns_the_range_of_floating_point_values(tmp_path, values, white):
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "x.tif")
-    with pytest.warns(ImageWarning, match=f"floating point numbers, .* 0 is .*black and {white} as white"):
+    with pytest.warns(ImageWarning, match=f"floating point .* 0 is .*black and {white} as white"):
         seen = read_image(tmp_path / "x.tif")
     want = np.nan_to_num(values / white, nan=0.0, posinf=1, neginf=0).clip(0, 1) * 255
     assert distance(seen.getchannel(0), want.round()) < 0.6 and np.asarray(seen).mean() > 20
@@ -160,7 +173,8 @@ def test_what_a_folder_leaves_out_is_named(tmp_path):
         found = find_images(tmp_path)
     assert [p.name for p in found] == ["a.png", "b.jfif", "c.jpe", "d.apng", "e.mpo"]
     said = " ".join(str(w.message) for w in told)
-    for words in ("IMG_1.HEIC, phone.jpeg2; each is a HEIC picture", "pillow-heif", "new.jxl; it is a JPEG XL", "scan; it is a picture by its content", "10_fish"):
+    named = ["IMG_1.HEIC, phone.jpeg2; each is a HEIC picture", "pillow-heif", "10_fish"]
+    for words in (*named, "new.jxl; it is a JPEG XL", "scan; it is a picture by its content"):
         assert words in said, said
     assert "notes.txt" not in said
     for name, words in (("IMG_1.HEIC", "HEIC picture.*Save it as JPEG"), ("new.jxl", "JPEG XL")):
@@ -172,7 +186,7 @@ def test_what_a_folder_leaves_out_is_named(tmp_path):
         find_images(tmp_path / "kohya")
 
 
-@pytest.mark.skipif(not __import__("PIL.features").features.check("avif"), reason="Pillow without AVIF")
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
 def test_avif_is_read(tmp_path):
     drawing = Image.open(PICTURE).resize((64, 64)).convert("RGB")
     drawing.save(tmp_path / "x.avif", quality=95)
@@ -184,11 +198,20 @@ def test_animations_are_said_to_be_one_picture(tmp_path):
     red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
     for name in ("x.gif", "x.png", "x.webp", "x.tif"):
         red.save(tmp_path / name, save_all=True, append_images=[blue, red], lossless=True)
-        with pytest.warns(ImageWarning, match=f"{name} is an animation or has pages; the first of 3"):
+        with pytest.warns(ImageWarning, match=f"{name} is an animation .* the first of 3"):
             assert read_image(tmp_path / name).getpixel((5, 5)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("image, words", [(Image.new("RGB", (1, 1)), ["nothing in it", "enlarged 96.0 times"]), (Image.new("RGBA", (96, 96), (255, 0, 0, 0)), ["nothing in it.*255, 255, 255"]), (Image.new("L", (200, 96), 7), ["nothing in it"]), (Image.open(PICTURE).resize((23, 400)), ["only 23 × 400 .* 4.2 times"]), (Image.open(PICTURE).resize((24, 24)), [])])
+@pytest.mark.parametrize(
+    "image, words",
+    [
+        (Image.new("RGB", (1, 1)), ["nothing in it", "enlarged 96.0 times"]),
+        (Image.new("RGBA", (96, 96), (255, 0, 0, 0)), ["nothing in it.*255, 255, 255"]),
+        (Image.new("L", (200, 96), 7), ["nothing in it"]),
+        (Image.open(PICTURE).resize((23, 400)), ["only 23 × 400 .* 4.2 times"]),
+        (Image.open(PICTURE).resize((24, 24)), []),
+    ],
+)
 def test_pictures_with_little_in_them_are_said_before_training(pipe, image, words):
     """For a training of one step, the remarks come as warnings."""
     settings = TrainingSettings.for_pipeline(pipe, rank=4, max_train_steps=1, train_batch_size=1)
@@ -196,7 +219,7 @@ def test_pictures_with_little_in_them_are_said_before_training(pipe, image, word
         warnings.simplefilter("always")
         train(pipe, image, settings, progress=False)
     said = " ".join(str(w.message) for w in told if w.category is ImageWarning)
-    assert all(__import__("re").search(text, said) for text in words) and bool(said) == bool(words), said
+    assert all(re.search(text, said) for text in words) and bool(said) == bool(words), said
     assert remarks_on_square(read_with_remarks(PICTURE)[0], 96) == []
 
 
@@ -207,7 +230,7 @@ def test_captions_beside_the_pictures_and_doubled_ones_are_said(tmp_path):
     with pytest.warns(ImageWarning, match=r"\(a.txt, b.txt\) are not used.*--captions_file"):
         plan(tmp_path, tmp_path / "out", together=True)
     captions = tmp_path / "c.jsonl"
-    rows = [{"file_name": name, "text": f"A {n}"} for n, name in enumerate(("a.png", "b.png", "a.png"))]
+    rows = [{"file_name": name, "text": f"Of {name}"} for name in ("a.png", "b.png", "a.png")]
     captions.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match="line 3: a.png has a caption already, in line 1"):
         read_captions(captions, [tmp_path / "a.png", tmp_path / "b.png"])

@@ -15,6 +15,9 @@ from blora_nb.prompts import (
     without_the_libraries_own,
 )
 from blora_nb.sources import example_gallery
+from conftest import ROOT
+
+PICTURE = ROOT / "data" / "examples" / "star_sunset.png"
 
 LONG = "A cat with a red star and a blue moon and the tiger in the house of gold in neon style"
 ONE_STEP = {"num_inference_steps": 1, "progress": False}
@@ -29,7 +32,8 @@ def test_words_that_are_cut_off_are_named_as_they_are_typed(pipe):
 
 
 def test_words_that_the_teaching_model_never_learnt_are_named(pipe):
-    assert unknown_words(pipe, "A [v] bicycle in [s] style, <xyz> Zebra 猫 bicycle!") == ["bicycle", "Zebra", "猫"]
+    prompt = "A [v] bicycle in [s] style, <xyz> Zebra 猫 bicycle!"
+    assert unknown_words(pipe, prompt) == ["bicycle", "Zebra", "猫"]
     assert unknown_words(pipe, "A cat in neon style with a [wxy] star") == []
     (remark,) = remarks_on_prompt(pipe, "a " * 14 + "bicycle")
     assert "bicycle" in remark and "never learnt" not in remark, "what is cut off is not said twice"
@@ -42,24 +46,25 @@ def test_a_large_vocabulary_spells_no_word(pipe, monkeypatch):
 
 def test_it_is_said_wherever_a_prompt_can_be_typed(pipe, picture, caplog):
     logging.getLogger("diffusers").addHandler(caplog.handler)
+    short = {"progress": False, "max_train_steps": 1}
+
+    def of_a_block():
+        with prompt_per_block(pipe, {"mid_block.attentions.0": LONG}):
+            pass
+
     places = {
         "prompt": lambda: generate(pipe, LONG, **ONE_STEP),
         "negative": lambda: generate(pipe, "A cat", negative_prompt=LONG, **ONE_STEP),
-        "training": lambda: train(pipe, picture, progress=False, max_train_steps=1, instance_prompt=LONG),
-        "caption": lambda: train(pipe, {PICTURE: LONG}, progress=False, max_train_steps=1),
-        "block": lambda: prompt_per_block(pipe, {"mid_block.attentions.0": LONG}).__enter__(),
+        "training": lambda: train(pipe, picture, instance_prompt=LONG, **short),
+        "caption": lambda: train(pipe, {PICTURE: LONG}, **short),
+        "block": of_a_block,
     }
-    from conftest import ROOT
-
-    PICTURE = ROOT / "data" / "examples" / "star_sunset.png"
     try:
         for place, use in places.items():
             with pytest.warns(PromptWarning, match='not used: "the house of gold in neon style"'):
                 use()
     finally:
         logging.getLogger("diffusers").removeHandler(caplog.handler)
-        for name in ("mid_block.attentions.0",):
-            pipe.unet.get_submodule(name)._forward_pre_hooks.clear()
     assert "truncated" not in caplog.text and "Token indices" not in caplog.text
 
 
@@ -79,7 +84,7 @@ def test_the_libraries_speak_again_afterwards():
 
 
 def test_panels_say_it_in_their_status(pipe, tmp_path):
-    settings = TrainingSettings.for_pipeline(pipe, max_train_steps=1, instance_prompt="A [v] bicycle")
+    settings = TrainingSettings.for_pipeline(pipe, max_train_steps=1)
     panel = AlphaPanel(
         pipe, "star sunset", "flower neon", gallery=example_gallery(), num_inference_steps=1,
         folder=tmp_path, prompt=LONG, training_settings=settings, background=False,
@@ -98,7 +103,8 @@ def test_panels_say_what_is_wrong_with_an_uploaded_picture(pipe, tmp_path):
     from test_panels import png, upload
     from PIL import Image
 
-    panel = AlphaPanel(pipe, content=Image.new("RGB", (9, 9), "red"), folder=tmp_path, background=False)
+    red = Image.new("RGB", (9, 9), "red")
+    panel = AlphaPanel(pipe, content=red, folder=tmp_path, background=False)
     assert "nothing in it" in panel.worker.status.value
     upload(panel.choosers["content"].upload, "tiny.png", png(Image.effect_noise((12, 12), 90)))
     said = panel.worker.status.value
