@@ -30,6 +30,7 @@ MOST_PIXELS = 150_000_000  # half a gigabyte as RGB; known before anything is de
 # no file names on Windows
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 RANGES = (1, 255, 65535, 2**31 - 1)  # what white is in the files of usual programs
+MOST_EXPOSED = 16  # times white: four stops
 MOST_ENLARGED = 4  # times; beyond, what is learnt is the blur
 FLAT = 4  # of 255: less of a difference is no drawing
 AS_SRGB = "its colours are taken as they are, as sRGB."
@@ -274,8 +275,8 @@ def white_of(values: np.ndarray, ranges=RANGES) -> float:
 
     A few pixels say nothing: highlights and ringing go beyond the range as a matter of course. So
     the brightest twentieth is left out, and what is not above 0 or no number. Scene-referred
-    pictures (HDR) have large highlights; they are told by their median, which is within 0..1, and
-    a picture of whole numbers is none.
+    pictures (HDR) have large highlights, or are bright as a whole; they are told by a median within
+    0..1, or by values that would be next to black in 0..255. One of whole numbers is none of them.
     """
     seen = np.sort(values[np.isfinite(values) & (values > 0)])
     if not seen.size:
@@ -284,7 +285,8 @@ def white_of(values: np.ndarray, ranges=RANGES) -> float:
     high = seen[seen.size - 1 - left_out]
     whole = bool((seen == seen.round()).mean() > 0.99)
     for white in ranges:
-        if white == 1 and np.median(seen) <= 1.1 and (not whole or high <= 1):
+        scene = not whole and (np.median(seen) <= 1.1 or high <= MOST_EXPOSED)
+        if white == 1 and (scene or high <= 1):
             return white
         if white > 1 and high <= 1.1 * white:
             return white

@@ -33,15 +33,15 @@ ADOBE_RGB = (
 )  # fmt: skip
 
 
-def icc(kind: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """A colour profile of version 2 for a screen, made of its tags."""
+def icc(kind: bytes, tags: dict[bytes, bytes], device=b"mntr", connection=b"XYZ ") -> bytes:
+    """A colour profile of version 2, made of its tags."""
     start, table, data = 128 + 4 + 12 * len(tags), b"", b""
     for name, value in tags.items():
         table += name + struct.pack(">II", start + len(data), len(value))
         data += value + bytes(-len(value) % 4)
     d50 = struct.pack(">iii", *(round(v * 65536) for v in (0.9642, 1.0, 0.8249)))
-    header = struct.pack(">I4sI4s", start + len(data), bytes(4), 0x02400000, b"mntr")
-    header += kind + b"XYZ "
+    header = struct.pack(">I4sI4s", start + len(data), bytes(4), 0x02400000, device)
+    header += kind + connection
     header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + d50 + bytes(48)
     return header + struct.pack(">I", len(tags)) + table + data
 
@@ -61,6 +61,29 @@ def rgb_profile(primaries, exponent: float) -> bytes:
 
 
 GREY = icc(b"GRAY", {b"wtpt": xyz((0.9642, 1, 0.8249)), b"kTRC": gamma(1.0)})  # linear light
+
+
+def cmyk_profile() -> bytes:
+    """Of a press whose cyan prints as a grey of lightness 50, and all else as it likes."""
+    ramp = bytes(range(256))
+    nodes = bytearray()
+    for node in range(16):  # black changes fastest
+        ink = [node >> 3 & 1, node >> 2 & 1, node >> 1 & 1, node & 1]
+        lightness = {(0, 0, 0, 0): 255, (1, 0, 0, 0): 128}.get(tuple(ink), 0)
+        nodes += bytes([lightness, 128, 128])
+    identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + ramp * 4 + bytes(nodes) + ramp * 3
+    tags = {b"wtpt": xyz((0.9642, 1, 0.8249)), b"A2B0": table}
+    return icc(b"CMYK", tags, b"prtr", b"Lab ")
+
+
+@pytest.mark.parametrize(
+    "ink, grey", [((0, 0, 0, 0), 255), ((255, 0, 0, 0), 119), ((0, 0, 0, 255), 0)]
+)
+def test_the_profile_of_a_press_is_applied(tmp_path, ink, grey):
+    image = Image.new("CMYK", (8, 8), ink)
+    image.save(tmp_path / "x.tif", icc_profile=cmyk_profile())
+    assert all(abs(value - grey) <= 2 for value in read_image(tmp_path / "x.tif").getpixel((4, 4)))
 
 
 def distance(one, two) -> float:
@@ -137,8 +160,8 @@ def with_pixel(values, pixel):
     "values, white",
     [
         *((with_pixel(RAMP, odd), 1) for odd in (40, 70000, -3, np.nan, np.inf, -np.inf)),
-        (RAMP * 1.004, 1), (RAMP * 1.2 - 0.1, 1), (RAMP**8 * 300, 1), (RAMP * 255, 255),
-        (RAMP * 256, 255),
+        (RAMP * 1.004, 1), (RAMP * 1.2 - 0.1, 1), (RAMP**8 * 200, 1), (RAMP * 255, 255),
+        (RAMP * 256, 255), (RAMP * 3, 1),
         (with_pixel(RAMP * 255, 1e9), 255), (np.round(RAMP * 255) - 1, 255), (RAMP * 65535, 65535),
         (with_pixel(RAMP * 65535, 1e6), 65535),
     ],
