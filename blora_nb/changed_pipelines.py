@@ -116,20 +116,30 @@ def check_unchanged(pipe, training=False, attention=False) -> None:
         training: a B-LoRA is to be trained. attention: attention is to be recorded.
     """
     unet = inner(pipe.unet)
-    faults = [peft_model(unet), fused_projections(unet), fused_lora(pipe), ip_adapter(unet)]
-    if training:
-        faults += [freeu(unet), moved_by_hooks(pipe)]
-    if training or attention:
-        faults.append(other_attention(unet))
+    faults = [other_model(unet)]
+    if not any(faults):
+        faults = [fused_projections(unet), fused_lora(pipe), ip_adapter(unet)]
+        if training:
+            faults += [freeu(unet), moved_by_hooks(pipe)]
+        if training or attention:
+            faults.append(other_attention(unet))
     for what, remedy in filter(None, faults):
         raise PipelineError(f"This pipeline was changed: {what}. Undo it first: {remedy}")
 
 
-def peft_model(unet) -> tuple[str, str] | None:
-    """Whether the U-Net is inside a model of PEFT's (`get_peft_model`): (what, how to undo it)."""
+def other_model(unet) -> tuple[str, str] | None:
+    """Whether something else than diffusers' model is in the U-Net's place: (what, how to undo it).
+
+    PEFT's `get_peft_model` gives such a thing.
+    """
+    from diffusers import UNet2DConditionModel
+
+    if isinstance(unet, UNet2DConditionModel):
+        return None
     if hasattr(unet, "base_model") and hasattr(unet, "unload"):
         return "its U-Net is inside a PEFT model with an adapter", "pipe.unet = pipe.unet.unload()"
-    return None
+    what = f"in the U-Net's place is a {type(unet).__name__}"
+    return what, "put the UNet2DConditionModel itself there (pipe.unet = …)"
 
 
 def fused_projections(unet) -> tuple[str, str] | None:
@@ -235,8 +245,8 @@ def adapters_of_encoders(pipe) -> list[str]:
 def acting_weights(unet, adapter: str) -> dict[str, int]:
     """A checksum of each of an adapter's weights as they are on the U-Net, where these are at hand.
 
-    It tells a LoRA that was exchanged in place (diffusers' hotswap) from the one that was put on. It
-    is added up on the device, bit for bit and by place: a hundred megabytes need not be fetched.
+    They tell a LoRA that was exchanged in place (diffusers' hotswap) from the one that was put on, and
+    are added up on the device, bit for bit and by place: a hundred megabytes need not be fetched.
     """
     weights = {
         name: parameter.detach().flatten()

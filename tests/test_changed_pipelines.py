@@ -276,6 +276,22 @@ def offload_models(pipe):
     pipe.enable_model_cpu_offload = again
 
 
+class Kept(torch.nn.Module):
+    """A wrapper whose inside has a name of its own."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.wrapped, self.extra = unet, torch.nn.Identity()
+
+
+def test_what_is_no_unet_is_refused(fresh, picture):
+    unet = fresh.unet
+    fresh.unet = Kept(unet)
+    for use in (lambda: draw(fresh), lambda: learn(fresh, picture), lambda: looked(fresh)):
+        with pytest.raises(PipelineError, match="in the U-Net's place is a Kept"):
+            use()
+
+
 OFFLOADED = {
     "models": offload_models,
     "sequential": lambda pipe: pipe.enable_sequential_cpu_offload(device="cpu"),
