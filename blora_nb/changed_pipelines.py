@@ -245,8 +245,8 @@ def adapters_of_encoders(pipe) -> list[str]:
 def acting_weights(unet, adapter: str) -> dict[str, int]:
     """A checksum of each of an adapter's weights as they are on the U-Net, where these are at hand.
 
-    They tell a LoRA that was exchanged in place (diffusers' hotswap) from the one that was put on, and
-    are added up on the device, bit for bit and by place: a hundred megabytes need not be fetched.
+    They tell a LoRA that was exchanged in place (diffusers' hotswap) from the one that was put on.
+    Added up on the device, bit for bit and by place: a hundred megabytes need not be fetched.
     """
     weights = {
         name: parameter.detach().flatten()
