@@ -34,16 +34,26 @@ def load(args, device=None):
 
 
 def run_train(args):
+    from .bases import check_base
     from .configuration import TrainingSettings, given
     from .distributed import launched, share
-    from .many_pictures import check_output, make_class_pictures, plan, train_all, write_manifest
+    from .many_pictures import (
+        check_finished,
+        check_output,
+        make_class_pictures,
+        plan,
+        train_all,
+        write_manifest,
+    )
     from .memory import report
     from .validation import SHEET, validation_pictures, write_validation_sheet
 
     jobs = plan(args.instance_data_dir, args.output_dir, args.together, args.captions_file, args.content_B_LoRA)
     device, main, gather = launched(args.device)
     mine = share(lambda: check_output(jobs, args.resume_from_checkpoint))
+    finished = [job for job in jobs if job.finished]  # no process has begun yet
     pipe = load(args, device)
+    check_base(pipe)
     settings = TrainingSettings.for_pipeline(pipe, **given(args))
     if main:
         print(report(pipe, settings, one_prompt=not any(caption for job in jobs for caption in job.pictures.values())), flush=True)
@@ -53,6 +63,8 @@ def run_train(args):
     validate = args.validation_prompt and validation_pictures(pipe, args.validation_prompt, args.num_validation_images)
     failed = []
     try:
+        if main:
+            failed += check_finished(pipe, finished, settings)
         failed += gather(train_all(pipe, mine, settings, args.resume_from_checkpoint, validate, progress=main))
         for job in jobs if validate and main else ():
             if job.finished and not (job.folder / SHEET).exists():
@@ -68,6 +80,7 @@ def run_train(args):
 
 
 def run_generate(args):
+    from .bases import check_base
     from .generation import generate_each
     from .images import save_picture, writable_folder
     from .models import merge_few_step_lora, native_resolution, tile_vae, use_scheduler
@@ -77,6 +90,7 @@ def run_generate(args):
     content, style = halves_of(args)
     writable_folder(args.output_path)
     pipe = load(args)
+    check_base(pipe)
     if args.few_step_lora:
         merge_few_step_lora(pipe, args.few_step_lora)
     if args.scheduler or args.few_step_lora:
@@ -116,7 +130,18 @@ def main():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
-    warnings.formatwarning = lambda message, category, *_: f"{'note' if category.__module__.startswith('blora_nb') else category.__name__}: {message}\n"
+    told: set[str] = set()
+
+    def line_once(message, category, *_):
+        """A warning as one line; nothing the second time, as of a prompt for many pictures."""
+        ours = category.__module__.startswith("blora_nb")
+        line = f"{'note' if ours else category.__name__}: {message}\n"
+        if ours and line in told:
+            return ""
+        told.add(line)
+        return line
+
+    warnings.formatwarning = line_once
     try:
         from .options import parse  # within, so that Ctrl-C is answered while PyTorch is imported
 

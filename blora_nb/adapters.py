@@ -13,6 +13,16 @@ import safetensors.torch
 import torch
 
 from .blocks import BLOCK_OF_HALF, half_of
+from .changed_pipelines import (
+    PipelineWarning,
+    acting_weights,
+    adapters_of_encoders,
+    check_unchanged,
+    fused_lora,
+    inner,
+    merged_adapters,
+    unwrapped,
+)
 from .state_dict_checks import base_of, check_complete, check_finite, check_sizes, remarks
 from .files import FILE_NAME, PEFT_FILE, complete_file, find_weights, open_weights, read_beside
 from .formats import (
@@ -288,25 +298,31 @@ def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
 
     Raises:
         BLoRAError: a half is missing or does not fit the base model; what was on the pipeline is still on it.
+        PipelineError: somebody has changed the pipeline so that LoRA would have no right effect.
         ValueError: an alpha is no ordinary number.
     """
     for what, alpha in (("content_alpha", content_alpha), ("style_alpha", style_alpha)):
         check_strength(what, alpha)
+    check_unchanged(pipe)
     halves = {half: mix(half, given) for half, given in (("content", content), ("style", style)) if given is not None}
     fingerprints = {half: blora.fingerprint for half, blora in halves.items()}
-    if on_the_pipeline(pipe) == fingerprints:
+    if on_the_pipeline(pipe) == fingerprints and not adapters_of_encoders(pipe):
         set_alphas(pipe, content_alpha, style_alpha)
         return
     for blora in halves.values():
-        _check_fits(pipe.unet, blora)
+        _check_fits(inner(pipe.unet), blora)
+    tell_of_others(pipe)
     remove(pipe)
-    with warnings.catch_warnings():
+    with unwrapped(pipe), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what we want
         for half, blora in halves.items():
             # said for every layer, because diffusers guesses wrong in some versions where ranks differ
             alphas = {f"unet.{layer}.alpha": float(a.shape[0]) for layer, (a, _) in blora.layers.items()}
-            pipe.load_lora_into_unet({key: t.clone() for key, t in blora.state_dict.items()}, alphas, pipe.unet, adapter_name=half, _pipeline=pipe)
-            pipe.unet.peft_config[half].fingerprint = fingerprints[half]
+            weights = {key: t.clone() for key, t in blora.state_dict.items()}
+            options = {"adapter_name": half, "_pipeline": pipe}
+            pipe.load_lora_into_unet(weights, alphas, pipe.unet, **options)
+            config = pipe.unet.peft_config[half]
+            config.fingerprint, config.acting = fingerprints[half], acting_weights(pipe.unet, half)
     set_alphas(pipe, content_alpha, style_alpha)
 
 
@@ -325,28 +341,59 @@ def _check_fits(unet, blora):
 def set_alphas(pipe, content_alpha=1.0, style_alpha=1.0):
     """Change the strengths of the halves that are on the pipeline; nothing is loaded again."""
     alphas = {"content": float(content_alpha), "style": float(style_alpha)}
-    on = [half for half in alphas if half in applied(pipe)]
+    on, unet = [half for half in alphas if half in applied(pipe)], inner(pipe.unet)
     if on:
-        if any(getattr(module, "disable_adapters", False) is True for module in pipe.unet.modules()):  # by pipe.disable_lora()
-            pipe.unet.enable_lora()
-        pipe.unet.set_adapters(on, [alphas[half] for half in on])
+        if merged_adapters(unet):
+            check_unchanged(pipe)  # which says how to take them out of the weights again
+        # by pipe.disable_lora()
+        if any(getattr(module, "disable_adapters", False) is True for module in unet.modules()):
+            unet.enable_lora()
+        with unwrapped(pipe):
+            unet.set_adapters(on, [alphas[half] for half in on])
 
 
 def on_the_pipeline(pipe):
-    """The fingerprints of the halves that `apply` has put on a pipeline; None for an adapter that came from elsewhere."""
-    return {name: getattr(config, "fingerprint", None) for name, config in getattr(pipe.unet, "peft_config", {}).items()}
+    """The fingerprints of the halves that `apply` has put on a pipeline.
+
+    None for an adapter that came from elsewhere, or whose weights were exchanged since.
+    """
+    unet, found = inner(pipe.unet), {}
+    with unwrapped(pipe):
+        for name, config in getattr(unet, "peft_config", {}).items():
+            fingerprint = getattr(config, "fingerprint", None)
+            unchanged = fingerprint and config.acting == acting_weights(unet, name)
+            found[name] = fingerprint if unchanged else None
+    return found
 
 
 def applied(pipe):
     """The names of the adapters on a pipeline's U-Net."""
-    return list(getattr(pipe.unet, "peft_config", {}))
+    return list(getattr(inner(pipe.unet), "peft_config", {}))
+
+
+def tell_of_others(pipe):
+    """Warn of the adapters that somebody else has put on a pipeline, before they are taken off."""
+    others = [name for name, fingerprint in on_the_pipeline(pipe).items() if fingerprint is None]
+    if others := sorted({*others, *adapters_of_encoders(pipe)}):
+        warnings.warn(
+            f"The LoRA {', '.join(others)}, loaded by other means, is taken off the pipeline: "
+            "pictures and trainings start from the plain model. To keep one, make it a part of the "
+            "base: pipe.fuse_lora(), then pipe.unload_lora_weights().",
+            PipelineWarning,
+            stacklevel=3,
+        )
 
 
 def remove(pipe):
-    """Take every LoRA off the pipeline; afterwards it is the plain model."""
-    began = getattr(pipe.unet, "_hf_peft_config_loaded", False)  # diffusers' note, made before the first layer gets LoRA; an error may have come before there was a list
-    if began or applied(pipe) or any(hasattr(module, "base_layer") for module in pipe.unet.modules()):
-        pipe.unload_lora_weights()
+    """Take every LoRA off the pipeline, also fused ones; afterwards it is the plain model."""
+    with unwrapped(pipe):
+        if fused_lora(pipe):
+            pipe.unfuse_lora()
+        # diffusers' note, made before the first layer gets LoRA: an error may come between
+        began = getattr(pipe.unet, "_hf_peft_config_loaded", False)
+        left = any(hasattr(module, "base_layer") for module in pipe.unet.modules())
+        if began or left or applied(pipe) or adapters_of_encoders(pipe):
+            pipe.unload_lora_weights()
 
 
 def describe(blora):

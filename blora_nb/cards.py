@@ -18,7 +18,7 @@ from .blocks import half_of
 from .state_dict_checks import base_of
 from .files import FILE_NAME
 from .formats import shown
-from .images import read_image, safe_name
+from .images import read_with_remarks, safe_name
 from .models import SDXL
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
@@ -75,7 +75,7 @@ def training_metadata(pipe, settings, picture=None):
 
 def picture_metadata(picture):
     """A thumbnail (at most 128 pixels) of a picture and the sha256 of its pixels as `read_image` gives them."""
-    picture = read_image(picture)
+    picture, _ = read_with_remarks(picture)
     sha256 = hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
     picture.thumbnail((128, 128))
     data = io.BytesIO()

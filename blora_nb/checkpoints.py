@@ -205,6 +205,20 @@ def find_checkpoint(folder, wanted="latest"):
     return None
 
 
+def other_settings(stored: dict, settings, may_differ=frozenset()) -> list[str]:
+    """What differs between the stored settings of a training and those asked for, in words.
+
+    Args:
+        may_differ: names of settings that are not compared, beside those without effect.
+    """
+    now = asdict(settings)
+    return [
+        f"{name} was {stored.get(name)} and is {now[name]}"
+        for name in now
+        if name not in WITHOUT_EFFECT | may_differ and stored.get(name) != now[name]
+    ]
+
+
 def resume(path, state, settings):
     """Bring a fresh `TrainingState` to where a checkpoint was written.
 
@@ -212,10 +226,8 @@ def resume(path, state, settings):
         CheckpointError: it belongs to another picture, other settings or another model.
     """
     blora, tensors, rest, stored = read_checkpoint(path)
-    now = asdict(settings)
-    free = WITHOUT_EFFECT | ({"max_train_steps"} if settings.lr_scheduler.startswith("constant") else set())
-    different = [f"{name} was {stored.get(name)} and is {now[name]}" for name in now if name not in free and stored.get(name) != now[name]]
-    if different:
+    may_differ = {"max_train_steps"} if settings.lr_scheduler.startswith("constant") else set()
+    if different := other_settings(stored, settings, may_differ):
         raise CheckpointError(f"{path} was written with other settings: {'; '.join(different)}. Give the same ones, or start in another folder.")
     if state.learned and rest.get("learned") is None:
         raise CheckpointError(f"{path} was written by an earlier version, which did not note what it was trained on. Use it as it is (it is a B-LoRA like any other), or start in another folder.")

@@ -7,9 +7,12 @@ import operator
 import torch
 
 from . import adapters
+from .bases import check_base
+from .changed_pipelines import check_unchanged, ready_to_draw, unwrapped
 from .lean_attention import lean_attention
 from .memory import explain_out_of_memory_generating, forget, is_out_of_memory, pictures_at_once
 from .models import check_prompt, defaults_for
+from .prompts import tell_of_prompt, without_the_libraries_own
 from .records import record
 from .sharing import pipeline_lock
 from .structure import structure_of
@@ -53,12 +56,14 @@ def generate_each(pipe, prompt, content=None, style=None, content_alpha=1.0, sty
     Args:
         sampling: see `pictures`.
     """
+    check_pipeline(pipe)
     content, style = adapters.loaded(content), adapters.loaded(style)
-    content_alpha, style_alpha = float(content_alpha), float(style_alpha)  # also NumPy's and PyTorch's, which no record could hold
-    with memory_explained(pipe):
-        adapters.apply(pipe, content, style, content_alpha, style_alpha)
+    # also NumPy's and PyTorch's numbers, which no record could hold
+    alphas = {"content_alpha": float(content_alpha), "style_alpha": float(style_alpha)}
+    with ready_to_draw(pipe), memory_explained(pipe):
+        adapters.apply(pipe, content, style, **alphas)
         embeds = encode(pipe, prompt, negative_prompt)
-    common, alphas = record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha), {"content_alpha": content_alpha, "style_alpha": style_alpha}
+        common = record(pipe, prompt, negative_prompt, content, style, *alphas.values())
     for image in pictures(pipe, embeds, **sampling, **alphas):
         image.info["blora_nb"] = common | image.info["blora_nb"]
         yield image
@@ -72,9 +77,17 @@ def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, negative_prompt=N
         sampling: see `pictures`.
     """
     with pipeline_lock(pipe):
-        with memory_explained(pipe):
+        check_pipeline(pipe)
+        with ready_to_draw(pipe), memory_explained(pipe):
             embeds = encode(pipe, prompt, negative_prompt)
         return list(pictures(pipe, embeds, seeds, num_inference_steps, **sampling))
+
+
+def check_pipeline(pipe):
+    """Raise a ValueError where the base is of another kind, or a change spoils pictures."""
+    with unwrapped(pipe):
+        check_unchanged(pipe)
+        check_base(pipe)
 
 
 @torch.no_grad()
@@ -82,8 +95,13 @@ def encode(pipe, prompt, negative_prompt=None):
     """A prompt and its negative as the pipeline's keyword arguments; encoded once, they serve any number of seeds."""
     for text in (prompt, negative_prompt or ""):
         check_prompt(text)
-    prompt_embeds, negative, pooled, negative_pooled = pipe.encode_prompt(prompt, negative_prompt=negative_prompt, device=pipe.device)
-    return {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative, "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative_pooled}
+        tell_of_prompt(pipe, text)
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")
+    with without_the_libraries_own():
+        embeds = pipe.encode_prompt(
+            prompt, negative_prompt=negative_prompt, device=pipe._execution_device
+        )
+    return dict(zip((*names, "negative_pooled_prompt_embeds"), embeds))
 
 
 @torch.no_grad()
@@ -105,22 +123,37 @@ def pictures(pipe, embeds, seeds=(0,), num_inference_steps=None, guidance_scale=
     """
     from tqdm.auto import tqdm
 
-    seeds, suited = seed_list(seeds), defaults_for(pipe)
-    steps = operator.index(suited.num_inference_steps if num_inference_steps is None else num_inference_steps)
-    guidance = float(suited.guidance_scale if guidance_scale is None else guidance_scale)
-    height, width = (side if side is None else operator.index(side) for side in (height, width))
-    check_sampling(steps, guidance, content_until, style_from)
-    timed = content_until < 1 or style_from > 0
-    structure = structure_of(pipe, image, strength, controlnet, control_image, controlnet_conditioning_scale, height, width)
-    made = structure.steps(steps)
-    made_with = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width, "asymmetric_guidance": asymmetric_guidance, "content_until": content_until, "style_from": style_from} | structure.made_with
-    done, total, first, size, vae_dtype = 0, made * len(seeds), 0, batch_size or pictures_at_once(pipe, height, width), pipe.vae.dtype
-
-    def set_time(step):
-        adapters.set_alphas(pipe, content_alpha * (step < content_until * made), style_alpha * (step >= style_from * made))
-
-    pipe._guidance_scale = guidance  # for `inspection`, which asks this pipeline also where another one, made of its parts, draws
     with ExitStack() as stack:
+        stack.enter_context(ready_to_draw(pipe, with_hooks=asymmetric_guidance))
+        seeds, suited = seed_list(seeds), defaults_for(pipe)
+        steps = suited.num_inference_steps if num_inference_steps is None else num_inference_steps
+        steps = operator.index(steps)
+        guidance = float(suited.guidance_scale if guidance_scale is None else guidance_scale)
+        height, width = (None if side is None else operator.index(side) for side in (height, width))
+        check_sampling(steps, guidance, content_until, style_from)
+        timed = content_until < 1 or style_from > 0
+        layout = (controlnet, control_image, controlnet_conditioning_scale)
+        structure = structure_of(pipe, image, strength, *layout, height, width)
+        made = structure.steps(steps)
+        made_with = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "height": height,
+            "width": width,
+            "asymmetric_guidance": asymmetric_guidance,
+            "content_until": content_until,
+            "style_from": style_from,
+            **structure.made_with,
+        }
+        done, total, first, vae_dtype = 0, made * len(seeds), 0, pipe.vae.dtype
+        size = batch_size or pictures_at_once(pipe, height, width)
+
+        def set_time(step):
+            now = step < content_until * made, step >= style_from * made
+            adapters.set_alphas(pipe, content_alpha * now[0], style_alpha * now[1])
+
+        # for `inspection`, which asks this pipeline also where one made of its parts draws
+        pipe._guidance_scale = guidance
         stack.callback(torch.nn.Module.to, pipe.vae, vae_dtype)  # diffusers leaves it in float32 where a float16 VAE that overflows is stopped at its work
         stack.enter_context(lean_attention(pipe.unet))
         bar = stack.enter_context(tqdm(total=total, desc="generating", disable=progress is not True))

@@ -4,11 +4,13 @@ Both are context managers; afterwards the pipeline is what it was, also when som
 """
 
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from .blocks import TRANSFORMER_BLOCKS, check_blocks
+from .changed_pipelines import check_unchanged, uncompiled
+from .generation import check_pipeline
 from .models import encode_prompt
 
 END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
@@ -36,6 +38,7 @@ def prompt_per_block(pipe, prompts):
         ValueError: a name that is no transformer block.
     """
     check_blocks(prompts)
+    check_pipeline(pipe)
 
     def swapped_in(embeds):
         def hook(module, args, kwargs):
@@ -46,15 +49,14 @@ def prompt_per_block(pipe, prompts):
 
         return hook
 
-    handles = []
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(uncompiled(pipe))
         for name, prompt in prompts.items():
             embeds, _ = encode_prompt(pipe, prompt)
-            handles.append(pipe.unet.get_submodule(name).register_forward_pre_hook(swapped_in(embeds), with_kwargs=True))
+            block = pipe.unet.get_submodule(name)
+            handle = block.register_forward_pre_hook(swapped_in(embeds), with_kwargs=True)
+            stack.callback(handle.remove)
         yield pipe
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class AttentionRecord:
@@ -123,9 +125,11 @@ def record_attention(pipe, prompt, blocks=TRANSFORMER_BLOCKS, kinds=("cross", "s
         An `AttentionRecord`, filled when the block is left.
 
     Raises:
-        ValueError: a name that is no transformer block.
+        ValueError: a name that is no transformer block, or a pipeline with another attention.
     """
     check_blocks(blocks)
+    check_pipeline(pipe)
+    check_unchanged(pipe, attention=True)
     ids = pipe.tokenizer(prompt, truncation=True).input_ids
     record = AttentionRecord(pipe.tokenizer.convert_ids_to_tokens(ids))
     sums, calls, size = {}, defaultdict(int), {}
@@ -146,17 +150,18 @@ def record_attention(pipe, prompt, blocks=TRANSFORMER_BLOCKS, kinds=("cross", "s
 
         return hook
 
-    handles = [pipe.unet.register_forward_pre_hook(see_latents, with_kwargs=True)]
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(uncompiled(pipe))
+        handle = pipe.unet.register_forward_pre_hook(see_latents, with_kwargs=True)
+        stack.callback(handle.remove)
         for block in blocks:
             for layer in pipe.unet.get_submodule(block).transformer_blocks:
                 for kind, attention in (("self", layer.attn1), ("cross", layer.attn2)):
                     if kind in kinds:
-                        handles.append(attention.register_forward_hook(add_weights((kind, block)), with_kwargs=True))
+                        see = add_weights((kind, block))
+                        handle = attention.register_forward_hook(see, with_kwargs=True)
+                        stack.callback(handle.remove)
         yield record
-    finally:
-        for handle in handles:
-            handle.remove()
     for (kind, block), total in sums.items():
         mean = (total / calls[kind, block]).cpu()
         shrink = round((size["latents"].numel() / mean.shape[1]) ** 0.5)

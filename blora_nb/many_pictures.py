@@ -8,12 +8,21 @@ from pathlib import Path
 import shutil
 import sys
 import tempfile
+import warnings
 
-
-from .adapters import FILE_NAME, BLoRA, BLoRAError
-from .checkpoints import CheckpointError, check_unused, checkpoints
-from .images import find_images, free_path, read_image, safe_name, save_image, writable_folder
-from .trainer import train
+from .adapters import FILE_NAME, BLoRA, BLoRAError, BLoRAWarning
+from .cards import training_metadata
+from .checkpoints import CheckpointError, check_unused, checkpoints, other_settings
+from .images import (
+    ImageWarning,
+    find_images,
+    free_path,
+    read_with_remarks,
+    safe_name,
+    save_image,
+    writable_folder,
+)
+from .trainer import class_pictures, squares_of, train, what_is_learned
 from .watch import TrainingError, stop_at_the_end_of_a_step
 
 MANIFEST = "manifest.json"
@@ -43,8 +52,10 @@ def plan(instance_data_dir, output_dir, together=False, captions_file=None, cont
     """
     paths = find_images(instance_data_dir)
     for path in paths:
-        read_image(path)
+        read_with_remarks(path)  # what is worth a remark is said where the picture is learnt
     captions = read_captions(captions_file, paths) if captions_file else {}
+    if not captions_file and (unused := unused_captions(paths)):
+        warnings.warn(unused, ImageWarning, stacklevel=2)
     if captions_file and not together:
         raise ValueError("A captions file is for one B-LoRA from all pictures: add --together.")
     if together or len(paths) == 1:
@@ -68,7 +79,7 @@ def with_content(source):
 
 def read_captions(file, paths):
     """Path to prompt, from lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"} (the `datasets` library's metadata.jsonl)."""
-    by_name, captions = {path.name: path for path in paths}, {}
+    by_name, captions, lines_of = {path.name: path for path in paths}, {}, {}
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -87,6 +98,12 @@ def read_captions(file, paths):
             raise ValueError(f'{file}, line {number}: expected something like {{"file_name": "dog1.jpg", "text": "A [v] dog"}}, not: {line[:80]}') from None
         if name not in by_name:
             raise ValueError(f"{file}, line {number}: there is no picture {name}.")
+        if name in lines_of:
+            raise ValueError(
+                f"{file}, line {number}: {name} has a caption already, in line {lines_of[name]}. "
+                "Remove one of the two."
+            )
+        lines_of[name] = number
         captions[by_name[name]] = text
     missing = [path.name for path in paths if path not in captions]
     if missing:
@@ -94,8 +111,25 @@ def read_captions(file, paths):
     return captions
 
 
+def unused_captions(paths) -> str | None:
+    """A sentence about captions that lie beside the pictures and are not used; None without any."""
+    beside = [path.with_suffix(end) for path in paths for end in (".txt", ".caption")]
+    beside += [path.with_name(path.name + ".txt") for path in paths]
+    lists = ("metadata.jsonl", "metadata.csv")  # as the `datasets` library has them
+    beside += [path.parent / name for path in paths[:1] for name in lists]
+    names = [path.name for path in dict.fromkeys(beside) if path.is_file()]
+    if not names:
+        return None
+    named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"The captions beside the pictures ({named}) are not used: all pictures have the instance "
+        "prompt. For a prompt of its own for each, with --together, write a --captions_file with "
+        'lines like {"file_name": "dog1.jpg", "text": "A [v] dog in the snow"}.'
+    )
+
+
 def check_output(jobs, resume):
-    """The jobs that are not finished; those that are, are named.
+    """The jobs that are not finished.
 
     Raises, before any work, where something would be overwritten, cannot be written, or only looks finished.
     """
@@ -107,7 +141,6 @@ def check_output(jobs, resume):
                 raise BLoRAError(f"{error} Remove it, and the training goes on from its last checkpoint.") from None
             if learned and learned != [path.name for path in job.pictures]:
                 raise FileExistsError(f"{job.folder / FILE_NAME} is the B-LoRA of {', '.join(learned)}. Choose another output_dir.")
-            print(f"finished already: {job.folder}", flush=True)
         if not resume and job.finished:
             raise FileExistsError(f'{job.folder / FILE_NAME} exists already. Choose another output_dir, remove it, or keep what is finished with resume_from_checkpoint="latest".')
         if not resume:
@@ -115,6 +148,63 @@ def check_output(jobs, resume):
         for left in writable_folder(job.folder).glob(f"{FILE_NAME}*.part") if not job.finished else ():
             left.unlink()  # by a process that was killed while it wrote
     return [job for job in jobs if not job.finished]
+
+
+def check_finished(pipe, jobs, settings):
+    """Name what is finished; return (job, why) of what is finished and not what is asked for.
+
+    Args:
+        jobs: finished ones, from `plan`; `check_output` has looked at their files.
+    """
+    others = []
+    for job in jobs:
+        if why := other_training(pipe, job, settings):
+            names = ", ".join(map(str, job.pictures))
+            print(f"failed: {names}: {why}", file=sys.stderr, flush=True)
+            others.append((job, why))
+        else:
+            print(f"finished already: {job.folder}", flush=True)
+    return others
+
+
+def other_training(pipe, job, settings) -> str | None:
+    """What differs between a finished B-LoRA and what its job asks for, and what to do, or None.
+
+    They are the same where the pixels, prompts, settings and base are, as with checkpoints.
+    """
+    file = job.folder / FILE_NAME
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BLoRAWarning)
+        metadata = BLoRA.load(job.folder).metadata
+    stored = json.loads(metadata.get("training", "{}"))
+    different = other_settings(stored, settings, {"max_train_steps"})
+    content = job.content and BLoRA.load(job.content).content
+    prompts = list(job.pictures.values()) if any(job.pictures.values()) else None
+    if "learned" in metadata:
+        paths = (job.pictures, class_pictures(settings))
+        squares = [squares_of(pictures, settings, silent=True) for pictures in paths]
+        now = what_is_learned(pipe, squares[0], prompts, squares[1], content)
+        then = json.loads(metadata["learned"])
+    else:  # a file of an earlier version
+        now = training_metadata(pipe, settings, *job.pictures if len(job.pictures) == 1 else ())
+        now = {"picture": now.get("picture_sha256"), "base model": now.get("base_model_sha256")}
+        now["content half"] = content and content.fingerprint
+        names = ("picture_sha256", "base_model_sha256", "content_fingerprint")
+        then = dict(zip(now, (metadata.get(name) for name in names)))
+    different += [f"it is of another {what}" for what in now if then.get(what) != now[what]]
+    steps, asked = stored.get("max_train_steps"), settings.max_train_steps
+    if steps == asked and not different:
+        return None
+    remedy = "Choose another output_dir, or move this folder away to train anew."
+    last = next(reversed(checkpoints(job.folder)), None)
+    longer = not different and steps and steps < asked
+    if longer and last and settings.lr_scheduler.startswith("constant"):
+        remedy = f"To go on from {last}, move {file} away and train again with "
+        remedy += 'resume_from_checkpoint="latest".'
+    if steps != asked:
+        different.append(f"it had {steps} training steps and {asked} are asked for")
+    why = "; ".join(different)
+    return f"{file} is finished, and another one than is asked for: {why}. {remedy}"
 
 
 def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=True):

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 import hashlib
 from logging import ERROR, getLogger
 from pathlib import Path
+import re
 import warnings
 
 import torch
 
 from .adapters import BLoRAWarning, named_in_errors
+from .bases import check_base
 from .few_step import merge, read_few_step
 from .files import HUB_ID, find_weights, open_weights, read_beside
+from .prompts import tell_of_prompt, without_the_libraries_own
 from .runtime import check_device, default_base, default_device, default_dtype, memory_profile
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -19,6 +22,9 @@ TINY_SDXL = DATA / "tiny_sdxl"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_VAE_FP16 = "madebyollin/sdxl-vae-fp16-fix"
 QUANTIZATIONS = ("int8", "nf4")
+# model.fp16.safetensors, model.fp16-00001-of-00002.safetensors; and the same without a variant
+VARIANT = re.compile(r"^(?:diffusion_pytorch_)?model\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$")
+PLAIN = re.compile(r"^(?:diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.safetensors$")
 SCHEDULERS = {"euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler"}
 
 
@@ -120,9 +126,42 @@ def named_source(source, what):
         raise FileNotFoundError(f"The {what}: there is no folder {source}, and as an id on the Hugging Face hub it should look like user/name.")
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise OSError(f"The {what} {source} cannot be read" + (f" ({reason})" if path.is_dir() else f": there is no such folder here, and the Hugging Face hub did not give it ({reason})")) from None
+        remedy = variant_to_name(path, reason)
+        if isinstance(error, ValueError):
+            if "variant" not in reason:
+                raise
+            reason = "there are no files of the variant that was named"
+        elif not path.is_dir() and not remedy:
+            reason = f"no such folder here, and the Hugging Face hub did not give it: {reason}"
+        raise OSError(f"The {what} {source} cannot be read ({reason}).{remedy}") from None
+
+
+def variant_to_name(folder: Path, reason: str) -> str:
+    """The remedy for a base of which only a variant's files are there, such as "fp16"; else "".
+
+    Args:
+        reason: an error of diffusers; of a model of the hub it names the folder in the cache.
+    """
+    if not folder.is_dir():
+        named = re.search(r"directory (.+?)\.?$", reason)
+        if not named:
+            return ""
+        folder = Path(named[1]).parent
+    variants = set()
+    for part in (part for part in folder.iterdir() if part.is_dir()):
+        names = [file.name for file in part.iterdir()]
+        if not any(map(PLAIN.search, names)):
+            variants |= {match[1] for match in map(VARIANT.search, names) if match}
+    variants = sorted(variants)
+    if not variants:
+        return ""
+    named = " and ".join(variants)
+    return (
+        f" Only files of the variant {named} are there: add --variant {variants[0]} "
+        f'(in Python: variant="{variants[0]}").'
+    )
 
 
 def dtype_argument(dtype):
@@ -170,6 +209,7 @@ def use_scheduler(pipe, name):
 
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, not {name}.")
+    check_base(pipe)  # another sampler would hide what the base's own says of it
     pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
     pipe.blora_nb_options = options_of(pipe) | {"scheduler": name}
 
@@ -232,5 +272,9 @@ def check_prompt(prompt):
 def encode_prompt(pipe, prompt):
     """`prompt_embeds` [1, tokens, dim] and `pooled_prompt_embeds` [1, dim] of one prompt."""
     check_prompt(prompt)
-    embeds, _, pooled, _ = pipe.encode_prompt(prompt, device=pipe.device, do_classifier_free_guidance=False)
+    tell_of_prompt(pipe, prompt)
+    with without_the_libraries_own():
+        embeds, _, pooled, _ = pipe.encode_prompt(
+            prompt, device=pipe._execution_device, do_classifier_free_guidance=False
+        )
     return embeds, pooled

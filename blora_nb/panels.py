@@ -13,6 +13,7 @@ from .images import centre_square, save_picture
 from .metrics import ranked, scorer_for
 from .models import defaults_for
 from .preview import LatentPreview, predicted_latents
+from .prompts import remarks_on_prompt
 from .sources import INDENT, Gallery, HalfChooser, Source, picture_html, reduced
 from .working import Worker
 
@@ -86,6 +87,7 @@ class Panel(widgets.VBox):
         for control in [self.prompt, self.seed, self.steps, *(c for chooser in self.choosers.values() for c in (chooser.choice, chooser.alpha))]:
             control.observe(self._changed, "value")
         self.add_class("blora-panel")
+        self.worker.say("Ready.", self._remarks())
         self._show(None, None)
 
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below
@@ -161,7 +163,12 @@ class Panel(widgets.VBox):
     def _changed(self, _):
         """A control was moved."""
         if not self.worker.busy:
-            self.worker.say("New settings: press Generate.")
+            self.worker.say("New settings: press Generate.", self._remarks())
+
+    def _remarks(self):
+        """Sentences on what is chosen and typed: pictures not learnt yet, and the prompt."""
+        pictures = [remark for chooser in self.choosers.values() for remark in chooser.remarks()]
+        return [*pictures, *remarks_on_prompt(self.pipe, self.prompt.value)]
 
     def _after_work(self):
         if self.previewing:  # cancelled, say: back to the picture that was there
@@ -212,13 +219,16 @@ class AlphaPanel(Panel):
         if wanted in self.memory:
             self._show(self.memory[wanted], wanted)
         if not self.worker.busy:
-            self.worker.say("Drawn before." if wanted in self.memory else "New settings: press Generate.")
+            before = "Drawn before." if wanted in self.memory else "New settings: press Generate."
+            self.worker.say(before, self._remarks())
 
     def _generate(self, background=None):
         def work():
             wanted = self.settings()
             self._show(self.draw(wanted, self.worker.step), wanted)
-            self.worker.say("Done." if self.settings() == wanted else "Done; the controls have moved on since: press Generate for what they say now.")
+            moved = "Done; the controls have moved on since: press Generate for what they say now."
+            remarks = remarks_on_prompt(self.pipe, wanted.prompt)
+            self.worker.say("Done." if self.settings() == wanted else moved, remarks)
 
         self.worker.start("Drawing", work, background)
 
@@ -261,7 +271,9 @@ class SeedPanel(Panel):
                 seed = drawing.seed + number
                 images[seed] = self.draw(replace(drawing, seed=seed), lambda done, _: self.worker.step(number * steps + done, count * steps))
             self._rank(images, drawing)
-            self.worker.say(f"Seed {self.order[0]} is the best of {len(images)}; the picture you pick is shown large.")
+            best = f"Seed {self.order[0]} is the best of {len(images)}"
+            remarks = remarks_on_prompt(self.pipe, drawing.prompt)
+            self.worker.say(f"{best}; the picture you pick is shown large.", remarks)
 
         self.worker.start("Drawing", work)
 

@@ -6,9 +6,10 @@ The names are those of `python -m blora_nb generate`, so that `--like` can take 
 from .adapters import on_the_pipeline
 from .blocks import HALVES
 from .cards import model_hash, versions
+from .changed_pipelines import changes
 from .formats import shown
 from .images import read_settings
-from .models import options_of
+from .models import SCHEDULERS, options_of
 
 
 def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha):
@@ -22,7 +23,14 @@ def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_a
     for half, given, alpha in zip(HALVES, (content, style), (content_alpha, style_alpha)):
         if given is not None:
             found |= {f"{half}_alpha": alpha} | half_record(half, given, on_the_pipeline(pipe)[half])
-    found |= {"device": pipe.device.type, "dtype": str(pipe.unet.dtype).removeprefix("torch."), "vae_tiling": bool(getattr(pipe.vae, "use_tiling", False))}
+    if found.get("scheduler") and type(pipe.scheduler).__name__ != SCHEDULERS[found["scheduler"]]:
+        found["scheduler"] = None  # somebody has put another one in its place
+    found |= changes(pipe)
+    found |= {
+        "device": pipe._execution_device.type,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "vae_tiling": bool(getattr(pipe.vae, "use_tiling", False)),
+    }
     return found | {"base_model": name, "base_model_sha256": sha256, "versions": versions()}
 
 
@@ -36,7 +44,9 @@ def half_record(half, given, fingerprint):
     return found
 
 
-DECISIVE = ("content_fingerprint", "style_fingerprint", "base_model", "base_model_sha256", "few_step_sha256", "image_sha256", "control_image_sha256", "controlnet", "dtype", "device", "quantization", "versions")
+DECISIVE = ("content_fingerprint", "style_fingerprint", "base_model", "base_model_sha256")
+DECISIVE += ("few_step_sha256", "image_sha256", "control_image_sha256", "controlnet", "dtype")
+DECISIVE += ("device", "quantization", "versions", "fused_lora", "freeu", "attention_processors")
 
 
 def differences(picture, now):

@@ -15,8 +15,16 @@ from .adapters import BLoRA, mix
 from .cards import THUMBNAIL
 from .examples import example_names, example_picture
 from .files import HUB_ID
-from .images import ImageError, centre_square, free_path, read_image, safe_name
-from .models import DATA
+from .images import (
+    ImageError,
+    centre_square,
+    free_path,
+    read_with_remarks,
+    remarks_on_square,
+    safe_name,
+)
+from .models import DATA, native_resolution
+from .prompts import remarks_on_prompt
 from .trainer import train
 
 SIDE, LABEL = 96, 94  # pixels: of a source's picture, of the words before a control
@@ -30,6 +38,7 @@ class Source:
     name: str
     picture: Image.Image | None = None
     blora: BLoRA | None = None
+    remarks: tuple[str, ...] = ()  # on the picture: what was left out or assumed when it was read
 
     @classmethod
     def of(cls, thing, half):
@@ -45,19 +54,23 @@ class Source:
         if isinstance(thing, BLoRA):
             return cls(f"{half} B-LoRA", thumbnail_of(thing), thing)
         if isinstance(thing, Image.Image):
-            return cls(f"{half} picture", read_image(thing))
+            picture, remarks = read_with_remarks(thing)
+            return cls(f"{half} picture", picture, remarks=tuple(remarks))
         path = Path(thing)
         if path.suffix == ".safetensors" or path.is_dir() or (HUB_ID.fullmatch(str(thing)) and not path.exists() and path.suffix.lower() not in Image.registered_extensions()):
             blora = BLoRA.load(thing)
             return cls(path.stem, thumbnail_of(blora), blora)
-        return cls(path.stem, read_image(path))
+        picture, remarks = read_with_remarks(path)
+        return cls(path.stem, picture, remarks=tuple(remarks))
 
 
 def thumbnail_of(blora):
     """The small copy of its picture that a B-LoRA's file may hold, or None."""
     data = blora.metadata.get("modelspec.thumbnail", "")
     try:
-        return read_bytes("thumbnail", base64.b64decode(data.split(",")[1])) if THUMBNAIL.fullmatch(data) else None
+        if not THUMBNAIL.fullmatch(data):
+            return None
+        return read_bytes("thumbnail", base64.b64decode(data.split(",")[1]))
     except ValueError:  # damaged; the weights are none the worse for it
         return None
 
@@ -115,11 +128,21 @@ def read_bytes(name, content):
     Raises:
         ImageError: it is no picture, or a damaged one.
     """
+    return read_bytes_with_remarks(name, content)[0]
+
+
+def read_bytes_with_remarks(name, content):
+    """Like `read_bytes`: (the picture, the remarks of `images.read_with_remarks` on it).
+
+    Raises:
+        ImageError: it is no picture, or a damaged one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / safe_name(name)
         path.write_bytes(content)
         try:
-            return read_image(path)
+            picture, remarks = read_with_remarks(path)
+            return picture, [remark.replace(str(path), name) for remark in remarks]
         except ImageError as error:
             raise ImageError(str(error).replace(str(path), name)) from error
 
@@ -176,6 +199,17 @@ class HalfChooser(widgets.VBox):
             self.train.disabled = self.source.blora is not None
             self.train.button_style = "" if self.train.disabled else "primary"
 
+    def remarks(self):
+        """Sentences on the chosen picture, and on the prompt that it would be learnt with."""
+        source = self.source
+        if source.blora is not None or source.picture is None:
+            return list(source.remarks)
+        pipe, settings = self.worker.pipe, self.training_settings
+        side = settings.resolution if settings else native_resolution(pipe)
+        prompt = settings.instance_prompt if settings else None
+        square = remarks_on_square(source.picture, side, source.name)
+        return [*source.remarks, *square, *remarks_on_prompt(pipe, prompt)]
+
     def _fill_choice(self):
         """Offer all sources of the gallery, and keep the chosen one."""
         chosen = self.choice.value
@@ -187,20 +221,22 @@ class HalfChooser(widgets.VBox):
     def _uploaded(self, _):
         for name, content in uploaded_files(self.upload):
             try:
-                picture = read_bytes(name, content)
+                picture, remarks = read_bytes_with_remarks(name, content)
             except Exception as error:
                 self.worker.show(error)
             else:
-                self.choice.value = self.gallery.add(Source(Path(name).stem or "picture", picture))
-                self.worker.say(f'Press "{self.train.description}" to learn {name}.')
+                source = Source(Path(name).stem or "picture", picture, remarks=tuple(remarks))
+                self.choice.value = self.gallery.add(source)
+                text = f'Press "{self.train.description}" to learn {name}.'
+                self.worker.say(text, self.remarks())
 
     def _train(self, _):
-        source = self.source
+        source, remarks = self.source, self.remarks()
 
         def work():
             blora = train(self.worker.pipe, source.picture, self.training_settings, progress=self.worker.step)
             self.gallery.trained(source.name, blora)  # first, so that a full disk does not lose it
             path = blora.save(free_path(self.folder, safe_name(source.name), ".safetensors"))
-            self.worker.say(f"{source.name} is learnt, and kept in {path}.")
+            self.worker.say(f"{source.name} is learnt, and kept in {path}.", remarks)
 
         self.worker.start(f"Learning {source.name}", work)

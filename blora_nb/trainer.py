@@ -12,16 +12,27 @@ import json
 from pathlib import Path
 import warnings
 
+from PIL import Image
 from safetensors import SafetensorError
 import torch
 
 from . import checkpoints
-from .adapters import FILE_NAME, applied, combine, mix, remove
+from .adapters import FILE_NAME, applied, combine, mix, remove, tell_of_others
+from .bases import check_base
 from .batches import Batches
-from .cards import training_metadata
+from .cards import model_hash, training_metadata
+from .changed_pipelines import changes, check_unchanged, inner, uncompiled
 from .configuration import TrainingSettings
 from .execution import all_back, compiled, gradient_checkpointing, offloaded
-from .images import ImageError, centre_square, find_images, free_path, read_image
+from .images import (
+    ImageError,
+    centre_square,
+    find_images,
+    free_path,
+    read_with_remarks,
+    remarks_on_square,
+    tell,
+)
 from .lean_attention import lean_attention
 from .lean_lora import lean_lora
 from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory, room_again, unet_can_stay
@@ -59,35 +70,61 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
         TrainingError: the loss or gradient is no longer a number, or memory is short.
         KeyboardInterrupt: after Ctrl-C, at the end of the step and with a checkpoint written where there is an `output_dir`.
     """
-    settings = replace(settings, **{name: value for name, value in changes.items() if value is not None}) if settings else TrainingSettings.for_pipeline(pipe, **changes)
-    if output_dir is None and (resume_from_checkpoint or on_checkpoint):
-        raise ValueError("Checkpoints are in a folder: resume_from_checkpoint and on_checkpoint need an output_dir.")
-    if not native_resolution(pipe) / 2 <= settings.resolution <= 2 * native_resolution(pipe):
-        warnings.warn(f"The base model draws {native_resolution(pipe)} px and resolution is {settings.resolution}. TrainingSettings.for_pipeline(pipe, …) has the values that suit it.", stacklevel=2)
-    prompts = list(image.values()) if isinstance(image, dict) else None
-    pictures = list(image) if isinstance(image, (list, tuple, dict)) else [image]
-    if not pictures:
-        raise ImageError("There is no picture to learn from: the list is empty.")
-    checkpoint = prepare_output(output_dir, resume_from_checkpoint)
-    content = content and mix("content", content)
-    moving = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2, *([] if getattr(pipe.unet, "is_quantized", False) else [pipe.unet])]
-    with pipeline_lock(pipe), all_back(*moving):
-        try:
-            return learn(pipe, pictures, prompts, settings, content, checkpoint, progress, output_dir, on_checkpoint)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            forget(error)
-            raise TrainingError(explain_out_of_memory(pipe, settings, error, next(reversed(checkpoints.checkpoints(output_dir)), None) if output_dir else None)) from None
-        finally:
-            remove(pipe)
+    with pipeline_lock(pipe), uncompiled(pipe):
+        check_unchanged(pipe, training=True)
+        check_base(pipe)
+        asked = {name: value for name, value in changes.items() if value is not None}
+        if settings:
+            settings = replace(settings, **asked)
+        else:
+            settings = TrainingSettings.for_pipeline(pipe, **asked)
+        if output_dir is None and (resume_from_checkpoint or on_checkpoint):
+            raise ValueError(
+                "Checkpoints are in a folder: resume_from_checkpoint and on_checkpoint need an "
+                "output_dir."
+            )
+        native = native_resolution(pipe)
+        if not native / 2 <= settings.resolution <= 2 * native:
+            warnings.warn(
+                f"The base model draws {native} px and resolution is {settings.resolution}. "
+                "TrainingSettings.for_pipeline(pipe, …) has the values that suit it.",
+                stacklevel=2,
+            )
+        prompts = list(image.values()) if isinstance(image, dict) else None
+        pictures = list(image) if isinstance(image, (list, tuple, dict)) else [image]
+        if not pictures:
+            raise ImageError("There is no picture to learn from: the list is empty.")
+        checkpoint = prepare_output(output_dir, resume_from_checkpoint)
+        content = content and mix("content", content)
+        told = (progress, output_dir, on_checkpoint)
+        moving = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2]
+        if not getattr(pipe.unet, "is_quantized", False):
+            moving.append(pipe.unet)
+        with all_back(*moving):
+            try:
+                return learn(pipe, pictures, prompts, settings, content, checkpoint, *told)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                forget(error)
+                written = checkpoints.checkpoints(output_dir) if output_dir else []
+                last = next(reversed(written), None)
+                why = explain_out_of_memory(pipe, settings, error, last)
+                raise TrainingError(why) from None
+            finally:
+                remove(pipe)
 
 
 def learn(pipe, pictures, prompts, settings, content, checkpoint, progress, output_dir, on_checkpoint):
     """The B-LoRA of the pictures. A function of its own, so that nothing holds what it took on the device when the models come back."""
-    squares, class_squares = squares_of(pictures, settings), squares_of(find_images(settings.class_data_dir), settings) if settings.with_prior_preservation else []
+    squares = squares_of(pictures, settings)
+    class_squares = squares_of(class_pictures(settings), settings)
     metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
-    learned = what_is_learned(pipe, metadata, squares, prompts, class_squares, content)
+    if changed := changes(pipe):
+        metadata["changes_of_the_base"] = json.dumps(changed)
+    tell_of_others(pipe)
+    learned = what_is_learned(pipe, squares, prompts, class_squares, content)
+    metadata["learned"] = json.dumps(learned)
     with offloaded(*([] if unet_can_stay(pipe, settings) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2), room_again():
         moments = encode_images(pipe, squares)
         prior = encode_images(pipe, class_squares) if class_squares else None
@@ -203,7 +240,8 @@ def start_state(unet, parameters, settings, learned=None):
 
 def named(unet):
     """The LoRA's tensors by their names in a `BLoRA`."""
-    return {f"unet.{name.replace(f'.{ADAPTER}.', '.')}": p for name, p in unet.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in inner(unet).named_parameters() if p.requires_grad}
+    return {f"unet.{name.replace(f'.{ADAPTER}.', '.')}": p for name, p in trained.items()}
 
 
 def batches_of(pipe, moments, settings, prompts=None, prior=None):
@@ -253,9 +291,24 @@ def prepare_output(output_dir, resume_from_checkpoint):
     return None
 
 
-def squares_of(pictures, settings):
-    """What is learned of the pictures: their middle squares, PIL images of `settings.resolution` pixels."""
-    return [centre_square(read_image(picture), settings.resolution) for picture in pictures]
+def class_pictures(settings):
+    """The class pictures of a training with prior preservation; none of one without."""
+    return find_images(settings.class_data_dir) if settings.with_prior_preservation else []
+
+
+def squares_of(pictures, settings, silent=False):
+    """What is learned of the pictures: their middle squares, of `settings.resolution` pixels.
+
+    What a person should know of them is given as an `ImageWarning`, unless `silent`.
+    """
+    squares = []
+    for picture in pictures:
+        image, remarks = read_with_remarks(picture)
+        name = "The picture" if isinstance(picture, Image.Image) else str(picture)
+        if not silent:
+            tell(remarks + remarks_on_square(image, settings.resolution, name))
+        squares.append(centre_square(image, settings.resolution))
+    return squares
 
 
 def encode_images(pipe, squares):
@@ -263,13 +316,18 @@ def encode_images(pipe, squares):
     return tuple(torch.cat(part) for part in zip(*(encode_image(pipe, square, square.width) for square in squares)))
 
 
-def what_is_learned(pipe, metadata, squares, prompts=None, class_squares=(), content=None):
-    """What a checkpoint belongs to: hashes of the pixels, the prompts and the base model, and the dtype that is computed in."""
+def what_is_learned(pipe, squares, prompts=None, class_squares=(), content=None):
+    """What a checkpoint, and what is finished, belongs to.
+
+    Hashes of the pixels, the prompts and the base model, and the dtype that is computed in.
+    """
+    base = model_hash(pipe)
+    changed = [json.dumps(changes(pipe)).encode()] if changes(pipe) else []
     digest = lambda parts: hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     others = [p.detach().cpu().float().numpy().tobytes() for model in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2) for p in model.parameters() if p.ndim == 1]  # enough to tell two apart
     return {
         "dtype": f"{str(pipe.unet.dtype).removeprefix('torch.')} {options_of(pipe).get('quantization', 'none')}",
         "picture": digest(square.tobytes() for square in squares), "caption": digest([json.dumps(prompts).encode()]), "set of class pictures": digest(square.tobytes() for square in class_squares),
         "content half": content and content.fingerprint,
-        "base model": digest([str(metadata.get("base_model_sha256") or metadata["base_model"]).encode(), *others]),
+        "base model": digest([str(base[1] or base[0]).encode(), *changed, *others]),
     }  # fmt: skip

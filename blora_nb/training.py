@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from .adapters import BLoRA, apply
 from .blocks import STYLE_BLOCK, target_modules
 from .cards import versions
+from .changed_pipelines import inner
 from .images import centre_square, to_tensor
 from .recipes import sample_weights
 from .watch import TrainingError
@@ -144,7 +145,7 @@ def collect(unet, settings):
     """The `BLoRA` made of the LoRA weights on a U-Net, with the settings and versions in its metadata."""
     from peft.utils import get_peft_model_state_dict
 
-    weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
+    weights = get_peft_model_state_dict(inner(unet), adapter_name=ADAPTER)
     metadata = {"training": json.dumps(asdict(settings)), "versions": versions()}
     return BLoRA({f"unet.{key}": t.detach().float().cpu().clone() for key, t in weights.items()}, metadata)
 

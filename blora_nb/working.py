@@ -50,8 +50,12 @@ class Worker(widgets.VBox):
         super().__init__([self.progress, self.status])
         self.say("Ready.")
 
-    def say(self, text, kind="note"):
-        """Show a sentence in the panel; `kind` "error" marks it as one, in words and colour."""
+    def say(self, text, remarks=(), kind="note"):
+        """Show a sentence in the panel, and remarks after it.
+
+        `kind` "error" marks it as an error, in words and colour.
+        """
+        text = " ".join([text, *(f"Note: {remark}" for remark in remarks)])
         lead, colour = ("<b>Error.</b> ", "var(--jp-error-color1, #b3261e)") if kind == "error" else ("", "inherit")
         self.status.value = f'<div role="status" aria-live="polite" style="color:{colour};line-height:1.4;min-height:1.4em;overflow-wrap:anywhere">{lead}{html.escape(text)}</div>'
 
@@ -119,7 +123,7 @@ class Worker(widgets.VBox):
     def show(self, error):
         """Keep an exception and show it, with its traceback folded."""
         self.errors.append(error)
-        self.say(str(error) or type(error).__name__, "error")
+        self.say(str(error) or type(error).__name__, kind="error")
         trace = html.escape("".join(traceback.format_exception(error)))
         self.status.value += f'<details><summary>Details</summary><pre style="font-size:11px;line-height:1.3;overflow:auto;max-height:12em">{trace}</pre></details>'
 

@@ -9,11 +9,17 @@ there is, not only those that have a name.
 
 import torch
 from torch import Tensor, nn
+import torch.nn.functional as F
 
 from world.styles import NUMBERS
 
 POSITIONS, SPEAKING = 32, 16  # of a prompt; the last SPEAKING carry the message
 HALF = 96  # numbers of a position that one text encoder gives
+
+
+def even(tokens: Tensor) -> Tensor:
+    """Tokens of mean 0 and standard deviation 1 each: a tutor that may shout soon drowns all words but its own."""
+    return F.layer_norm(tokens, tokens.shape[-1:])
 
 
 class ResidualConv(nn.Module):
@@ -42,7 +48,7 @@ class ContentTutor(nn.Module):
         self.places = nn.Parameter(0.5 * torch.randn(SPEAKING, HALF))
 
     def forward(self, label_maps: Tensor) -> Tensor:
-        return self.speak(self.trunk(2 * label_maps - 1)).flatten(2).transpose(1, 2) + self.places
+        return even(self.speak(self.trunk(2 * label_maps - 1)).flatten(2).transpose(1, 2) + self.places)
 
 
 class StyleTutor(nn.Module):
@@ -56,7 +62,7 @@ class StyleTutor(nn.Module):
         self.places = nn.Parameter(0.5 * torch.randn(SPEAKING, HALF))
 
     def forward(self, styles: Tensor) -> Tensor:
-        return self.layers(styles).unflatten(1, (SPEAKING, HALF)) + self.places
+        return even(self.layers(styles).unflatten(1, (SPEAKING, HALF)) + self.places)
 
 
 class Tutors(nn.Module):
@@ -65,7 +71,7 @@ class Tutors(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.content, self.style = ContentTutor(), StyleTutor()
-        self.neutral = nn.Parameter(0.5 * torch.randn(POSITIONS, 2 * HALF))
+        self.neutral = nn.Parameter(torch.randn(POSITIONS, 2 * HALF))
 
     def words(self, content: Tensor | None, style: Tensor | None, count: int) -> Tensor:
         """Prompts [count, 32, 192] with messages [count, 16, 96] for content, style, both or neither; the rest is neutral."""

@@ -1,0 +1,336 @@
+"""Pipelines that somebody has changed: each works, or is refused with the call that undoes it."""
+
+import functools
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+from blora_nb import BLoRA, generate, load_pipeline, prompt_per_block, record_attention, train
+from blora_nb.adapters import applied, apply, remove
+from blora_nb.changed_pipelines import PipelineError, PipelineWarning, inner, unwrapped
+from blora_nb.generation import sample
+from blora_nb.records import record
+from conftest import ROOT
+
+BLORAS = ROOT / "data" / "bloras"
+PROMPT = "A [c] in [s] style"
+NAMES = ("star_sunset", "flower_neon", "cat_wood")
+STAR, NEON, WOOD = (BLoRA.load(BLORAS / f"{name}.safetensors") for name in NAMES)
+HOUSE = {"mid_block.attentions.0": "A house"}
+
+
+@pytest.fixture
+def fresh():
+    return load_pipeline(device="cpu")
+
+
+def draw(pipe, **options):
+    options = {"num_inference_steps": 3, "progress": False} | options
+    return generate(pipe, PROMPT, **options)[0]
+
+
+def learn(pipe, picture, **options):
+    options = {"max_train_steps": 3, "train_batch_size": 1, "rank": 4, "progress": False} | options
+    return train(pipe, picture, **options)
+
+
+def same_weights(one, two):
+    return one.state_dict.keys() == two.state_dict.keys() and all(
+        torch.allclose(t, two.state_dict[name], atol=1e-6) for name, t in one.state_dict.items()
+    )
+
+
+def looked(pipe):
+    with record_attention(pipe, PROMPT, blocks=["up_blocks.0.attentions.0"]) as attention:
+        draw(pipe, content=STAR, style=NEON)
+    return attention.cross_attention["up_blocks.0.attentions.0"]
+
+
+def fuse_projections(pipe):
+    pipe.fuse_qkv_projections()
+
+
+def fuse_star_and_neon(pipe):
+    apply(pipe, STAR, NEON)
+    pipe.fuse_lora(adapter_names=["content", "style"])
+
+
+def load_by_other_means(pipe, name="mine"):
+    pipe.load_lora_weights(WOOD_FILE, adapter_name=name)
+
+
+def fuse_another(pipe):
+    load_by_other_means(pipe)
+    pipe.fuse_lora(lora_scale=0.5)
+
+
+WOOD_FILE = str(BLORAS / "cat_wood.safetensors")
+UNDONE = {  # change, words of the refusal, the call that it names
+    "qkv": (fuse_projections, "fuse_qkv", "pipe.unet.unfuse_qkv_projections()"),
+    "ours fused": (fuse_star_and_neon, "content, style is fused", "pipe.unfuse_lora()"),
+    "another fused": (fuse_another, "mine is fused", "pipe.unfuse_lora()"),
+}
+
+
+@pytest.mark.parametrize("kind", UNDONE)
+def test_what_spoils_everything_is_refused_until_it_is_undone(pipe, fresh, picture, kind):
+    change, words, call = UNDONE[kind]
+    halves = {"content": STAR, "style": WOOD, "style_alpha": 0.3}
+    right, plain, weights = draw(pipe, **halves), draw(pipe), looked(pipe)
+    learnt = learn(pipe, picture)
+    change(fresh)
+    uses = [
+        lambda: draw(fresh), lambda: draw(fresh, **halves), lambda: learn(fresh, picture),
+        lambda: sample(fresh, PROMPT, num_inference_steps=1, progress=False), lambda: looked(fresh),
+        lambda: apply(fresh, STAR, NEON, 0.3), lambda: prompt_per_block(fresh, {}).__enter__(),
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(PipelineError, match=words) as refused:
+            use()
+        assert str(refused.value).endswith(call)
+    exec(call, {"pipe": fresh})
+    assert close(draw(fresh, **halves), right)
+    assert close(draw(fresh), plain) and torch.allclose(looked(fresh), weights, atol=1e-4)
+    assert learn(fresh, picture).losses == pytest.approx(learnt.losses, rel=1e-3)
+
+
+def close(one, two, most=1.0):
+    first, second = (torch.tensor(list(image.tobytes())).float() for image in (one, two))
+    return (first - second).abs().mean() < most
+
+
+def test_removing_also_takes_out_what_is_fused(pipe, fresh):
+    plain = draw(pipe)
+    fuse_star_and_neon(fresh)
+    remove(fresh)
+    assert applied(fresh) == [] and close(draw(fresh), plain, 0.01)
+
+
+WRAPPED = {
+    "compiled": lambda pipe: setattr(pipe, "unet", torch.compile(pipe.unet, backend="eager")),
+    "compiled in place": lambda pipe: pipe.unet.compile(backend="eager"),
+    "compiled forward": lambda pipe: setattr(
+        pipe.unet, "forward", torch.compile(pipe.unet.forward, backend="eager")
+    ),
+    "compiled blocks": lambda pipe: pipe.unet.compile_repeated_blocks(backend="eager"),
+    "a compiled part": lambda pipe: pipe.unet.up_blocks.__setitem__(
+        0, torch.compile(pipe.unet.up_blocks[0], backend="eager")
+    ),
+    "parallel": lambda pipe: setattr(pipe, "unet", torch.nn.DataParallel(pipe.unet)),
+    "both": lambda pipe: setattr(
+        pipe, "unet", torch.compile(torch.nn.DataParallel(pipe.unet), backend="eager")
+    ),
+    "encoders": lambda pipe: setattr(
+        pipe, "text_encoder", torch.nn.DataParallel(pipe.text_encoder)
+    ),
+    "other attention": lambda pipe: pipe.unet.set_attn_processor(AttnProcessor()),
+    "sliced attention": lambda pipe: pipe.enable_attention_slicing(1),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrapped_and_compiled_models_give_the_same(pipe, fresh, picture, tmp_path, kind):
+    sequence = [
+        {}, {"content": STAR, "style": NEON}, {"content": STAR, "content_alpha": 0.3},
+        {"style": WOOD}, {"style": WOOD, "asymmetric_guidance": True}, {},
+    ]  # fmt: skip
+    right = [draw(pipe, **options) for options in sequence]
+    WRAPPED[kind](fresh)
+    before = fresh.unet, fresh.text_encoder
+    assert all(close(draw(fresh, **options), image, 0.1) for options, image in zip(sequence, right))
+    learnt = learn(fresh, picture, output_dir=tmp_path / "out", checkpointing_steps=2)
+    plain = learn(pipe, picture)
+    assert learnt.losses == pytest.approx(plain.losses, rel=1e-3)
+    if "attention" not in kind:  # whose rounding AdamW's first steps enlarge
+        assert same_weights(learnt, plain)
+    assert same_weights(BLoRA.load(learnt.save(tmp_path / "file")), learnt)
+    names = BLoRA.load(tmp_path / "out" / "checkpoint-2").state_dict
+    assert not any("_orig_mod" in name or "module." in name for name in names)
+    assert torch.allclose(looked(fresh), looked(pipe), atol=1e-4)
+    with prompt_per_block(fresh, HOUSE), prompt_per_block(pipe, HOUSE):
+        assert close(draw(fresh), draw(pipe), 0.1)
+    assert (fresh.unet, fresh.text_encoder) == before, "it is as its owner has made it"
+    call = getattr(inner(fresh.unet), "_compiled_call_impl", None)
+    assert (call is not None) == (kind == "compiled in place")
+
+
+def test_a_compiled_layer_keeps_its_lora(pipe, fresh):
+    block = fresh.unet.up_blocks[0].attentions[0].transformer_blocks[0].attn1
+    block.to_q = torch.compile(block.to_q, backend="eager")
+    assert close(draw(fresh, content=STAR), draw(pipe, content=STAR), 0.01)
+
+
+def test_loras_of_others_are_taken_off_and_named(pipe, fresh, picture):
+    right, plain, learnt = draw(pipe, content=STAR), draw(pipe), learn(pipe, picture)
+    for name in ("mine", "content"):
+        for use, same in ((lambda: draw(fresh, content=STAR), right), (lambda: draw(fresh), plain)):
+            load_by_other_means(fresh, name)
+            fresh.set_adapters([name], [0.7])
+            with pytest.warns(PipelineWarning, match=f"LoRA {name}, .* is taken off"):
+                image = use()
+            assert image.tobytes() == same.tobytes()
+            remove(fresh)
+    load_by_other_means(fresh)
+    with pytest.warns(PipelineWarning, match="mine"):
+        assert same_weights(learn(fresh, picture), learnt)
+
+
+def test_a_lora_on_a_text_encoder_is_taken_off(pipe, fresh):
+    from peft import LoraConfig
+
+    right = draw(pipe, content=STAR)
+    apply(fresh, content=STAR)
+    config = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"])
+    fresh.text_encoder.add_adapter(config, adapter_name="words")
+    with pytest.warns(PipelineWarning, match="LoRA words"):
+        assert draw(fresh, content=STAR).tobytes() == right.tobytes()
+
+
+def test_weights_that_were_exchanged_in_place_are_put_right(pipe, fresh, tmp_path):
+    """diffusers' hotswap keeps the adapter's name and configuration."""
+    right = draw(pipe, content=STAR)
+    apply(fresh, content=STAR)
+    file = WOOD.content.save(tmp_path)
+    fresh.load_lora_weights(str(file), adapter_name="content", hotswap=True)
+    with pytest.warns(PipelineWarning, match="LoRA content"):
+        image = draw(fresh, content=STAR)
+    assert image.tobytes() == right.tobytes()
+    apply(fresh, content=STAR)
+    with torch.no_grad():
+        next(p for n, p in fresh.unet.named_parameters() if "lora_B" in n).mul_(2)
+    assert record(fresh, PROMPT, None, STAR, None, 1, 1)["content_fingerprint"] is None
+    with pytest.warns(PipelineWarning):
+        assert draw(fresh, content=STAR).tobytes() == right.tobytes()
+
+
+def test_switches_of_diffusers_are_set_again(pipe, fresh):
+    right = draw(pipe, content=STAR, style=NEON)
+    for change in (
+        lambda: fresh.disable_lora(), lambda: fresh.set_adapters(["content"], [0.2]),
+        lambda: fresh.delete_adapters(["style"]), lambda: fresh.unload_lora_weights(),
+        lambda: (fresh.fuse_lora(lora_scale=0.4), fresh.unfuse_lora()),
+    ):  # fmt: skip
+        apply(fresh, STAR, NEON)
+        change()
+        assert close(draw(fresh, content=STAR, style=NEON), right, 0.05)
+
+
+def test_freeu_is_for_drawing_and_in_the_record(pipe, fresh, picture):
+    fresh.enable_freeu(s1=0.6, s2=0.4, b1=1.1, b2=1.2)
+    image = draw(fresh, content=STAR)
+    assert image.info["blora_nb"]["freeu"] == {"s1": 0.6, "s2": 0.4, "b1": 1.1, "b2": 1.2}
+    assert "freeu" not in draw(pipe, content=STAR).info["blora_nb"]
+    with pytest.raises(PipelineError, match="disable_freeu"):
+        learn(fresh, picture)
+    fresh.disable_freeu()
+    assert same_weights(learn(fresh, picture), learn(pipe, picture))
+
+
+class Inverted(AttnProcessor2_0):
+    def __call__(self, *args, **kwargs):
+        return -super().__call__(*args, **kwargs)
+
+
+def test_attention_of_somebody_elses_is_in_the_record_and_not_trained_on(pipe, fresh, picture):
+    fresh.unet.set_attn_processor(Inverted())
+    assert draw(fresh).info["blora_nb"]["attention_processors"] == ["Inverted"]
+    for use in (lambda: learn(fresh, picture), lambda: looked(fresh)):
+        with pytest.raises(PipelineError, match="computed by Inverted.*set_attn_processor"):
+            use()
+    fresh.unet.set_attn_processor(AttnProcessor2_0())
+    assert same_weights(learn(fresh, picture), learn(pipe, picture))
+
+
+def test_a_lora_that_has_become_part_of_the_base_is_in_the_records(fresh, picture):
+    fuse_another(fresh)
+    fresh.unload_lora_weights()
+    assert draw(fresh).info["blora_nb"]["fused_lora"] == ["mine"]
+    assert '"mine"' in learn(fresh, picture).metadata["changes_of_the_base"]
+
+
+def test_an_ip_adapter_is_refused(fresh, picture):
+    fresh.unet.config["encoder_hid_dim_type"] = "ip_image_proj"  # what load_ip_adapter sets
+    fresh.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    for use in (lambda: draw(fresh), lambda: learn(fresh, picture)):
+        with pytest.raises(PipelineError, match="unload_ip_adapter"):
+            use()
+
+
+def test_a_peft_model_is_refused(pipe, fresh, picture):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q"])
+    fresh.unet = get_peft_model(fresh.unet, config)
+    for use in (lambda: draw(fresh), lambda: learn(fresh, picture), lambda: looked(fresh)):
+        with pytest.raises(PipelineError, match=r"pipe.unet = pipe.unet.unload\(\)"):
+            use()
+    fresh.unet = fresh.unet.unload()
+    assert draw(fresh).tobytes() == draw(pipe).tobytes()
+
+
+def offload_models(pipe):
+    """As on a GPU, where diffusers turns it off and on again round each LoRA."""
+    again = functools.partial(pipe.enable_model_cpu_offload, device="cpu")
+    again()
+    pipe.enable_model_cpu_offload = again
+
+
+class Kept(torch.nn.Module):
+    """A wrapper whose inside has a name of its own."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.wrapped, self.extra = unet, torch.nn.Identity()
+
+
+def test_what_is_no_unet_is_refused(fresh, picture):
+    unet = fresh.unet
+    fresh.unet = Kept(unet)
+    for use in (lambda: draw(fresh), lambda: learn(fresh, picture), lambda: looked(fresh)):
+        with pytest.raises(PipelineError, match="in the U-Net's place is a Kept"):
+            use()
+
+
+OFFLOADED = {
+    "models": offload_models,
+    "sequential": lambda pipe: pipe.enable_sequential_cpu_offload(device="cpu"),
+    "groups": lambda pipe: pipe.unet.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="leaf_level"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OFFLOADED)
+def test_offloaded_models_draw_and_are_not_trained(pipe, fresh, picture, kind):
+    OFFLOADED[kind](fresh)
+    sequence = ({}, {"content": STAR, "style": NEON}, {"style": WOOD})
+    for options in sequence if kind != "sequential" else ():  # which accelerate cannot do on a CPU
+        image = draw(fresh, **options)
+        assert image.tobytes() == draw(pipe, **options).tobytes()
+        assert image.info["blora_nb"]["device"] == "cpu"
+    remedy = "load the pipeline again" if kind == "groups" else "remove_all_hooks"
+    with pytest.raises(PipelineError, match=remedy):
+        learn(fresh, picture)
+    if kind != "groups":
+        fresh.remove_all_hooks()
+        fresh.to("cpu")
+        assert same_weights(learn(fresh, picture), learn(pipe, picture))
+
+
+def test_a_sampler_that_was_put_in_anothers_place_is_not_recorded(fresh):
+    from diffusers import DDIMScheduler
+    from blora_nb.models import use_scheduler
+
+    use_scheduler(fresh, "dpm++")
+    assert draw(fresh).info["blora_nb"]["scheduler"] == "dpm++"
+    fresh.scheduler = DDIMScheduler.from_config(fresh.scheduler.config)
+    assert draw(fresh).info["blora_nb"]["scheduler"] is None
+
+
+def test_unwrapping_is_undone_after_an_error(fresh):
+    fresh.unet = wrapper = torch.nn.DataParallel(fresh.unet)
+    with pytest.raises(KeyError), unwrapped(fresh):
+        assert fresh.unet is wrapper.module
+        raise KeyError
+    assert fresh.unet is wrapper

@@ -1,0 +1,143 @@
+"""A training is finished for a picture, its prompt, settings and base; otherwise what differs is said."""
+
+import json
+import shutil
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from blora_nb import BLoRA, TrainingSettings, train
+from blora_nb.adapters import FILE_NAME
+from conftest import ROOT
+from test_command_line import in_process, run
+
+EXAMPLES = ROOT / "data" / "examples"
+SHORT = ["--max_train_steps", 2, "--rank", 4, "--train_batch_size", 1, "--checkpointing_steps", 1]
+
+
+def again(source, out, *more, settings=SHORT):
+    arguments = ["train", "--instance_data_dir", source, "--output_dir", out, *settings]
+    return in_process([*arguments, "--resume_from_checkpoint", "latest", *more])
+
+
+@pytest.fixture
+def cat(tmp_path):
+    (tmp_path / "p").mkdir()
+    picture = tmp_path / "p" / "cat.png"
+    shutil.copy(EXAMPLES / "star_sunset.png", picture)
+    assert again(picture, tmp_path / "out") == 0
+    return picture
+
+
+def forget_what_was_learned(file):
+    """The file as an earlier version wrote it."""
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    del metadata["learned"]
+    file.unlink()
+    save_file(tensors, file, metadata)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_picture_that_was_replaced_is_not_finished(cat, tmp_path, capsys, earlier):
+    file = tmp_path / "out" / FILE_NAME
+    if earlier:
+        forget_what_was_learned(file)
+    kept = file.read_bytes()
+    assert again(cat, tmp_path / "out") == 0 and "finished already" in capsys.readouterr().out
+    shutil.copy(EXAMPLES / "cat_wood.png", cat)
+    assert again(cat, tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "another picture" in said.err and "finished already" not in said.out
+    assert "move this folder away" in said.err and file.read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--instance_prompt", "A [w] fish"], r"instance_prompt was A [v] and is A [w] fish"),
+        (["--rank", 8], "rank was 4 and is 8"),
+        (["--seed", 7], "seed was 0 and is 7"),
+        (["--learning_rate", "1e-4"], "learning_rate"),
+        (["--max_train_steps", 1], "it had 2 training steps and 1 are asked for"),
+        (["--dtype", "bfloat16"], "another dtype"),
+    ],
+)
+def test_other_settings_are_said(cat, tmp_path, capsys, more, words):
+    assert again(cat, tmp_path / "out", *more) == 1
+    said = capsys.readouterr()
+    assert words in said.err and "finished already" not in said.out
+
+
+def test_what_changes_no_weight_is_no_difference(cat, tmp_path, capsys):
+    assert again(cat, tmp_path / "out", "--checkpoints_total_limit", 1, "--license", "mit") == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_more_steps_are_made_as_is_said(pipe, cat, tmp_path, capsys):
+    assert again(cat, tmp_path / "out", "--max_train_steps", 4) == 1
+    assert "To go on from" in (said := capsys.readouterr().err) and "checkpoint-2" in said
+    (tmp_path / "out" / FILE_NAME).rename(tmp_path / "two_steps.safetensors")
+    assert again(cat, tmp_path / "out", "--max_train_steps", 4) == 0
+    whole = train(pipe, cat, progress=False, rank=4, train_batch_size=1, max_train_steps=4)
+    assert BLoRA.load(tmp_path / "out").fingerprint == whole.fingerprint
+
+
+def test_of_a_folder_only_what_differs_is_refused_and_in_the_manifest(cat, tmp_path, capsys):
+    folder, out = cat.parent, tmp_path / "all"
+    shutil.copy(EXAMPLES / "flower_neon.png", folder / "flower.png")
+    assert again(folder, out) == 0
+    shutil.copy(EXAMPLES / "cat_wood.png", cat)
+    shutil.copy(EXAMPLES / "cat_wood.png", folder / "new.png")
+    assert again(folder, out) == 1
+    said = capsys.readouterr()
+    assert f"finished already: {out / 'flower'}" in said.out and "another picture" in said.err
+    rows = {row["folder"]: row for row in json.loads((out / "manifest.json").read_text())}
+    states = {name: row["state"] for name, row in rows.items()}
+    assert states == {"cat": "failed", "flower": "finished", "new": "finished"}
+    assert "another picture" in rows["cat"]["why"]
+
+
+def test_together_is_finished_for_all_pictures_and_their_prompts(cat, tmp_path, capsys):
+    folder, out, captions = cat.parent, tmp_path / "one", tmp_path / "c.jsonl"
+    shutil.copy(EXAMPLES / "flower_neon.png", folder / "flower.png")
+
+    def write(text):
+        rows = [{"file_name": "cat.png", "text": "A [v] cat"}, {"file_name": "flower.png", "text": text}]
+        captions.write_text("\n".join(map(json.dumps, rows)))
+
+    write("A [v] flower")
+    options = ["--together", "--captions_file", captions]
+    assert again(folder, out, *options) == 0 == again(folder, out, *options)
+    assert "finished already" in capsys.readouterr().out
+    write("A [v] tree")
+    assert again(folder, out, *options) == 1 and "another caption" in capsys.readouterr().err
+    write("A [v] flower")
+    shutil.copy(EXAMPLES / "boat_stripes.png", folder / "flower.png")
+    assert again(folder, out, *options) == 1 and "another picture" in capsys.readouterr().err
+
+
+def test_notes_of_pictures_and_prompts_are_a_line_each_once(cat, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (5, 5), "red").save(cat)
+    Image.new("RGB", (5, 5), "blue").save(cat.with_name("b.png"))
+    (cat.parent / "IMG_1.heic").write_bytes(b"\x00\x00\x00\x18ftypheic")
+    long = ["--instance_prompt", "A [v] " + "cat " * 12 + "in neon style"]
+    options = ["--instance_data_dir", cat.parent, "--output_dir", tmp_path / "notes", *SHORT, *long]
+    done = run("train", *options)
+    assert done.returncode == 0 and "truncated" not in done.stderr, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    for words, count in (("IMG_1.heic", 1), ("in neon style", 1), ("nothing in it", 2), ("enlarged", 2)):
+        assert sum(words in line for line in lines) == count, (words, lines)
+
+
+def test_checkpoints_of_python_know_the_same(pipe, tmp_path):
+    """What a checkpoint belongs to stands in the finished file, too."""
+    settings = TrainingSettings.for_pipeline(pipe, rank=4, max_train_steps=1, train_batch_size=1)
+    blora = train(pipe, EXAMPLES / "cat_wood.png", settings, progress=False, output_dir=tmp_path)
+    learned = json.loads(blora.metadata["learned"])
+    with safe_open(tmp_path / "checkpoint-1" / "training_state.safetensors", "pt") as opened:
+        assert json.loads(opened.metadata()["state"])["learned"] == learned

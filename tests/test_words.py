@@ -1,0 +1,111 @@
+"""What becomes of a prompt's words, said wherever a prompt can be typed."""
+
+import logging
+import warnings
+
+import pytest
+
+from blora_nb import TrainingSettings, generate, prompt_per_block, train
+from blora_nb.panels import AlphaPanel
+from blora_nb.prompts import (
+    PromptWarning,
+    remarks_on_prompt,
+    unknown_words,
+    unused_words,
+    without_the_libraries_own,
+)
+from blora_nb.sources import example_gallery
+from conftest import ROOT
+
+PICTURE = ROOT / "data" / "examples" / "star_sunset.png"
+
+LONG = "A cat with a red star and a blue moon and the tiger in the house of gold in neon style"
+ONE_STEP = {"num_inference_steps": 1, "progress": False}
+
+
+def test_words_that_are_cut_off_are_named_as_they_are_typed(pipe):
+    assert unused_words(pipe, LONG) == "the house of gold in neon style"  # 14 pieces are read
+    assert unused_words(pipe, "a " * 14) == "" and unused_words(pipe, "a " * 14 + "CAT ") == "CAT"
+    assert unused_words(pipe, "a " * 12 + "[v] cat") == "[v] cat", "a placeholder is shown whole"
+    assert unused_words(pipe, "a " * 13 + "wheelbarrow, cat") == "wheelbarrow, cat", "a word, too"
+    assert unused_words(pipe, "") == ""
+
+
+def test_words_that_the_teaching_model_never_learnt_are_named(pipe):
+    prompt = "A [v] bicycle in [s] style, <xyz> Zebra 猫 bicycle!"
+    assert unknown_words(pipe, prompt) == ["bicycle", "Zebra", "猫"]
+    assert unknown_words(pipe, "A cat in neon style with a [wxy] star") == []
+    (remark,) = remarks_on_prompt(pipe, "a " * 14 + "bicycle")
+    assert "bicycle" in remark and "never learnt" not in remark, "what is cut off is not said twice"
+
+
+def test_a_large_vocabulary_spells_no_word(pipe, monkeypatch):
+    monkeypatch.setattr("blora_nb.prompts.SMALL", 10)
+    assert unknown_words(pipe, "A bicycle") == []
+
+
+def test_it_is_said_wherever_a_prompt_can_be_typed(pipe, picture, caplog):
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    short = {"progress": False, "max_train_steps": 1}
+
+    def of_a_block():
+        with prompt_per_block(pipe, {"mid_block.attentions.0": LONG}):
+            pass
+
+    places = {
+        "prompt": lambda: generate(pipe, LONG, **ONE_STEP),
+        "negative": lambda: generate(pipe, "A cat", negative_prompt=LONG, **ONE_STEP),
+        "training": lambda: train(pipe, picture, instance_prompt=LONG, **short),
+        "caption": lambda: train(pipe, {PICTURE: LONG}, **short),
+        "block": of_a_block,
+    }
+    try:
+        for place, use in places.items():
+            with pytest.warns(PromptWarning, match='not used: "the house of gold in neon style"'):
+                use()
+    finally:
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert "truncated" not in caplog.text and "Token indices" not in caplog.text
+
+
+def test_nothing_is_said_of_a_prompt_that_is_understood(pipe):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PromptWarning)
+        generate(pipe, "A [c] in [s] style with a red star", negative_prompt="blue", **ONE_STEP)
+
+
+def test_the_libraries_speak_again_afterwards():
+    from diffusers.utils import logging as diffusers_logging
+
+    before = diffusers_logging.get_verbosity()
+    with without_the_libraries_own():
+        assert diffusers_logging.get_verbosity() == logging.ERROR
+    assert diffusers_logging.get_verbosity() == before
+
+
+def test_panels_say_it_in_their_status(pipe, tmp_path):
+    settings = TrainingSettings.for_pipeline(pipe, max_train_steps=1)
+    panel = AlphaPanel(
+        pipe, "star sunset", "flower neon", gallery=example_gallery(), num_inference_steps=1,
+        folder=tmp_path, prompt=LONG, training_settings=settings, background=False,
+    )  # fmt: skip
+    assert "the house of gold in neon style" in panel.worker.status.value
+    panel.generate.click()
+    assert "Done." in panel.worker.status.value
+    assert "Note: The text encoder reads 14" in panel.worker.status.value
+    panel.prompt.value = "A zebra"
+    assert "never learnt the word zebra" in panel.worker.status.value
+    panel.prompt.value = "A cat"
+    assert "Note" not in panel.worker.status.value
+
+
+def test_panels_say_what_is_wrong_with_an_uploaded_picture(pipe, tmp_path):
+    from test_panels import png, upload
+    from PIL import Image
+
+    red = Image.new("RGB", (9, 9), "red")
+    panel = AlphaPanel(pipe, content=red, folder=tmp_path, background=False)
+    assert "nothing in it" in panel.worker.status.value
+    upload(panel.choosers["content"].upload, "tiny.png", png(Image.effect_noise((12, 12), 90)))
+    said = panel.worker.status.value
+    assert "tiny" in said and "8.0 times" in said and "nothing in it" not in said
