@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ from world.painting import paint
 from world.paths import WORK
 from world.samples import Pool, Shapes
 from world.styles import PLAIN, random_styles
-from world.tutors import HALF, POSITIONS, Tutors
+from world.tutors import HALF, SPEAKING, Tutors
 
 SIDE = 128
 POOLED = 64  # numbers of the pooled prompt, which says nothing here
@@ -112,7 +113,7 @@ def routed_words(tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torc
     count = len(shapes)
     with torch.autocast("cpu", torch.bfloat16):
         content, style = tutors.content(shapes).float(), tutors.style(styles).float()
-    speaking = tutors.neutral[-content.shape[1] :]
+    speaking = tutors.neutral[-SPEAKING:]
     quiet_content, quiet_style = speaking[:, :HALF], speaking[:, HALF:]
 
     def strangers(message: Tensor, quiet: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def routed_words(tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torc
 
 def natural_words(tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """The same words for all blocks: both messages."""
-    speaking = tutors.neutral[-16:]
+    speaking = tutors.neutral[-SPEAKING:]
     content = hidden(tutors.content(shapes), 0.08, speaking[:, :HALF], generator)
     style = hidden(tutors.style(styles), 0.08, speaking[:, HALF:], generator)
     keep = (torch.rand(len(shapes), generator=generator) >= 0.08).float()[:, None, None]
@@ -160,9 +161,9 @@ def timesteps(count: int, pictures: int, generator: torch.Generator) -> Tensor:
     return chosen.long().clamp(0, 999)
 
 
-def learning_rate(progress: float, step: int) -> float:
-    """Warm-up, constant, linearly to zero over the last 30 %."""
-    return min(1.0, (step + 1) / 200, (1 - progress) / 0.3)
+def learning_rate(progress: float, steps_without_pause: int) -> float:
+    """Warm-up, also where momentum was lost, then constant, then linearly to zero over the last 30 %."""
+    return min(1.0, (steps_without_pause + 1) / 200, (1 - progress) / 0.3)
 
 
 # ---------------------------------------------------------------- training
@@ -210,10 +211,19 @@ def save(path: Path, state: dict) -> None:
     os.replace(part, path)
 
 
-def save_average(path: Path, average: dict[str, Tensor]) -> None:
+def save_average(path: Path, average: dict[str, Tensor], pictures: int) -> None:
+    """The averaged weights in float16; the header says how many pictures they have seen."""
     part = path.with_suffix(".part")
-    save_file({name: tensor.half().contiguous() for name, tensor in average.items()}, part)
+    halves = {name: tensor.half().contiguous() for name, tensor in average.items()}
+    save_file(halves, part, {"pictures": str(pictures)})
     os.replace(part, path)
+
+
+def load_average(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Averaged weights in float32, and how many pictures they have seen."""
+    with safe_open(path, "pt") as opened:
+        weights = {name: opened.get_tensor(name).float() for name in opened.keys()}
+        return weights, int(opened.metadata()["pictures"])
 
 
 def main() -> None:
@@ -223,6 +233,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128, help="of all processes together")
     parser.add_argument("--natural", action="store_true", help="every block hears everything")
     parser.add_argument("--learning-rate", type=float, default=0.01, help="of Muon, for the convolutions")
+    parser.add_argument("--start-from", type=Path, help="averaged weights to go on from where there is no state")
     parser.add_argument("--minutes-between-states", type=float, default=10)
     parser.add_argument("--report-every", type=int, default=250, help="steps")
     args = parser.parse_args()
@@ -250,6 +261,12 @@ def main() -> None:
             optimizer.load_state_dict(state["optimizer"][rank])
         average, step, seconds = state["average"], state["step"], state["seconds"]
 
+    elif args.start_from:
+        average, seen = load_average(args.start_from)
+        trained.load_state_dict(average)
+        step = seen // args.batch_size
+    paused_at = 0 if state_file.exists() else step
+
     shapes, unseen = Shapes.load(), Shapes.load(held_out=True)
     pool = Pool(shapes, lambda pictures: to_latents(pictures, parts))
     words_for = natural_words if args.natural else routed_words
@@ -262,7 +279,7 @@ def main() -> None:
     while step < steps:
         progress, pictures = step / steps, step * args.batch_size
         generator = torch.Generator().manual_seed(step * world + rank)
-        optimizer.scale_learning_rate(learning_rate(progress, step))
+        optimizer.scale_learning_rate(learning_rate(progress, step - paused_at))
         placed, styles, latents = pool.batch(local, plain_share(pictures), generator)
         noise = torch.randn(latents.shape, generator=generator)
         t = timesteps(local, pictures, generator)
@@ -301,9 +318,8 @@ def main() -> None:
                 spent = seconds + time.time() - start
                 state = {"trained": trained.state_dict(), "optimizer": states, "average": average, "step": step, "seconds": spent}
                 save(state_file, state)
-                save_average(WORK / f"{args.name}.safetensors", average)
+                save_average(WORK / f"{args.name}.safetensors", average, step * args.batch_size)
 
 
 if __name__ == "__main__":
-    assert POSITIONS == 32
     main()

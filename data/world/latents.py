@@ -9,6 +9,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from world.painting import paint
@@ -19,7 +20,7 @@ from world.styles import random_styles
 CHANNELS = 24
 PATCH = 8
 EVENING = 0.75  # 1 keeps the components' own spread, 0 makes all equal
-FILE = WORK / "components.pt"
+FILE = WORK / "components.safetensors"
 
 
 def fit_components(pictures: Tensor) -> dict[str, Tensor]:
@@ -48,9 +49,10 @@ def components() -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
         pictures = [paint(shapes.draw(100, generator)[0], random_styles(100, generator)) for _ in range(40)]
         part = FILE.with_suffix(".part")
-        torch.save(fit_components(torch.cat(pictures)), part)
+        fitted = fit_components(torch.cat(pictures))
+        save_file({name: tensor.contiguous() for name, tensor in fitted.items()}, part)
         part.rename(FILE)
-    return torch.load(FILE, weights_only=True)
+    return load_file(FILE)
 
 
 def to_latents(pictures: Tensor, parts: dict[str, Tensor]) -> Tensor:
