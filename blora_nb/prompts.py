@@ -7,6 +7,7 @@ who read logs; here it is a `PromptWarning`, and panels show the same sentences.
 from collections.abc import Iterator
 from contextlib import contextmanager
 import re
+from unicodedata import category
 import warnings
 
 SMALL = 10_000  # pieces; the vocabulary of a teaching model has fewer, CLIP's own 49 408
@@ -37,7 +38,10 @@ def unknown_words(pipe, prompt: str) -> list[str]:
     for start, end, pieces in _words(tokenizer, prompt):
         word = prompt[start:end]
         inside = any(first <= start and end <= last for first, last in spans)
-        if pieces > 1 and not inside and any(letter.isalpha() for letter in word):
+        # one letter is no word, but where letters have no case, as in Chinese
+        letters = [letter for letter in word if letter.isalpha()]
+        word_like = len(letters) > 1 or any(category(letter) == "Lo" for letter in letters)
+        if pieces > 1 and not inside and word_like:
             found[word] = None
     return list(found)
 

@@ -1,4 +1,4 @@
-"""A training is finished for a picture, its prompt, settings and base; otherwise what differs is said."""
+"""A training is finished for a picture, prompt, settings and base; else what differs is said."""
 
 import json
 import shutil
@@ -105,7 +105,8 @@ def test_together_is_finished_for_all_pictures_and_their_prompts(cat, tmp_path, 
     shutil.copy(EXAMPLES / "flower_neon.png", folder / "flower.png")
 
     def write(text):
-        rows = [{"file_name": "cat.png", "text": "A [v] cat"}, {"file_name": "flower.png", "text": text}]
+        texts = {"cat.png": "A [v] cat", "flower.png": text}
+        rows = [{"file_name": name, "text": text} for name, text in texts.items()]
         captions.write_text("\n".join(map(json.dumps, rows)))
 
     write("A [v] flower")
@@ -130,7 +131,8 @@ def test_notes_of_pictures_and_prompts_are_a_line_each_once(cat, tmp_path):
     done = run("train", *options)
     assert done.returncode == 0 and "truncated" not in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
-    for words, count in (("IMG_1.heic", 1), ("in neon style", 1), ("nothing in it", 2), ("enlarged", 2)):
+    counts = {"IMG_1.heic": 1, "in neon style": 1, "nothing in it": 2, "enlarged": 2}
+    for words, count in counts.items():
         assert sum(words in line for line in lines) == count, (words, lines)
 
 

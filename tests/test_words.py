@@ -34,7 +34,7 @@ def test_words_that_are_cut_off_are_named_as_they_are_typed(pipe):
 def test_words_that_the_teaching_model_never_learnt_are_named(pipe):
     prompt = "A [v] bicycle in [s] style, <xyz> Zebra 猫 bicycle!"
     assert unknown_words(pipe, prompt) == ["bicycle", "Zebra", "猫"]
-    assert unknown_words(pipe, "A cat in neon style with a [wxy] star") == []
+    assert unknown_words(pipe, "A cat in neon style with a [wxy] star, ü x 7") == []
     (remark,) = remarks_on_prompt(pipe, "a " * 14 + "bicycle")
     assert "bicycle" in remark and "never learnt" not in remark, "what is cut off is not said twice"
 
