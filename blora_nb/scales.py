@@ -191,7 +191,7 @@ def scales(
         if not math.isfinite(found[layer]):
             raise BLoRAError(f"{shown(layer)}: the alpha is NaN or infinite.")
         if found[layer] < 0:
-            about["a negative alpha, which turns its effect round"].append(layer)
+            about["a negative alpha, which reverses its effect"].append(layer)
     used = {
         f"{several(layers)}: {note}." if len(layers) < len(ranks) else f"{note}."
         for note, layers in about.items()
