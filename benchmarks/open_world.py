@@ -28,7 +28,7 @@ from blora_nb import TrainingSettings, load_pipeline, train  # noqa: E402
 from blora_nb.adapters import BLoRA, apply, remove  # noqa: E402
 from blora_nb.figures import picture_grid  # noqa: E402
 from blora_nb.generation import sample  # noqa: E402
-from blora_nb.judge import Judge  # noqa: E402
+from world.judge import Judge  # noqa: E402
 from blora_nb.models import fingerprint  # noqa: E402
 from world.painting import paint, place, random_poses  # noqa: E402
 from world.samples import Shapes  # noqa: E402
@@ -50,12 +50,16 @@ class HeldOut:
     @classmethod
     def draw(cls, which: str) -> "HeldOut":
         shapes = Shapes.load(held_out=True)
-        names = sorted({n for n, s in zip(shapes.names, shapes.sets, strict=True) if s in EMOJI_SETS})
+        names = sorted(
+            {n for n, s in zip(shapes.names, shapes.sets, strict=True) if s in EMOJI_SETS}
+        )
         of_set = set(names[SETS[which] :: 2])
         generator = torch.Generator().manual_seed(100 + SETS[which])
         order = torch.randperm(len(shapes.names), generator=generator).tolist()
         rows = [r for r in order if shapes.names[r] in of_set and shapes.sets[r] in EMOJI_SETS]
-        first = list({shapes.names[r]: r for r in rows}.values())  # one drawing a name, then the other designers'
+        first = list(
+            {shapes.names[r]: r for r in rows}.values()
+        )  # one drawing a name, then the other designers'
         rows = (first + [r for r in rows if r not in first])[:CANDIDATES]
         placed = place(shapes.coverage[torch.tensor(rows)], random_poses(len(rows), generator))
         painted = paint(placed, random_styles(len(rows), generator, held_out=True))
@@ -64,7 +68,9 @@ class HeldOut:
 
 def to_image(picture: Tensor) -> Image.Image:
     """A PIL image of a tensor [3, height, width] in -1..1."""
-    return Image.fromarray(((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+    return Image.fromarray(
+        ((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    )
 
 
 def psnr(drawn: Image.Image, picture: Image.Image) -> float:
@@ -132,7 +138,8 @@ def main() -> None:
     pairs = [(i, (i + 1) % args.pairs) for i in range(args.pairs)]
     clock = time.time()
     trained: list[BLoRA] = [
-        train(pipe, held_out.pictures[i], settings, progress=False) for i in tqdm(range(args.pairs), desc="B-LoRAs")
+        train(pipe, held_out.pictures[i], settings, progress=False)
+        for i in tqdm(range(args.pairs), desc="B-LoRAs")
     ]
     seconds = (time.time() - clock) / args.pairs
     methods = {
@@ -164,13 +171,25 @@ def main() -> None:
         "share better by 4 dB": float(np.mean(gains >= 4)),
         "share better by 3 dB": float(np.mean(gains >= 3)),
     }
-    lines = ["| | pictures | object right | style right | **both right** | ± |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | pictures | object right | style right | **both right** | ± |",
+        "|---|---|---|---|---|---|",
+    ]
     lines += [
         f"| {name} | {r['pictures']} | {r['object']:.2f} | {r['style']:.2f} | **{r['both']:.2f}** | {r['standard error']:.2f} |"
         for name, r in table.items()
     ]
-    print("\n".join(lines), rebuilding, f"{seconds:.1f} s per B-LoRA, {time.time() - start:.0f} s in all", sep="\n")
-    rows = [[held_out.pictures[i] for i, _ in pairs], [held_out.pictures[j] for _, j in pairs], *shown.values()]
+    print(
+        "\n".join(lines),
+        rebuilding,
+        f"{seconds:.1f} s per B-LoRA, {time.time() - start:.0f} s in all",
+        sep="\n",
+    )
+    rows = [
+        [held_out.pictures[i] for i, _ in pairs],
+        [held_out.pictures[j] for _, j in pairs],
+        *shown.values(),
+    ]
     labels = ["content picture", "style picture", *shown]
     caption = "The first twelve pairs, seed 0, alphas 1 and 1"
     figure = picture_grid([row[:12] for row in rows], labels, caption=caption, side=0.9)
@@ -199,7 +218,9 @@ def main() -> None:
         f"{rebuilding['one flat colour dB']:.1f} dB); {rebuilding['share better by 4 dB']:.0%} are better than the flat "
         f"colour by 4 dB or more.\n\n![the first twelve pairs](open_world.png)\n"
     )
-    (HERE / "open_world.md").write_text("# Separation of pictures never seen\n\n" + head + "\n".join(lines) + tail)
+    (HERE / "open_world.md").write_text(
+        "# Separation of pictures never seen\n\n" + head + "\n".join(lines) + tail
+    )
 
 
 if __name__ == "__main__":

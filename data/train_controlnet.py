@@ -28,7 +28,12 @@ from world.paths import DATA, WORK
 from world.samples import Shapes, training_styles
 
 BATCH = 32
-HINT_CHANNELS = (16, 24, 32, 48)  # of the layers that bring the outline down to the size of the latents
+HINT_CHANNELS = (
+    16,
+    24,
+    32,
+    48,
+)  # of the layers that bring the outline down to the size of the latents
 TARGET = DATA / "tiny_controlnet"
 STATE = WORK / "controlnet.pt"
 
@@ -39,7 +44,9 @@ def outlines(pictures: Tensor) -> Tensor:
     for picture in pictures:
         pixels = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         edges = outline(Image.fromarray(pixels), SIDE).getchannel(0)
-        drawn.append(torch.frombuffer(bytearray(edges.tobytes()), dtype=torch.uint8).view(SIDE, SIDE))
+        drawn.append(
+            torch.frombuffer(bytearray(edges.tobytes()), dtype=torch.uint8).view(SIDE, SIDE)
+        )
     return torch.stack(drawn)[:, None].expand(-1, 3, -1, -1).float() / 255
 
 
@@ -63,7 +70,9 @@ def main() -> None:
     unet, tutors = load_trained(args.name)
     unet.requires_grad_(False).set_attn_processor(AttnProcessor())
     tutors.requires_grad_(False)
-    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=HINT_CHANNELS).train()
+    controlnet = ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=HINT_CHANNELS
+    ).train()
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=args.learning_rate, weight_decay=1e-3)
     step, seconds, losses = 0, 0.0, []
     if STATE.exists():
@@ -91,9 +100,16 @@ def main() -> None:
         words = torch.where(said > 0.9, torch.zeros_like(words), words)
         silence = torch.where(said > 0.9, torch.zeros_like(words), nothing)
         with words_per_block(unet, {STYLE_BLOCK: words}), torch.autocast("cpu", torch.bfloat16):
-            down, mid = controlnet(noisy, t, silence, hint, added_cond_kwargs=conditions, return_dict=False)
+            down, mid = controlnet(
+                noisy, t, silence, hint, added_cond_kwargs=conditions, return_dict=False
+            )
             prediction = unet(
-                noisy, t, silence, added_cond_kwargs=conditions, down_block_additional_residuals=down, mid_block_additional_residual=mid
+                noisy,
+                t,
+                silence,
+                added_cond_kwargs=conditions,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=mid,
             ).sample
         loss = F.mse_loss(prediction.float(), schedule.get_velocity(x, noise, t))
         loss.backward()
@@ -104,9 +120,16 @@ def main() -> None:
         losses.append(loss.item())
         if step % 50 == 0:
             recent = sum(losses[-100:]) / len(losses[-100:])
-            print(f"step {step} pictures {step * BATCH} loss {recent:.4f} {spent / 60:.1f} of {args.minutes} minutes", flush=True)
+            print(
+                f"step {step} pictures {step * BATCH} loss {recent:.4f} {spent / 60:.1f} of {args.minutes} minutes",
+                flush=True,
+            )
         if step % 250 == 0:
-            state = {"controlnet": controlnet.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            state = {
+                "controlnet": controlnet.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+            }
             save(STATE, state | {"seconds": time.time() - start})
     export(controlnet)
 

@@ -90,8 +90,15 @@ def words_per_block(unet: nn.Module, words_of: dict[str, Tensor]) -> Iterator[No
     def swap(words: Tensor):
         return lambda module, args, kwargs: (args, {**kwargs, "encoder_hidden_states": words})
 
-    blocks = {name: module for name, module in unet.named_modules() if isinstance(module, Transformer2DModel)}
-    handles = [blocks[name].register_forward_pre_hook(swap(words), with_kwargs=True) for name, words in words_of.items()]
+    blocks = {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, Transformer2DModel)
+    }
+    handles = [
+        blocks[name].register_forward_pre_hook(swap(words), with_kwargs=True)
+        for name, words in words_of.items()
+    ]
     try:
         yield
     finally:
@@ -108,7 +115,9 @@ def hidden(message: Tensor, share: float, quiet: Tensor, generator: torch.Genera
     return torch.where(gone[:, None, None], quiet, message)
 
 
-def routed_words(tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def routed_words(
+    tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Words [batch, 32, 192] for the content block, the style block, and all others."""
     count = len(shapes)
     with torch.autocast("cpu", torch.bfloat16):
@@ -117,17 +126,27 @@ def routed_words(tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torc
     quiet_content, quiet_style = speaking[:, :HALF], speaking[:, HALF:]
 
     def strangers(message: Tensor, quiet: Tensor) -> Tensor:
-        return hidden(message[torch.randperm(count, generator=generator)].detach(), 0.6, quiet, generator)
+        return hidden(
+            message[torch.randperm(count, generator=generator)].detach(), 0.6, quiet, generator
+        )
 
-    for_content = tutors.words(hidden(content, 0.08, quiet_content, generator), strangers(style, quiet_style), count)
-    for_style = tutors.words(strangers(content, quiet_content), hidden(style, 0.08, quiet_style, generator), count)
-    for_others = tutors.words(strangers(content, quiet_content), strangers(style, quiet_style), count)
+    for_content = tutors.words(
+        hidden(content, 0.08, quiet_content, generator), strangers(style, quiet_style), count
+    )
+    for_style = tutors.words(
+        strangers(content, quiet_content), hidden(style, 0.08, quiet_style, generator), count
+    )
+    for_others = tutors.words(
+        strangers(content, quiet_content), strangers(style, quiet_style), count
+    )
     nothing = torch.rand(count, generator=generator) < 0.08  # the zeroed empty prompt of SDXL
     keep = (~nothing).float()[:, None, None]
     return for_content * keep, for_style * keep, for_others * keep
 
 
-def natural_words(tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def natural_words(
+    tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same words for all blocks: both messages."""
     speaking = tutors.neutral[-SPEAKING:]
     content = hidden(tutors.content(shapes), 0.08, speaking[:, :HALF], generator)
@@ -169,7 +188,9 @@ def learning_rate(progress: float, steps_without_pause: int) -> float:
 # ---------------------------------------------------------------- training
 
 
-def predict(unet: nn.Module, noisy: Tensor, t: Tensor, words: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def predict(
+    unet: nn.Module, noisy: Tensor, t: Tensor, words: tuple[Tensor, Tensor, Tensor]
+) -> Tensor:
     """The U-Net's answer, computed in bfloat16 where the processor is fast at it."""
     for_content, for_style, for_others = words
     per_block = {CONTENT_BLOCK: for_content, STYLE_BLOCK: for_style}
@@ -178,12 +199,17 @@ def predict(unet: nn.Module, noisy: Tensor, t: Tensor, words: tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def one_step_quality(unet: nn.Module, tutors: Tutors, shapes: Shapes, held_out: bool, parts: dict[str, Tensor]) -> dict[str, float]:
+def one_step_quality(
+    unet: nn.Module, tutors: Tutors, shapes: Shapes, held_out: bool, parts: dict[str, Tensor]
+) -> dict[str, float]:
     """PSNR in dB of pictures drawn in one step from pure noise, by the tutors' words; and how good one flat colour would be."""
     generator = torch.Generator().manual_seed(9)
     placed, _ = shapes.draw(96, generator)
     result = {}
-    for name, styles in {"plain": PLAIN.expand(96, -1), "styles": random_styles(96, generator, held_out)}.items():
+    for name, styles in {
+        "plain": PLAIN.expand(96, -1),
+        "styles": random_styles(96, generator, held_out),
+    }.items():
         pictures = paint(placed, styles)
         noise = torch.randn(96, CHANNELS, SIDE // 8, SIDE // 8, generator=generator)
         words = (
@@ -191,7 +217,9 @@ def one_step_quality(unet: nn.Module, tutors: Tutors, shapes: Shapes, held_out: 
             tutors.words(None, tutors.style(styles), 96),
             tutors.words(None, None, 96),
         )
-        latents = -predict(unet, noise, torch.full((96,), 999), words)  # v = -x0 where there is only noise
+        latents = -predict(
+            unet, noise, torch.full((96,), 999), words
+        )  # v = -x0 where there is only noise
         drawn = to_pictures(latents, parts).clamp(-1, 1)
         flat = pictures.mean((2, 3), keepdim=True)
         result[name] = psnr(drawn, pictures)
@@ -202,7 +230,9 @@ def one_step_quality(unet: nn.Module, tutors: Tutors, shapes: Shapes, held_out: 
 
 def psnr(drawn: Tensor, pictures: Tensor) -> float:
     """Mean over the pictures, in dB; the pixels are -1..1."""
-    return round(-10 * torch.log10((drawn - pictures).square().mean((1, 2, 3)) / 4).mean().item(), 2)
+    return round(
+        -10 * torch.log10((drawn - pictures).square().mean((1, 2, 3)) / 4).mean().item(), 2
+    )
 
 
 def save(path: Path, state: dict) -> None:
@@ -228,12 +258,20 @@ def load_average(path: Path) -> tuple[dict[str, Tensor], int]:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--name", default="unet", help="file name of the state, in outputs/teaching_model")
-    parser.add_argument("--pictures", type=int, default=2_000_000, help="training pictures seen in all")
+    parser.add_argument(
+        "--name", default="unet", help="file name of the state, in outputs/teaching_model"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=2_000_000, help="training pictures seen in all"
+    )
     parser.add_argument("--batch-size", type=int, default=128, help="of all processes together")
     parser.add_argument("--natural", action="store_true", help="every block hears everything")
-    parser.add_argument("--learning-rate", type=float, default=0.01, help="of Muon, for the convolutions")
-    parser.add_argument("--start-from", type=Path, help="averaged weights to go on from where there is no state")
+    parser.add_argument(
+        "--learning-rate", type=float, default=0.01, help="of Muon, for the convolutions"
+    )
+    parser.add_argument(
+        "--start-from", type=Path, help="averaged weights to go on from where there is no state"
+    )
     parser.add_argument("--minutes-between-states", type=float, default=10)
     parser.add_argument("--report-every", type=int, default=250, help="steps")
     args = parser.parse_args()
@@ -249,7 +287,9 @@ def main() -> None:
     unet, tutors = trained["unet"], trained["tutors"]
     unet.set_attn_processor(AttnProcessor())  # in bfloat16 on a CPU faster than the fused attention
     parameters = list(trained.parameters())
-    optimizer = MatrixMuon(trained, muon_lr=args.learning_rate, adam_lr=1.5e-3, rank=rank, world=world)
+    optimizer = MatrixMuon(
+        trained, muon_lr=args.learning_rate, adam_lr=1.5e-3, rank=rank, world=world
+    )
     schedule = noise_schedule()
     step, steps, seconds = 0, args.pictures // args.batch_size, 0.0
     average = {name: p.detach().clone() for name, p in trained.named_parameters()}
@@ -283,8 +323,13 @@ def main() -> None:
         placed, styles, latents = pool.batch(local, plain_share(pictures), generator)
         noise = torch.randn(latents.shape, generator=generator)
         t = timesteps(local, pictures, generator)
-        noisy, target = schedule.add_noise(latents, noise, t), schedule.get_velocity(latents, noise, t)
-        loss = F.mse_loss(predict(unet, noisy, t, words_for(tutors, placed, styles, generator)), target)
+        noisy, target = (
+            schedule.add_noise(latents, noise, t),
+            schedule.get_velocity(latents, noise, t),
+        )
+        loss = F.mse_loss(
+            predict(unet, noisy, t, words_for(tutors, placed, styles, generator)), target
+        )
         loss.backward()
         average_gradients(parameters, world)
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -294,11 +339,16 @@ def main() -> None:
         losses.append(loss.item())
         decay = min(0.999, step / (step + 100))
         with torch.no_grad():
-            torch._foreach_lerp_([average[n] for n in names], [v.detach() for v in values], 1 - decay)
+            torch._foreach_lerp_(
+                [average[n] for n in names], [v.detach() for v in values], 1 - decay
+            )
         if rank == 0 and step % 50 == 0:
             speed = (step - begun) * args.batch_size / (time.time() - start)
             recent = sum(losses[-50:]) / len(losses[-50:])
-            print(f"step {step}/{steps} pictures {step * args.batch_size} loss {recent:.4f} {speed:.0f} pictures/s", flush=True)
+            print(
+                f"step {step}/{steps} pictures {step * args.batch_size} loss {recent:.4f} {speed:.0f} pictures/s",
+                flush=True,
+            )
         if rank == 0 and step % args.report_every == 0:
             weights = {n: p.detach().clone() for n, p in trained.named_parameters()}
             trained.load_state_dict(average)
@@ -308,7 +358,12 @@ def main() -> None:
             }
             trained.load_state_dict(weights)
             print(json.dumps(report), flush=True)
-        due = torch.tensor(float(rank == 0 and (time.time() - saved > 60 * args.minutes_between_states or step == steps)))
+        due = torch.tensor(
+            float(
+                rank == 0
+                and (time.time() - saved > 60 * args.minutes_between_states or step == steps)
+            )
+        )
         if world > 1:
             torch.distributed.broadcast(due, 0)
         if due:
@@ -316,7 +371,13 @@ def main() -> None:
             states = gather(copy.deepcopy(optimizer.state_dict()), rank, world)
             if rank == 0:
                 spent = seconds + time.time() - start
-                state = {"trained": trained.state_dict(), "optimizer": states, "average": average, "step": step, "seconds": spent}
+                state = {
+                    "trained": trained.state_dict(),
+                    "optimizer": states,
+                    "average": average,
+                    "step": step,
+                    "seconds": spent,
+                }
                 save(state_file, state)
                 save_average(WORK / f"{args.name}.safetensors", average, step * args.batch_size)
 

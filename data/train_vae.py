@@ -69,7 +69,10 @@ class Pictures:
             self.pictures = torch.cat([self.pictures[self.fresh :], self.painted()])
         rows = torch.randint(len(self.pictures), (count,), generator=self.generator).tolist()
         corners = 8 * torch.randint((SIDE - crop) // 8 + 1, (count, 2), generator=self.generator)
-        chosen = [self.pictures[r, :, y : y + crop, x : x + crop] for r, (y, x) in zip(rows, corners.tolist(), strict=True)]
+        chosen = [
+            self.pictures[r, :, y : y + crop, x : x + crop]
+            for r, (y, x) in zip(rows, corners.tolist(), strict=True)
+        ]
         return torch.stack(chosen)
 
 
@@ -99,15 +102,25 @@ def main() -> None:
     start, begun = time.time(), step
     while step < args.steps:
         generator = torch.Generator().manual_seed(step * world + rank)
-        optimizer.scale_learning_rate(min(1, (step + 1) / 50, (args.steps - step) / (0.6 * args.steps)))
+        optimizer.scale_learning_rate(
+            min(1, (step + 1) / 50, (args.steps - step) / (0.6 * args.steps))
+        )
         picture = pictures.crops(args.batch_size // world, args.crop, step)
         goal = to_latents(picture, parts)
-        error = WRONG * torch.rand(len(goal), 1, 1, 1, generator=generator) * torch.randn(goal.shape, generator=generator)
+        error = (
+            WRONG
+            * torch.rand(len(goal), 1, 1, 1, generator=generator)
+            * torch.randn(goal.shape, generator=generator)
+        )
         with torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(picture).latent_dist.mean.float()
             decoded = vae.decode(goal + error).sample.float()
         encoder_loss = F.mse_loss(mean, goal)
-        decoder_loss = F.l1_loss(decoded, picture) + 0.5 * F.mse_loss(decoded, picture) + F.l1_loss(edges(decoded), edges(picture))
+        decoder_loss = (
+            F.l1_loss(decoded, picture)
+            + 0.5 * F.mse_loss(decoded, picture)
+            + F.l1_loss(edges(decoded), edges(picture))
+        )
         (encoder_loss + decoder_loss).backward()
         average_gradients(list(vae.parameters()), world)
         optimizer.step()
@@ -116,9 +129,15 @@ def main() -> None:
         if rank == 0 and step % 50 == 0:
             speed = (step - begun) * args.batch_size / (time.time() - start)
             quality = psnr(decoded.detach(), picture)
-            print(f"step {step} encoder {encoder_loss.item():.4f} decoder {decoder_loss.item():.4f} {quality} dB {speed:.0f} crops/s", flush=True)
+            print(
+                f"step {step} encoder {encoder_loss.item():.4f} decoder {decoder_loss.item():.4f} {quality} dB {speed:.0f} crops/s",
+                flush=True,
+            )
         if rank == 0 and (step % 250 == 0 or step == args.steps):
-            save(state_file, {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
+            save(
+                state_file,
+                {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step},
+            )
             vae.save_pretrained(folder)
     if rank == 0:
         report(vae.eval(), parts)
@@ -136,7 +155,9 @@ def report(vae: AutoencoderKL, parts: dict[str, Tensor]) -> None:
     numbers = {
         "psnr_mean_db": round(each.mean().item(), 2),
         "psnr_worst_tenth_db": round(each.quantile(0.1).item(), 2),
-        "encoder_error": round((means - to_latents(pictures, parts)).square().mean().sqrt().item(), 4),
+        "encoder_error": round(
+            (means - to_latents(pictures, parts)).square().mean().sqrt().item(), 4
+        ),
     }
     (WORK / "vae_report.json").write_text(json.dumps(numbers, indent=1) + "\n")
     print(numbers)

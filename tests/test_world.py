@@ -58,7 +58,9 @@ def test_held_out_styles_are_not_drawn_in_training():
     seen, unseen = random_styles(4000, generator), random_styles(400, generator, held_out=True)
 
     def has_new_pattern(styles: torch.Tensor) -> torch.Tensor:
-        chosen = torch.stack([get(styles, f"{part}_pattern").argmax(1) for part in ("ground", "fill")])
+        chosen = torch.stack(
+            [get(styles, f"{part}_pattern").argmax(1) for part in ("ground", "fill")]
+        )
         return sum((chosen == pattern).any(0) for pattern in held_out) > 0
 
     assert not has_new_pattern(seen).any()

@@ -8,15 +8,16 @@ game-icons) are not among them. Held out, whoever drew them: `held_out_names()`.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
+import io
 import json
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -44,7 +45,13 @@ LEFT_OUT = """
     sort list git code folder chevron chevrons move corner grid rows columns table signal wifi battery
     japanese zodiac mark input symbol squares
 """.split()
-HELD_OUT_CATEGORIES = ("Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities")
+HELD_OUT_CATEGORIES = (
+    "Animals & Nature",
+    "Food & Drink",
+    "Objects",
+    "Travel & Places",
+    "Activities",
+)
 
 
 def words(name: str) -> set[str]:
@@ -82,11 +89,11 @@ def svg(icons: dict, name: str) -> str:
 
 def rasterise(source: str) -> np.ndarray:
     """float32 [256, 256, 4], colours not multiplied by alpha, the drawing fitted into the frame and centred."""
-    import io
-
     import resvg_py
 
-    large = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=source, width=320)))).convert("RGBA")
+    large = Image.open(
+        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=source, width=320)))
+    ).convert("RGBA")
     box = large.getchannel("A").point(lambda a: 255 * (a > 20)).getbbox()
     if box is None:
         raise ValueError("an empty picture")
@@ -98,7 +105,9 @@ def fitted(image: Image.Image) -> Image.Image:
     scale = 2 * SIDE * 0.94 / max(image.size)
     size = [max(1, round(scale * edge)) for edge in image.size]
     square = Image.new(image.mode, (2 * SIDE, 2 * SIDE))
-    square.paste(image.resize(size, Image.Resampling.LANCZOS), [(2 * SIDE - edge) // 2 for edge in size])
+    square.paste(
+        image.resize(size, Image.Resampling.LANCZOS), [(2 * SIDE - edge) // 2 for edge in size]
+    )
     return square
 
 
@@ -115,7 +124,10 @@ def clusters(colours: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     for _ in range(8):
         nearest = np.square(sample[:, None] - centres).sum(2).argmin(1)
         centres = np.array(
-            [sample[nearest == k].mean(0) if (nearest == k).any() else c for k, c in enumerate(centres)]
+            [
+                sample[nearest == k].mean(0) if (nearest == k).any() else c
+                for k, c in enumerate(centres)
+            ]
         )
     return centres
 
@@ -126,7 +138,9 @@ def coloured_coverage(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarra
     inside = alpha > 0.5
     centres = clusters(colours[inside], 3, rng)
     nearest = np.square(colours[:, :, None] - centres).sum(3).argmin(2)
-    part = np.stack([ndimage.uniform_filter((nearest == k) * alpha, 5) for k in range(len(centres))])
+    part = np.stack(
+        [ndimage.uniform_filter((nearest == k) * alpha, 5) for k in range(len(centres))]
+    )
     label = part.argmax(0)
     order = np.argsort([-np.sum((label == k) & inside) for k in range(len(centres))])
     coverage = np.zeros((4, *alpha.shape), np.float32)
@@ -143,7 +157,7 @@ def line_coverage(pixels: np.ndarray) -> np.ndarray:
     enclosed = ~np.isin(outside, border[border > 0]) & (line < 0.5)
     coverage = np.zeros((4, *line.shape), np.float32)
     # half way under the stroke, so that no gap is left between fill and line
-    coverage[MAIN] = np.maximum(ndimage.binary_dilation(enclosed, iterations=2) * 1.0, line * 0)
+    coverage[MAIN] = ndimage.binary_dilation(enclosed, iterations=2)
     coverage[LINE] = line
     return coverage
 
@@ -153,7 +167,7 @@ def duotone_coverage(pixels: np.ndarray) -> np.ndarray:
     alpha = pixels[..., 3]
     coverage = np.zeros((4, *alpha.shape), np.float32)
     coverage[LINE] = np.clip((alpha - 0.2) / 0.8, 0, 1)
-    coverage[MAIN] = np.maximum((alpha > 0.1) & (alpha < 0.5), ndimage.binary_dilation((alpha > 0.1) & (alpha < 0.5), iterations=2))
+    coverage[MAIN] = ndimage.binary_dilation((alpha > 0.1) & (alpha < 0.5), iterations=2)
     return coverage
 
 
@@ -163,7 +177,7 @@ def silhouette_coverage(pixels: np.ndarray) -> np.ndarray:
     return coverage
 
 
-KINDS = {"colour": coloured_coverage, "line": line_coverage, "duotone": duotone_coverage, "fill": silhouette_coverage}
+UNCOLOURED = {"line": line_coverage, "duotone": duotone_coverage, "fill": silhouette_coverage}
 
 
 def label_map(item: tuple[str, str, str, str]) -> np.ndarray | None:
@@ -173,19 +187,12 @@ def label_map(item: tuple[str, str, str, str]) -> np.ndarray | None:
         pixels = rasterise(source)
     except ValueError:
         return None
-    rng = np.random.default_rng(abs(hash_of(name)))
-    coverage = coloured_coverage(pixels, rng) if kind == "colour" else KINDS[kind](pixels)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))  # the same in every run
+    coverage = coloured_coverage(pixels, rng) if kind == "colour" else UNCOLOURED[kind](pixels)
     small = coverage.reshape(4, SIDE, 2, SIDE, 2).mean((2, 4))
     if small.sum() < 0.03 * SIDE * SIDE:
         return None
     return (255 * small.clip(0, 1) + 0.5).astype(np.uint8)
-
-
-def hash_of(name: str) -> int:
-    """The same number for a name in every run."""
-    import zlib
-
-    return zlib.crc32(name.encode())
 
 
 def icons_of(icon_set: str, package: dict) -> Iterator[tuple[str, str, str, str]]:
@@ -221,7 +228,7 @@ def letters() -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def held_out_names(packages: dict[str, dict]) -> list[str]:
-    """Every seventh thing that all three emoji designers drew; none of their words' drawings is trained on."""
+    """Every fifth thing that Fluent and Noto both drew; none of their words' drawings is trained on."""
     categories = packages["fluent-emoji-flat"]["metadata"]["categories"]
     common = set(packages["noto"]["icons"]["icons"])
     things = sorted(
@@ -238,17 +245,36 @@ def main() -> None:
     packages = {icon_set: fetch(icon_set) for icon_set in tqdm(ICON_SETS, desc="fetching")}
     items = [item for icon_set, package in packages.items() for item in icons_of(icon_set, package)]
     with Pool(os.cpu_count()) as pool:
-        maps = list(tqdm(pool.imap(label_map, items, chunksize=50), total=len(items), desc="label maps", mininterval=10))
-    kept = [(item[0], item[1], coverage) for item, coverage in zip(items, maps, strict=True) if coverage is not None]
+        maps = list(
+            tqdm(
+                pool.imap(label_map, items, chunksize=50),
+                total=len(items),
+                desc="label maps",
+                mininterval=10,
+            )
+        )
+    kept = [
+        (item[0], item[1], coverage)
+        for item, coverage in zip(items, maps, strict=True)
+        if coverage is not None
+    ]
     kept += letters()
     sets, names, coverage = zip(*kept, strict=True)
     held_out = held_out_names(packages)
     is_held_out = [any(words(h) <= words(name) for h in held_out) for name in names]
     part = WORK / "shapes.part.npz"
-    np.savez(part, coverage=np.stack(coverage), names=np.array(names), sets=np.array(sets), held_out=np.array(is_held_out))
+    np.savez(
+        part,
+        coverage=np.stack(coverage),
+        names=np.array(names),
+        sets=np.array(sets),
+        held_out=np.array(is_held_out),
+    )
     part.rename(WORK / "shapes.npz")
     (WORK / "held_out_names.json").write_text(json.dumps(held_out, indent=1) + "\n")
-    print(f"{len(names)} drawings of {len(set(names))} things; held out: {len(held_out)} names, {sum(is_held_out)} drawings")
+    print(
+        f"{len(names)} drawings of {len(set(names))} things; held out: {len(held_out)} names, {sum(is_held_out)} drawings"
+    )
 
 
 if __name__ == "__main__":

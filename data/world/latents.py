@@ -32,7 +32,9 @@ def fit_components(pictures: Tensor) -> dict[str, Tensor]:
     # the sign of a component is arbitrary and differs between machines
     basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
     strength = spread**EVENING
-    scale = strength / strength.square().mean().sqrt() / spread  # all channels together have variance 1
+    scale = (
+        strength / strength.square().mean().sqrt() / spread
+    )  # all channels together have variance 1
     shape = CHANNELS, 3, PATCH, PATCH
     return {
         "kernel": (scale[:, None] * basis).reshape(shape),
@@ -47,7 +49,9 @@ def components() -> dict[str, Tensor]:
     if not FILE.exists():
         shapes = Shapes.load()
         generator = torch.Generator().manual_seed(0)
-        pictures = [paint(shapes.draw(100, generator)[0], random_styles(100, generator)) for _ in range(40)]
+        pictures = [
+            paint(shapes.draw(100, generator)[0], random_styles(100, generator)) for _ in range(40)
+        ]
         part = FILE.with_suffix(".part")
         fitted = fit_components(torch.cat(pictures))
         save_file({name: tensor.contiguous() for name, tensor in fitted.items()}, part)
@@ -63,7 +67,9 @@ def to_latents(pictures: Tensor, parts: dict[str, Tensor]) -> Tensor:
 def to_pictures(latents: Tensor, parts: dict[str, Tensor]) -> Tensor:
     """The best linear guess at the pictures [n, 3, height, width] of latents."""
     height, width = latents.shape[-2:]
-    return F.conv_transpose2d(latents, parts["inverse"], stride=PATCH) + parts["mean"].repeat(1, height, width)
+    return F.conv_transpose2d(latents, parts["inverse"], stride=PATCH) + parts["mean"].repeat(
+        1, height, width
+    )
 
 
 if __name__ == "__main__":

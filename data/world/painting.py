@@ -8,7 +8,9 @@ from world.styles import PATTERNS, TEXTURES, get
 
 SIDE = 128
 MAIN, SECOND, ACCENT, LINE = range(4)
-_Y, _X = torch.meshgrid(*[(torch.arange(SIDE) + 0.5) / SIDE - 0.5] * 2, indexing="ij")  # -0.5..0.5, y downwards
+_Y, _X = torch.meshgrid(
+    *[(torch.arange(SIDE) + 0.5) / SIDE - 0.5] * 2, indexing="ij"
+)  # -0.5..0.5, y downwards
 
 
 def smooth_noise(grain: float, seed: int, stretch: float = 1.0) -> Tensor:
@@ -27,7 +29,9 @@ _STROKES = F.grid_sample(  # streaks that run from bottom left to top right
     padding_mode="reflection",
     align_corners=False,
 )[0, 0]
-_SWAY = torch.stack([smooth_noise(18, 5), smooth_noise(18, 6)])  # where a trembling hand puts a point
+_SWAY = torch.stack(
+    [smooth_noise(18, 5), smooth_noise(18, 6)]
+)  # where a trembling hand puts a point
 
 
 # ---------------------------------------------------------------- shapes into the frame
@@ -44,7 +48,9 @@ def random_poses(count: int, generator: torch.Generator) -> Tensor:
     room = (1.02 - scale).clamp(min=0.02)
     centred = torch.where(rand() < 0.5, 0.3, 1.0)
     dx, dy = (room * centred * (2 * rand() - 1) for _ in range(2))
-    turn = torch.where(rand() < 0.5, 0.05, 0.18) * torch.randn(count, generator=generator).clamp(-2, 2)
+    turn = torch.where(rand() < 0.5, 0.05, 0.18) * torch.randn(count, generator=generator).clamp(
+        -2, 2
+    )
     mirror = torch.where(rand() < 0.5, -1.0, 1.0)
     return torch.stack([scale, dx, dy, turn, mirror], 1)
 
@@ -58,7 +64,10 @@ def place(coverage: Tensor, poses: Tensor) -> Tensor:
     ).view(-1, 2, 3)
     placed = torch.empty(len(coverage), 4, SIDE, SIDE)
     maps = coverage.float() / 255
-    for small in (False, True):  # a small drawing is sampled from a smaller map, so that thin lines stay
+    for small in (
+        False,
+        True,
+    ):  # a small drawing is sampled from a smaller map, so that thin lines stay
         chosen = (scale < 0.6) == small
         if chosen.any():
             source = F.avg_pool2d(maps[chosen], 2) if small else maps[chosen]
@@ -117,11 +126,18 @@ def pattern_amount(name: str, frequency: Tensor, twice_angle: Tensor) -> Tensor:
         return a + b - 2 * a * b
     if name == "planks":
         row = torch.floor(v)
-        return torch.maximum(soft(0.06 - _wave(v + 0.5)), soft(0.05 - _wave(u / 2 + 0.5 * (row % 2))))
+        return torch.maximum(
+            soft(0.06 - _wave(v + 0.5)), soft(0.05 - _wave(u / 2 + 0.5 * (row % 2)))
+        )
     if name == "stars":
         row, column = torch.floor(v), torch.floor(u)
-        du, dv = u % 1 - 0.5 - 0.28 * torch.sin(5 * column + 3 * row), v % 1 - 0.5 - 0.28 * torch.cos(7 * row + 2 * column)
-        return soft(0.1 + 0.06 * torch.sin(3 * row + 11 * column) - (du.square() + dv.square()).sqrt())
+        du, dv = (
+            u % 1 - 0.5 - 0.28 * torch.sin(5 * column + 3 * row),
+            v % 1 - 0.5 - 0.28 * torch.cos(7 * row + 2 * column),
+        )
+        return soft(
+            0.1 + 0.06 * torch.sin(3 * row + 11 * column) - (du.square() + dv.square()).sqrt()
+        )
     if name == "waves":
         return soft(0.25 - _wave(u + 0.22 * torch.sin(2 * torch.pi * v)))
     if name == "rings":
@@ -130,7 +146,13 @@ def pattern_amount(name: str, frequency: Tensor, twice_angle: Tensor) -> Tensor:
         return soft(0.25 - _wave(u + 0.9 * _wave(v)))
     if name == "scales":
         row = torch.floor(2 * v)
-        return soft(0.07 - ((_wave(u + 0.5 * (row % 2) + 0.5).square() + ((2 * v) % 1 / 2).square()).sqrt() - 0.45).abs())
+        return soft(
+            0.07
+            - (
+                (_wave(u + 0.5 * (row % 2) + 0.5).square() + ((2 * v) % 1 / 2).square()).sqrt()
+                - 0.45
+            ).abs()
+        )
     raise ValueError(f"unknown pattern {name!r}")
 
 
@@ -142,7 +164,9 @@ def areas(styles: Tensor, part: str, colour: str) -> Tensor:
     for index, name in enumerate(PATTERNS):
         chosen = pattern == index
         if name != "flat" and chosen.any():
-            amount = pattern_amount(name, get(styles, f"{part}_frequency")[chosen], get(styles, f"{part}_angle")[chosen])
+            amount = pattern_amount(
+                name, get(styles, f"{part}_frequency")[chosen], get(styles, f"{part}_angle")[chosen]
+            )
             filled[chosen] += (second - first)[chosen] * amount[:, None]
     return filled
 
@@ -165,7 +189,11 @@ def outlines(parts: Tensor, width: Tensor) -> Tensor:
         shrunk = 1 - F.max_pool2d(1 - parts, size, 1, size // 2)
         bands.append((grown - shrunk).amax(1, keepdim=True).clamp(0, 1))
     width = width[:, None, None, None]
-    return torch.where(width < 0.5, bands[0] * (2 * width).clamp(0, 1), bands[0] + (bands[1] - bands[0]) * (2 * width - 1))
+    return torch.where(
+        width < 0.5,
+        bands[0] * (2 * width).clamp(0, 1),
+        bands[0] + (bands[1] - bands[0]) * (2 * width - 1),
+    )
 
 
 def trembling(placed: Tensor, styles: Tensor) -> Tensor:
@@ -174,7 +202,9 @@ def trembling(placed: Tensor, styles: Tensor) -> Tensor:
     chosen = wobble > 0
     if not chosen.any():
         return placed
-    moved = torch.stack([2 * _X, 2 * _Y], -1) + 0.03 * wobble[chosen, None, None, None] * _SWAY.permute(1, 2, 0)
+    moved = torch.stack([2 * _X, 2 * _Y], -1) + 0.03 * wobble[
+        chosen, None, None, None
+    ] * _SWAY.permute(1, 2, 0)
     result = placed.clone()
     result[chosen] = F.grid_sample(placed[chosen], moved, align_corners=False)
     return result
@@ -208,7 +238,9 @@ def paint(placed: Tensor, styles: Tensor) -> Tensor:
     return textured(picture, ground, alpha, parts, styles).clamp(-1, 1)
 
 
-def textured(picture: Tensor, filled: Tensor, alpha: Tensor, parts: Tensor, styles: Tensor) -> Tensor:
+def textured(
+    picture: Tensor, filled: Tensor, alpha: Tensor, parts: Tensor, styles: Tensor
+) -> Tensor:
     """What a hand, a printer or a tiler leaves behind; `filled` is the picture without its lines."""
     kinds = get(styles, "texture").argmax(1)
     result = picture.clone()
@@ -224,14 +256,28 @@ def textured(picture: Tensor, filled: Tensor, alpha: Tensor, parts: Tensor, styl
         elif name == "hatching":
             cycles = 26 - 12 * size
             light = (filled[chosen].mean(1, keepdim=True) + 1) / 2
-            stroke = (0.5 + (0.42 - 0.34 * light - _wave((_X + _Y) * cycles / 2 + 0.02 * _NOISE["wide"])) * SIDE / cycles).clamp(0, 1)
-            x = x + (get(styles, "line")[chosen, :, None, None] - x) * 0.9 * strength * stroke * (0.25 + 0.75 * inside)
+            stroke = (
+                0.5
+                + (0.42 - 0.34 * light - _wave((_X + _Y) * cycles / 2 + 0.02 * _NOISE["wide"]))
+                * SIDE
+                / cycles
+            ).clamp(0, 1)
+            x = x + (get(styles, "line")[chosen, :, None, None] - x) * 0.9 * strength * stroke * (
+                0.25 + 0.75 * inside
+            )
         elif name == "halftone":
             cycles = 22 - 10 * size
             light = (filled[chosen].mean(1, keepdim=True) + 1) / 2
             u, v = (_X + _Y) * cycles / 2**0.5, (_X - _Y) * cycles / 2**0.5
-            dot = (0.5 + (0.5 - 0.4 * light - (_wave(u).square() + _wave(v).square()).sqrt()) * SIDE / cycles).clamp(0, 1)
-            x = x + (get(styles, "line")[chosen, :, None, None] - x) * 0.9 * strength * dot * (0.25 + 0.75 * inside)
+            dot = (
+                0.5
+                + (0.5 - 0.4 * light - (_wave(u).square() + _wave(v).square()).sqrt())
+                * SIDE
+                / cycles
+            ).clamp(0, 1)
+            x = x + (get(styles, "line")[chosen, :, None, None] - x) * 0.9 * strength * dot * (
+                0.25 + 0.75 * inside
+            )
         elif name == "watercolour":
             wash = 0.5 + 0.35 * _NOISE["wide"] + 0.15 * _NOISE["middle"]
             paper = torch.ones_like(x) * 0.92
@@ -242,7 +288,12 @@ def textured(picture: Tensor, filled: Tensor, alpha: Tensor, parts: Tensor, styl
             gaps = (0.5 + 1.2 * (_STROKES - 0.9 + 0.5 * size)).clamp(0, 1)
             x = x + (get(styles, "ground_1")[chosen, :, None, None] - x) * strength * gaps
         elif name in ("mosaic", "pixels"):
-            x = tiled(x, size, strength if name == "mosaic" else None, get(styles, "line")[chosen, :, None, None])
+            x = tiled(
+                x,
+                size,
+                strength if name == "mosaic" else None,
+                get(styles, "line")[chosen, :, None, None],
+            )
         result[chosen] = x
     return result
 

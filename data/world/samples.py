@@ -56,7 +56,13 @@ def training_styles(count: int, plain_share: float, generator: torch.Generator) 
 class Pool:
     """The last few thousand samples; each step adds new ones, and a sample serves about `uses` times before it goes."""
 
-    def __init__(self, shapes: Shapes, encode: Callable[[Tensor], Tensor], size: int = 6000, uses: float = 3.5) -> None:
+    def __init__(
+        self,
+        shapes: Shapes,
+        encode: Callable[[Tensor], Tensor],
+        size: int = 6000,
+        uses: float = 3.5,
+    ) -> None:
         self.shapes, self.encode, self.size, self.uses = shapes, encode, size, uses
         self.filled = self.next = 0
         self.coverage = torch.empty(size, 4, 128, 128, dtype=torch.uint8)
@@ -75,7 +81,9 @@ class Pool:
         self.next = (self.next + count) % self.size
         self.filled = min(self.size, self.filled + count)
 
-    def batch(self, count: int, plain_share: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(
+        self, count: int, plain_share: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(shapes [count, 4, 128, 128] in 0..1, styles [count, NUMBERS], latents)."""
         self.add(max(1, round(count / self.uses)), plain_share, generator)
         rows = torch.randint(self.filled, (count,), generator=generator)

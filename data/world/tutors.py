@@ -42,13 +42,18 @@ class ContentTutor(nn.Module):
         widths = (4, 24, 48, 96, 160, 224)
         layers: list[nn.Module] = []
         for before, after in zip(widths, widths[1:]):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), ResidualConv(after) if after > 60 else nn.SiLU()]
+            layers += [
+                nn.Conv2d(before, after, 3, stride=2, padding=1),
+                ResidualConv(after) if after > 60 else nn.SiLU(),
+            ]
         self.trunk = nn.Sequential(*layers)
         self.speak = nn.Conv2d(widths[-1], HALF, 1)
         self.places = nn.Parameter(0.5 * torch.randn(SPEAKING, HALF))
 
     def forward(self, label_maps: Tensor) -> Tensor:
-        return even(self.speak(self.trunk(2 * label_maps - 1)).flatten(2).transpose(1, 2) + self.places)
+        return even(
+            self.speak(self.trunk(2 * label_maps - 1)).flatten(2).transpose(1, 2) + self.places
+        )
 
 
 class StyleTutor(nn.Module):
@@ -57,7 +62,11 @@ class StyleTutor(nn.Module):
     def __init__(self, width: int = 384) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(NUMBERS, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, SPEAKING * HALF)
+            nn.Linear(NUMBERS, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, SPEAKING * HALF),
         )
         self.places = nn.Parameter(0.5 * torch.randn(SPEAKING, HALF))
 

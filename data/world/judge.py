@@ -1,7 +1,8 @@
 """The judge of drawings: how alike two pictures are in shape, and how alike in style, whatever else they show.
 
 A small convolutional network with two heads, trained by `data/train_open_judge.py` on drawings of the teaching model's
-world; held-out shapes and styles, and everything drawn by hand, were kept out of it.
+world; held-out shapes and styles, and everything drawn by hand, are kept out of it. It has not been trained yet; what the
+course measures with is `blora_nb.metrics.Judge`.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 import torch
 import torch.nn.functional as F
 
-from .images import to_tensor
-from .models import DATA
+from blora_nb.images import to_tensor
+from world.paths import WORK
 
-JUDGE = DATA / "judge"
+JUDGE = WORK / "judge"
 SIDE = 64  # pixels that the judge looks at
 LENGTH = 96  # numbers of an embedding
 
@@ -40,20 +41,24 @@ class Judge(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         seen, looks = self.shape_trunk(pixels), self.style_trunk(pixels)
         # of a style: the mean and the spread of what is there, and what the border shows
-        border = torch.cat([looks[..., 0, :], looks[..., -1, :], looks[..., 0], looks[..., -1]], 2).mean(2)
+        border = torch.cat(
+            [looks[..., 0, :], looks[..., -1, :], looks[..., 0], looks[..., -1]], 2
+        ).mean(2)
         texture = torch.cat([looks.mean((2, 3)), looks.std((2, 3)), border], 1)
         shape, style = self.shape_head(seen.flatten(1)), self.style_head(texture)
         return F.normalize(shape, dim=1), F.normalize(style, dim=1)
 
     @classmethod
     def load(cls, folder: Path = JUDGE) -> "Judge":
-        """The judge of this package."""
+        """The judge as it was trained last."""
         from safetensors.torch import load_file
 
         config = json.loads((Path(folder) / "config.json").read_text())
         judge = cls(config["objects"], config["styles"])
         weights = load_file(Path(folder) / "judge.safetensors")
-        judge.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in weights.items()})
+        judge.load_state_dict(
+            {k: t.float() if t.is_floating_point() else t for k, t in weights.items()}
+        )
         return judge.eval()
 
     @torch.no_grad()
@@ -77,6 +82,10 @@ def trunk(widths: tuple[int, ...]) -> nn.Sequential:
     before = 3
     for width in widths:
         layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-        layers += [nn.Conv2d(width, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
         before = width
     return nn.Sequential(*layers)
