@@ -9,10 +9,10 @@ then. Without both peers our own is followed and printed, and nothing written. T
 
 import argparse
 import json
-from pathlib import Path
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from training_speed import HERE, PEERS, environment, peer_flags, versions
 
@@ -64,7 +64,12 @@ json.dump(steps, open(result, "w"))
 def follow(python, folder, *arguments):
     """What the last of the steps took."""
     result = folder / "followed.json"
-    done = subprocess.run([python, "-c", FOLLOW, str(HERE), str(result), *arguments], capture_output=True, text=True, env=environment(False))
+    done = subprocess.run(
+        [python, "-c", FOLLOW, str(HERE), str(result), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(False),
+    )
     if not result.exists():
         raise RuntimeError(f"{arguments[:3]} ended without a result:\n{done.stderr[-3000:]}")
     steps = json.loads(result.read_text())
@@ -74,7 +79,9 @@ def follow(python, folder, *arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--base", help="folder that random_sdxl.py has made of the size full; by default a new one")
+    parser.add_argument(
+        "--base", help="folder that random_sdxl.py has made of the size full; by default a new one"
+    )
     for peer in ("original", "advanced"):
         parser.add_argument(f"--{peer}", help="path of the script in a checkout")
         parser.add_argument(f"--{peer}_python", help="a Python that has what it needs")
@@ -83,21 +90,61 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for mode in ("none", "partial", "full"):
-            rows[f"blora_nb, checkpointing {mode}"] = follow(sys.executable, folder, mode, str(STEPS))
+            rows[f"blora_nb, checkpointing {mode}"] = follow(
+                sys.executable, folder, mode, str(STEPS)
+            )
             print(rows, flush=True)
-        rows["blora_nb, LoRA as PEFT computes it"] = follow(sys.executable, folder, "PEFT", str(STEPS))
+        rows["blora_nb, LoRA as PEFT computes it"] = follow(
+            sys.executable, folder, "PEFT", str(STEPS)
+        )
         base, pictures = Path(args.base or folder / "base"), folder / "pictures"
         if (args.original or args.advanced) and not args.base:
-            subprocess.run([args.original_python or sys.executable, str(HERE / "random_sdxl.py"), str(base), "full"], check=True, capture_output=True)
+            subprocess.run(
+                [
+                    args.original_python or sys.executable,
+                    str(HERE / "random_sdxl.py"),
+                    str(base),
+                    "full",
+                ],
+                check=True,
+                capture_output=True,
+            )
         pictures.mkdir()
-        (pictures / "picture.png").write_bytes((HERE.parent / "data" / "examples" / "star_sunset.png").read_bytes())
-        for name, script, python, more in (("original script", args.original, args.original_python, ()), ("diffusers' advanced script, latents cached", args.advanced, args.advanced_python, ("--use_blora", "--cache_latents"))):
-            for how, flags in (("", ()), (" with gradient checkpointing", ("--gradient_checkpointing",))) if script else ():
-                flags = [*peer_flags(str(base), str(pictures), str(folder / "out"), STEPS, "full", True), *more, *flags]
-                rows[name + how] = follow(python, folder, "peer", script, str(folder / "times.json"), *flags)
+        (pictures / "picture.png").write_bytes(
+            (HERE.parent / "data" / "examples" / "star_sunset.png").read_bytes()
+        )
+        for name, script, python, more in (
+            ("original script", args.original, args.original_python, ()),
+            (
+                "diffusers' advanced script, latents cached",
+                args.advanced,
+                args.advanced_python,
+                ("--use_blora", "--cache_latents"),
+            ),
+        ):
+            for how, flags in (
+                (("", ()), (" with gradient checkpointing", ("--gradient_checkpointing",)))
+                if script
+                else ()
+            ):
+                flags = [
+                    *peer_flags(str(base), str(pictures), str(folder / "out"), STEPS, "full", True),
+                    *more,
+                    *flags,
+                ]
+                rows[name + how] = follow(
+                    python, folder, "peer", script, str(folder / "times.json"), *flags
+                )
                 print(name + how, rows[name + how], flush=True)
     if args.original and args.advanced:
-        write(rows, {"ours": versions(sys.executable, False), "original": versions(args.original_python, False), "advanced": versions(args.advanced_python, False)})
+        write(
+            rows,
+            {
+                "ours": versions(sys.executable, False),
+                "original": versions(args.original_python, False),
+                "advanced": versions(args.advanced_python, False),
+            },
+        )
 
 
 ABOUT = f"""# What a training step of SDXL asks of a GPU, followed
@@ -119,12 +166,30 @@ Made by `python benchmarks/followed.py`: each script, unchanged, takes whole tra
 
 def write(rows, made_with):
     ours, text = next(iter(rows.values())), ABOUT
-    text += "; ".join(f"{who}: Python {x['python']}, torch {x['torch']}, diffusers {x['diffusers']}" for who, x in made_with.items()) + "\n\n"
-    text += "| | " + " | ".join(WHAT) + " | operations, times ours |\n|---" + "|---" * (len(WHAT) + 1) + "|\n"
+    text += (
+        "; ".join(
+            f"{who}: Python {x['python']}, torch {x['torch']}, diffusers {x['diffusers']}"
+            for who, x in made_with.items()
+        )
+        + "\n\n"
+    )
+    text += (
+        "| | "
+        + " | ".join(WHAT)
+        + " | operations, times ours |\n|---"
+        + "|---" * (len(WHAT) + 1)
+        + "|\n"
+    )
     for name, row in rows.items():
-        text += f"| {name} | " + " | ".join(f"{row[what]:.{digits}f}" for what, digits in WHAT.items()) + f" | {row['operations'] / ours['operations']:.2f} |\n"
+        text += (
+            f"| {name} | "
+            + " | ".join(f"{row[what]:.{digits}f}" for what, digits in WHAT.items())
+            + f" | {row['operations'] / ours['operations']:.2f} |\n"
+        )
     (HERE / "followed.md").write_text(text)
-    (HERE / "followed.json").write_text(json.dumps({"rows": rows, "versions": made_with}, indent=1) + "\n")
+    (HERE / "followed.json").write_text(
+        json.dumps({"rows": rows, "versions": made_with}, indent=1) + "\n"
+    )
     print(text)
 
 

@@ -8,24 +8,24 @@ from start to the last file, so that loading the base model counts.
 
 import json
 import os
-from pathlib import Path
-from statistics import median
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
+from statistics import median
 
 import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from blora_nb import generate, load_pipeline, train  # noqa: E402
-from blora_nb.adapters import BLoRA, apply, set_alphas  # noqa: E402
-from blora_nb.blocks import BLOCK_OF_HALF, target_modules  # noqa: E402
-from blora_nb.examples import example_names, example_picture  # noqa: E402
-from blora_nb.models import DATA  # noqa: E402
-from arithmetic import SDXL  # noqa: E402
+from arithmetic import SDXL
+from blora_nb import generate, load_pipeline, train
+from blora_nb.adapters import BLoRA, apply, set_alphas
+from blora_nb.blocks import BLOCK_OF_HALF, target_modules
+from blora_nb.examples import example_names, example_picture
+from blora_nb.models import DATA
 
 RESOLUTIONS, RANKS = (64, 96, 128, 192), (4, 16, 64, 128)
 STEPS, WARM_UP, ROUNDS = 12, 2, 3
@@ -35,15 +35,53 @@ PICTURES = (1, 2, 4)
 def step_seconds(pipe, resolution, rank):
     """Median processor seconds of a step, batch 1."""
     ends = []
-    train(pipe, example_picture("star_sunset"), progress=lambda *_: ends.append(time.process_time()), resolution=resolution, rank=rank, train_batch_size=1, max_train_steps=STEPS)
+    train(
+        pipe,
+        example_picture("star_sunset"),
+        progress=lambda *_: ends.append(time.process_time()),
+        resolution=resolution,
+        rank=rank,
+        train_batch_size=1,
+        max_train_steps=STEPS,
+    )
     return median(b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :]))
 
 
 def command_seconds(folder, out, processes=1):
     """Seconds on the clock of one command that trains every picture of a folder."""
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
     start = time.perf_counter()
-    subprocess.run([sys.executable, *(launch if processes > 1 else []), "-m", "blora_nb", "train", "--instance_data_dir", str(folder), "--output_dir", str(out), "--device", "cpu"], check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            *(launch if processes > 1 else []),
+            "-m",
+            "blora_nb",
+            "train",
+            "--instance_data_dir",
+            str(folder),
+            "--output_dir",
+            str(out),
+            "--device",
+            "cpu",
+        ],
+        check=True,
+        capture_output=True,
+    )
     return time.perf_counter() - start
 
 
@@ -62,15 +100,27 @@ def alpha_milliseconds(pipe):
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig
 
-    content, style = (BLoRA.load(DATA / "bloras" / f"{name}.safetensors") for name in ("cat_wood", "flower_neon"))
-    picture = milliseconds(lambda: generate(pipe, "A [c] in [s] style", content, style, progress=False), 3)
+    content, style = (
+        BLoRA.load(DATA / "bloras" / f"{name}.safetensors") for name in ("cat_wood", "flower_neon")
+    )
+    picture = milliseconds(
+        lambda: generate(pipe, "A [c] in [s] style", content, style, progress=False), 3
+    )
     put_on = milliseconds(lambda: apply(pipe, content, style))
     change = milliseconds(lambda: set_alphas(pipe, 0.5, 0.8))
     with torch.device("meta"):
         full = UNet2DConditionModel.from_config(SDXL)
         for half, block in BLOCK_OF_HALF.items():
-            full.add_adapter(LoraConfig(r=64, lora_alpha=64, target_modules=target_modules(block)), adapter_name=half)
-    return picture, change, put_on, milliseconds(lambda: full.set_adapters(list(BLOCK_OF_HALF), [0.5, 0.8]))
+            full.add_adapter(
+                LoraConfig(r=64, lora_alpha=64, target_modules=target_modules(block)),
+                adapter_name=half,
+            )
+    return (
+        picture,
+        change,
+        put_on,
+        milliseconds(lambda: full.set_adapters(list(BLOCK_OF_HALF), [0.5, 0.8])),
+    )
 
 
 def medians(cases, measure):
@@ -85,7 +135,13 @@ def medians(cases, measure):
 
 def main():
     pipe = load_pipeline(device="cpu")
-    steps = medians([*((resolution, 16) for resolution in RESOLUTIONS), *((96, rank) for rank in RANKS if rank != 16)], lambda *case: step_seconds(pipe, *case))
+    steps = medians(
+        [
+            *((resolution, 16) for resolution in RESOLUTIONS),
+            *((96, rank) for rank in RANKS if rank != 16),
+        ],
+        lambda *case: step_seconds(pipe, *case),
+    )
     with tempfile.TemporaryDirectory() as temporary:
         temporary, number = Path(temporary), iter(range(1000))
         for count in PICTURES:
@@ -93,21 +149,39 @@ def main():
             for name in example_names()[:count]:
                 example_picture(name).save(temporary / str(count) / f"{name}.png")
         cases = [*((count, 1) for count in PICTURES), (PICTURES[-1], 2)]
-        commands = medians(cases, lambda count, processes: command_seconds(temporary / str(count), temporary / f"out{next(number)}", processes))
+        commands = medians(
+            cases,
+            lambda count, processes: command_seconds(
+                temporary / str(count), temporary / f"out{next(number)}", processes
+            ),
+        )
     write(steps, commands, alpha_milliseconds(pipe))
 
 
 def write(steps, commands, alphas):
     base, single, cores = steps[96, 16], commands[1, 1], os.cpu_count()
     text = f"# How the cost of training grows\n\nMade by `python benchmarks/growth.py` on the teaching model, {cores} cores, one thread a process, medians of {ROUNDS} rounds; not run on a GPU.\nFor the real SDXL the operations are counted in [arithmetic.md](arithmetic.md).\n"
-    text += "\n| resolution | rank | processor seconds a step | times 96 px, rank 16 |\n|---|---|---|---|\n" + "".join(f"| {resolution} | {rank} | {s:.3f} | {s / base:.2f} |\n" for (resolution, rank), s in sorted(steps.items()))
+    text += (
+        "\n| resolution | rank | processor seconds a step | times 96 px, rank 16 |\n|---|---|---|---|\n"
+        + "".join(
+            f"| {resolution} | {rank} | {s:.3f} | {s / base:.2f} |\n"
+            for (resolution, rank), s in sorted(steps.items())
+        )
+    )
     text += "\n| pictures in one command | processes | seconds | seconds a picture | against a command for each |\n|---|---|---|---|---|\n"
-    text += "".join(f"| {count} | {processes} | {s:.1f} | {s / count:.1f} | {s / (count * single):.2f} |\n" for (count, processes), s in commands.items())
+    text += "".join(
+        f"| {count} | {processes} | {s:.1f} | {s / count:.1f} | {s / (count * single):.2f} |\n"
+        for (count, processes), s in commands.items()
+    )
     picture, change, put_on, full = alphas
     text += f"\nChanging both alphas takes {change:.1f} ms, {100 * change / picture:.1f}% of a picture ({picture:.0f} ms); putting other halves on takes {put_on:.0f} ms.\n"
     text += f"On the layers of the full SDXL, rank 64, changing both alphas takes {full:.1f} ms, whatever the device: it is work of the processor.\n"
     (HERE / "growth.md").write_text(text)
-    rows = {"steps": [[*case, s] for case, s in steps.items()], "commands": [[*case, s] for case, s in commands.items()], "alphas, ms": alphas}
+    rows = {
+        "steps": [[*case, s] for case, s in steps.items()],
+        "commands": [[*case, s] for case, s in commands.items()],
+        "alphas, ms": alphas,
+    }
     (HERE / "growth.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(text)
 

@@ -24,15 +24,15 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "data"))
 
-from blora_nb import TrainingSettings, load_pipeline, train  # noqa: E402
-from blora_nb.adapters import BLoRA, apply, remove  # noqa: E402
-from blora_nb.figures import picture_grid  # noqa: E402
-from blora_nb.generation import sample  # noqa: E402
-from world.judge import Judge  # noqa: E402
-from blora_nb.models import fingerprint  # noqa: E402
-from world.painting import paint, place, random_poses  # noqa: E402
-from world.samples import Shapes  # noqa: E402
-from world.styles import random_styles  # noqa: E402
+from blora_nb import TrainingSettings, load_pipeline, train
+from blora_nb.adapters import BLoRA, apply, remove
+from blora_nb.figures import picture_grid
+from blora_nb.generation import sample
+from blora_nb.models import fingerprint
+from world.judge import Judge
+from world.painting import paint, place, random_poses
+from world.samples import Shapes
+from world.styles import random_styles
 
 PROMPT = "A [c] in [s] style"
 CANDIDATES = 100

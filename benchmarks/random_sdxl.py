@@ -6,18 +6,56 @@ Run by the oldest diffusers that is to read it: newer ones read older files, not
 """
 
 import json
-from pathlib import Path
 import sys
+from pathlib import Path
 
 import torch
 
 SIZES = {  # U-Net widths, heads, transformer layers; text encoder widths; VAE widths; side in pixels
-    "small": {"widths": (48, 64, 104), "heads": (4, 4, 4), "layers": (1, 1, 2), "groups": 8, "text": (64, 64), "vae": (16, 24, 48, 64), "side": 96},
-    "thin": {"widths": (16, 32, 32), "heads": (1, 1, 1), "layers": (1, 2, 10), "groups": 8, "text": (32, 32), "vae": (16, 16, 16, 16), "side": 64},
-    "quarter": {"widths": (80, 160, 320), "heads": (1, 2, 5), "layers": (1, 2, 10), "groups": 16, "text": (192, 320), "vae": (32, 64, 128, 128), "side": 256},
-    "full": {"widths": (320, 640, 1280), "heads": (5, 10, 20), "layers": (1, 2, 10), "groups": 32, "text": (768, 1280), "vae": (128, 256, 512, 512), "side": 1024},
+    "small": {
+        "widths": (48, 64, 104),
+        "heads": (4, 4, 4),
+        "layers": (1, 1, 2),
+        "groups": 8,
+        "text": (64, 64),
+        "vae": (16, 24, 48, 64),
+        "side": 96,
+    },
+    "thin": {
+        "widths": (16, 32, 32),
+        "heads": (1, 1, 1),
+        "layers": (1, 2, 10),
+        "groups": 8,
+        "text": (32, 32),
+        "vae": (16, 16, 16, 16),
+        "side": 64,
+    },
+    "quarter": {
+        "widths": (80, 160, 320),
+        "heads": (1, 2, 5),
+        "layers": (1, 2, 10),
+        "groups": 16,
+        "text": (192, 320),
+        "vae": (32, 64, 128, 128),
+        "side": 256,
+    },
+    "full": {
+        "widths": (320, 640, 1280),
+        "heads": (5, 10, 20),
+        "layers": (1, 2, 10),
+        "groups": 32,
+        "text": (768, 1280),
+        "vae": (128, 256, 512, 512),
+        "side": 1024,
+    },
 }
-SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "leading", "steps_offset": 1}
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
 
 
 def tokenizer(folder):
@@ -26,10 +64,19 @@ def tokenizer(folder):
 
     folder.mkdir(parents=True)
     letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    (folder / "vocab.json").write_text(
+        json.dumps({token: number for number, token in enumerate(tokens)})
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77), len(tokens)
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77
+    ), len(tokens)
 
 
 def unet_config(size):
@@ -37,23 +84,45 @@ def unet_config(size):
     s = SIZES[size]
     pooled, time = s["text"][1], s["text"][1] // 5
     return {
-        "sample_size": s["side"] // 8, "in_channels": 4, "out_channels": 4, "block_out_channels": s["widths"], "attention_head_dim": s["heads"], "layers_per_block": 2,
-        "transformer_layers_per_block": s["layers"], "norm_num_groups": s["groups"], "cross_attention_dim": sum(s["text"]), "use_linear_projection": True,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "addition_embed_type": "text_time", "addition_time_embed_dim": time, "projection_class_embeddings_input_dim": pooled + 6 * time,
-    }  # fmt: skip
+        "sample_size": s["side"] // 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": s["widths"],
+        "attention_head_dim": s["heads"],
+        "layers_per_block": 2,
+        "transformer_layers_per_block": s["layers"],
+        "norm_num_groups": s["groups"],
+        "cross_attention_dim": sum(s["text"]),
+        "use_linear_projection": True,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": time,
+        "projection_class_embeddings_input_dim": pooled + 6 * time,
+    }
 
 
 def vae_config(size):
     """The arguments of `AutoencoderKL`; of "full" they are SDXL's own."""
     return {
-        "block_out_channels": SIZES[size]["vae"], "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "layers_per_block": 2, "latent_channels": 4,
-        "norm_num_groups": 32 if size == "full" else 8, "scaling_factor": 0.13025, "sample_size": SIZES[size]["side"],
-    }  # fmt: skip
+        "block_out_channels": SIZES[size]["vae"],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "norm_num_groups": 32 if size == "full" else 8,
+        "scaling_factor": 0.13025,
+        "sample_size": SIZES[size]["side"],
+    }
 
 
 def build(folder, size):
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     s = SIZES[size]
@@ -61,13 +130,29 @@ def build(folder, size):
     tokens, vocabulary = tokenizer(Path(folder) / "tokenizer")
     encoders = []
     for kind, width in zip((CLIPTextModel, CLIPTextModelWithProjection), s["text"]):
-        numbers = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1, "vocab_size": vocabulary}
-        config = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_attention_heads=4, num_hidden_layers=4, projection_dim=s["text"][1], **numbers)
+        numbers = {
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+            "pad_token_id": vocabulary - 1,
+            "vocab_size": vocabulary,
+        }
+        config = CLIPTextConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_attention_heads=4,
+            num_hidden_layers=4,
+            projection_dim=s["text"][1],
+            **numbers,
+        )
         encoders.append(kind(config))
-    torch.manual_seed(0)  # the same weights whatever the text encoders drew, which differs between versions
+    torch.manual_seed(
+        0
+    )  # the same weights whatever the text encoders drew, which differs between versions
     unet = UNet2DConditionModel(**unet_config(size))
     vae, scheduler = AutoencoderKL(**vae_config(size)), EulerDiscreteScheduler(**SCHEDULER)
-    pipe = StableDiffusionXLPipeline(vae, *encoders, tokens, tokens, unet, scheduler, add_watermarker=False)
+    pipe = StableDiffusionXLPipeline(
+        vae, *encoders, tokens, tokens, unet, scheduler, add_watermarker=False
+    )
     pipe.save_pretrained(folder, safe_serialization=True)
 
 

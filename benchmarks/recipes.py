@@ -8,30 +8,42 @@ together with the prompt "A [c] in [s] style"; the judge names object and style 
 
 import argparse
 import json
-from pathlib import Path
 import sys
+from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from blora_nb import TrainingSettings, generate, load_pipeline, train  # noqa: E402
-from blora_nb.metrics import Judge  # noqa: E402
-from blora_nb.models import fingerprint  # noqa: E402
-from separation import PROMPT, held_out_pictures, pairs, summary  # noqa: E402
+from blora_nb import TrainingSettings, generate, load_pipeline, train
+from blora_nb.metrics import Judge
+from blora_nb.models import fingerprint
+from separation import PROMPT, held_out_pictures, pairs, summary
 
 HALF = TrainingSettings.max_train_steps  # stands for half of the steps that suit the pipeline
-TRAININGS = {"plain": {}, "min-SNR 5": {"snr_gamma": 5.0}, "x0 loss in the second half": {"x0_loss_from": HALF}}
-TWO_STEP = {"plain": "two-step style training", "x0 loss in the second half": "two-step style training, x0 loss in the second half"}
-SAMPLINGS = {"asymmetric guidance": {"asymmetric_guidance": True}, "timed halves (content until .7, style from .3)": {"content_until": 0.7, "style_from": 0.3}}
+TRAININGS = {
+    "plain": {},
+    "min-SNR 5": {"snr_gamma": 5.0},
+    "x0 loss in the second half": {"x0_loss_from": HALF},
+}
+TWO_STEP = {
+    "plain": "two-step style training",
+    "x0 loss in the second half": "two-step style training, x0 loss in the second half",
+}
+SAMPLINGS = {
+    "asymmetric guidance": {"asymmetric_guidance": True},
+    "timed halves (content until .7, style from .3)": {"content_until": 0.7, "style_from": 0.3},
+}
 
 
 def score(pipe, judge, pictures, bloras, seeds, **options):
     """The `summary` of the results of all pairs."""
     verdicts = []
     for i, j in pairs(pictures):
-        images = generate(pipe, PROMPT, bloras[i], bloras[j], seeds=range(seeds), progress=False, **options)
+        images = generate(
+            pipe, PROMPT, bloras[i], bloras[j], seeds=range(seeds), progress=False, **options
+        )
         verdicts += [(o == pictures[i][0], s == pictures[j][1]) for o, s in judge.name(images)]
     return summary(verdicts, seeds)
 
@@ -51,7 +63,13 @@ def measure(seeds):
         for sampling, options in SAMPLINGS.items() if name == "plain" else ():
             row(sampling, bloras, **options)
         if name in TWO_STEP:
-            row(TWO_STEP[name], [train(pipe, picture, progress=False, content=blora, **changes) for (*_, picture), blora in zip(pictures, bloras)])
+            row(
+                TWO_STEP[name],
+                [
+                    train(pipe, picture, progress=False, content=blora, **changes)
+                    for (*_, picture), blora in zip(pictures, bloras)
+                ],
+            )
     return rows
 
 
@@ -61,7 +79,11 @@ PAIRED = "of the same pairs of pictures; ± is its standard error, each pair cou
 def against(row, other):
     """ "+0.04 ± 0.03": the mean difference of "both right" between two rows and its standard error, pair by pair."""
     difference = np.subtract(row["both, of each pair"], other["both, of each pair"])
-    return f"{round(difference.mean(), 2) + 0.0:+.2f} ± {difference.std(ddof=1) / len(difference) ** 0.5:.2f}" if row is not other else ""
+    return (
+        f"{round(difference.mean(), 2) + 0.0:+.2f} ± {difference.std(ddof=1) / len(difference) ** 0.5:.2f}"
+        if row is not other
+        else ""
+    )
 
 
 def main():
@@ -71,9 +93,14 @@ def main():
     rows = measure(args.seeds)
     text = f"# Optional recipes on the teaching model\n\nMade by `python benchmarks/recipes.py`; model {fingerprint()}, {rows['plain']['pictures']} pictures a row (24 pairs of held-out combinations, {args.seeds} seeds).\n"
     text += f"Share of pictures in which the judge finds the content picture's object, the style picture's style, both; and the difference from plain, {PAIRED}\n\n| | object right | style right | both right | difference |\n|---|---|---|---|---|\n"
-    text += "".join(f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} | {against(r, rows['plain'])} |\n" for name, r in rows.items())
+    text += "".join(
+        f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} | {against(r, rows['plain'])} |\n"
+        for name, r in rows.items()
+    )
     (HERE / "recipes.md").write_text(text)
-    (HERE / "recipes.json").write_text(json.dumps({"model": fingerprint(), "rows": rows}, indent=1) + "\n")
+    (HERE / "recipes.json").write_text(
+        json.dumps({"model": fingerprint(), "rows": rows}, indent=1) + "\n"
+    )
     print(text)
 
 

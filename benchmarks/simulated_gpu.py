@@ -9,42 +9,68 @@ at full size on a laptop. It knows nothing of a GPU's speed, rounding, kernels, 
 Needs a C++ compiler (g++), for a few lines that let autograd believe in the device.
 """
 
-from contextlib import ExitStack
 import ctypes
-from importlib.util import find_spec
-from pathlib import Path
 import subprocess
 import sys
 import tempfile
 import threading
-from unittest.mock import patch
 import weakref
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import patch
 
 
 def _believe():
     """Tell PyTorch, before it is imported, that there is a device of the type CUDA."""
     if "torch" in sys.modules:
-        raise ImportError("Import simulated_gpu before torch; what PyTorch has once learned of its devices it keeps.")
+        raise ImportError(
+            "Import simulated_gpu before torch; what PyTorch has once learned of its devices it keeps."
+        )
     torch = Path(find_spec("torch").origin).parent
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "believe.so"
-        command = ["g++", "-std=c++20", "-O0", "-fPIC", "-shared", f"-I{torch / 'include'}", str(Path(__file__).with_suffix(".cpp")), "-o", str(library)]
-        subprocess.run([*command, f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"], check=True)
+        command = [
+            "g++",
+            "-std=c++20",
+            "-O0",
+            "-fPIC",
+            "-shared",
+            f"-I{torch / 'include'}",
+            str(Path(__file__).with_suffix(".cpp")),
+            "-o",
+            str(library),
+        ]
+        subprocess.run(
+            [*command, f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"],
+            check=True,
+        )
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
 _believe()
 
-import torch  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing  # noqa: E402
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten  # noqa: E402
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop  # noqa: E402
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 aten = torch.ops.aten
 COPIES = (aten._to_copy, aten.copy_, aten._foreach_copy_)
 INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
-ANSWERS_IN_NUMBERS = (aten.nonzero, aten.masked_select, aten.equal, aten.allclose, aten._unique2, aten.unique_dim, aten.repeat_interleave)
-FLOP = flop_registry | {aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop, aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop}
+ANSWERS_IN_NUMBERS = (
+    aten.nonzero,
+    aten.masked_select,
+    aten.equal,
+    aten.allclose,
+    aten._unique2,
+    aten.unique_dim,
+    aten.repeat_interleave,
+)
+FLOP = flop_registry | {
+    aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
 
 
 class Held:
@@ -58,7 +84,14 @@ class OnGPU(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner, gpu):
-        return torch.Tensor._make_wrapper_subclass(cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, device="cuda:0")
+        return torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device="cuda:0",
+        )
 
     def __init__(self, inner, gpu):
         self.inner, self.gpu = inner, gpu
@@ -108,38 +141,66 @@ class SimulatedGPU(TorchDispatchMode):
         super().__init__()
         self.total, self.capability, self.numbers = total, capability, numbers
         self.live = self.peak = self.operations = self.flop = 0
-        self.waits, self._held, self._pinned = [], {}, {}  # pinned memory is kept: the address of what is gone would be used again
+        self.waits, self._held, self._pinned = (
+            [],
+            {},
+            {},
+        )  # pinned memory is kept: the address of what is gone would be used again
 
     def __enter__(self):
-        import diffusers.models.autoencoders.autoencoder_kl  # noqa: F401 - bitsandbytes looks for CUDA itself when it is imported, and must not find this one
-
+        import diffusers.models.autoencoders.autoencoder_kl
         from torch.optim import optimizer
         from torch.utils import _foreach_utils
 
         self._stack = ExitStack()
         free = lambda *device: (self.total - self.live, self.total)
         cuda = {
-            "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda device: None, "get_device_name": lambda *device: "simulated GPU",
-            "get_device_capability": lambda *device: self.capability, "get_device_properties": lambda *device: self, "is_bf16_supported": lambda *more: self.capability[0] >= 8,
-            "mem_get_info": free, "memory_allocated": lambda *device: self.live, "memory_reserved": lambda *device: self.live, "max_memory_allocated": lambda *device: self.peak,
-            "empty_cache": lambda: None, "synchronize": lambda *device: None, "get_rng_state": lambda *device: torch.zeros(16, dtype=torch.uint8), "set_rng_state": lambda *more: None,
-        }  # fmt: skip
+            "_lazy_init": lambda: None,
+            "is_available": lambda: True,
+            "device_count": lambda: 1,
+            "current_device": lambda: 0,
+            "set_device": lambda device: None,
+            "get_device_name": lambda *device: "simulated GPU",
+            "get_device_capability": lambda *device: self.capability,
+            "get_device_properties": lambda *device: self,
+            "is_bf16_supported": lambda *more: self.capability[0] >= 8,
+            "mem_get_info": free,
+            "memory_allocated": lambda *device: self.live,
+            "memory_reserved": lambda *device: self.live,
+            "max_memory_allocated": lambda *device: self.peak,
+            "empty_cache": lambda: None,
+            "synchronize": lambda *device: None,
+            "get_rng_state": lambda *device: torch.zeros(16, dtype=torch.uint8),
+            "set_rng_state": lambda *more: None,
+        }
         for name, value in cuda.items():
             self._stack.enter_context(patch.object(torch.cuda, name, value))
         plain, run = torch.nn.functional.scaled_dot_product_attention, threading.Thread.run
-        attention = lambda query, *more, **options: (_attention if isinstance(query, OnGPU) else plain)(query, *more, **options)
-        self._stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", attention))
+        attention = lambda query, *more, **options: (
+            _attention if isinstance(query, OnGPU) else plain
+        )(query, *more, **options)
+        self._stack.enter_context(
+            patch.object(torch.nn.functional, "scaled_dot_product_attention", attention)
+        )
 
         def run_within(thread):
             with self._this_thread():
                 run(thread)
 
         self._stack.enter_context(patch.object(threading.Thread, "run", run_within))
-        for supported in (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types):
+        for supported in (
+            _foreach_utils._foreach_supported_types,
+            optimizer._foreach_supported_types,
+        ):
             supported.append(OnGPU)  # as for a GPU's own tensors
             self._stack.callback(supported.remove, OnGPU)
-        self._stack.callback(torch.__future__.set_swap_module_params_on_conversion, torch.__future__.get_swap_module_params_on_conversion())
-        torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter that is moved stays the same object, as on a GPU
+        self._stack.callback(
+            torch.__future__.set_swap_module_params_on_conversion,
+            torch.__future__.get_swap_module_params_on_conversion(),
+        )
+        torch.__future__.set_swap_module_params_on_conversion(
+            True
+        )  # a parameter that is moved stays the same object, as on a GPU
         self._stack.enter_context(self._this_thread())
         return self
 
@@ -155,8 +216,14 @@ class SimulatedGPU(TorchDispatchMode):
         stack.push(lambda *error: TorchDispatchMode.__exit__(self, *error))
         return stack
 
-    name, major, minor = "simulated GPU", property(lambda self: self.capability[0]), property(lambda self: self.capability[1])
-    total_memory = property(lambda self: self.total)  # this object also stands for the properties of its device
+    name, major, minor = (
+        "simulated GPU",
+        property(lambda self: self.capability[0]),
+        property(lambda self: self.capability[1]),
+    )
+    total_memory = property(
+        lambda self: self.total
+    )  # this object also stands for the properties of its device
 
     def hold(self, tensor):
         """Account for a tensor's storage until the last tensor that uses it is gone."""
@@ -164,7 +231,9 @@ class SimulatedGPU(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key not in self._held:
             if self.live + size > self.total:
-                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU 0 has a total capacity of {self.total / 2**30:.2f} GiB")
+                raise torch.OutOfMemoryError(
+                    f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU 0 has a total capacity of {self.total / 2**30:.2f} GiB"
+                )
             self.live += size
             self.peak = max(self.peak, self.live)
         self._held[key] = self._held.get(key, 0) + 1
@@ -195,7 +264,11 @@ class SimulatedGPU(TorchDispatchMode):
         if packet not in COPIES:
             _refuse_two_devices(func, flat, packet in INDEXING)
         self._note_wait(packet, args, kwargs, flat)
-        numberless = not self.numbers or any(x.is_meta or isinstance(x, OnGPU) and x.inner.is_meta for x in flat if isinstance(x, torch.Tensor))
+        numberless = not self.numbers or any(
+            x.is_meta or (isinstance(x, OnGPU) and x.inner.is_meta)
+            for x in flat
+            if isinstance(x, torch.Tensor)
+        )
         if numberless and packet is aten._local_scalar_dense:
             return 1.0 if args[0].dtype.is_floating_point else 1
         if numberless and packet in (aten.copy_, aten._foreach_copy_):
@@ -216,16 +289,30 @@ class SimulatedGPU(TorchDispatchMode):
         if packet is aten.copy_ or result is None:
             return args[0] if packet is aten.copy_ else None
         if not (_on_gpu(target) or (target is None and here)):
-            return tree_map(lambda x: _some_numbers(x) if isinstance(x, torch.Tensor) and x.numel() <= 64 else x, result)
-        known = {id(inner): x for inner, x in zip(insides, flat) if isinstance(x, OnGPU)}  # what was changed in place stays the tensor it was
-        wrap = lambda x: (known[id(x)] if id(x) in known else OnGPU(x, self)) if isinstance(x, torch.Tensor) else x
+            return tree_map(
+                lambda x: (
+                    _some_numbers(x) if isinstance(x, torch.Tensor) and x.numel() <= 64 else x
+                ),
+                result,
+            )
+        known = {
+            id(inner): x for inner, x in zip(insides, flat) if isinstance(x, OnGPU)
+        }  # what was changed in place stays the tensor it was
+        wrap = lambda x: (
+            (known[id(x)] if id(x) in known else OnGPU(x, self))
+            if isinstance(x, torch.Tensor)
+            else x
+        )
         return return_and_correct_aliasing(func, args, kwargs, tree_map(wrap, result))
 
     def _note_work(self, func, args, kwargs, insides, result):
         storage = lambda x: x.untyped_storage()._cdata
         before = {storage(x) for x in insides if isinstance(x, torch.Tensor)}
         made = [x for x in tree_flatten(result)[0] if isinstance(x, torch.Tensor)]
-        if func._schema.is_mutable or any(storage(x) not in before for x in made) and not func.overloadpacket.__name__.startswith(("empty", "new_empty")):
+        if func._schema.is_mutable or (
+            any(storage(x) not in before for x in made)
+            and not func.overloadpacket.__name__.startswith(("empty", "new_empty"))
+        ):
             self.operations += 1
         if func.overloadpacket in FLOP:
             self.flop += FLOP[func.overloadpacket](*args, **kwargs, out_val=result)
@@ -237,14 +324,24 @@ class SimulatedGPU(TorchDispatchMode):
             self.waits.append(str(packet))
         elif packet in INDEXING:
             indices = [x for x in tree_flatten(args[1])[0] if isinstance(x, torch.Tensor)]
-            if any(x.ndim and not isinstance(x, OnGPU) for x in indices) or any(x.dtype in (torch.bool, torch.uint8) for x in indices):
+            if any(x.ndim and not isinstance(x, OnGPU) for x in indices) or any(
+                x.dtype in (torch.bool, torch.uint8) for x in indices
+            ):
                 self.waits.append("an index is a mask, or comes from the computer's memory")
         elif packet in COPIES:
             tensors = [x for x in flat if isinstance(x, torch.Tensor)]
-            places = {isinstance(x, OnGPU) for x in tensors} | ({_on_gpu(kwargs["device"])} if kwargs.get("device") is not None else set())
-            asked = kwargs.get("non_blocking") or (packet is not aten._to_copy and args[2:] == (True,))
+            places = {isinstance(x, OnGPU) for x in tensors} | (
+                {_on_gpu(kwargs["device"])} if kwargs.get("device") is not None else set()
+            )
+            asked = kwargs.get("non_blocking") or (
+                packet is not aten._to_copy and args[2:] == (True,)
+            )
             lands = packet is aten._to_copy and isinstance(args[0], OnGPU)  # in ordinary memory
-            if len(places) == 2 and not (asked and not lands and all(isinstance(x, OnGPU) or self._is_pinned(x) for x in tensors)):
+            if len(places) == 2 and not (
+                asked
+                and not lands
+                and all(isinstance(x, OnGPU) or self._is_pinned(x) for x in tensors)
+            ):
                 self.waits.append(f"a copy of {tuple(tensors[0].shape)}")
 
     def _is_pinned(self, tensor):
@@ -253,12 +350,25 @@ class SimulatedGPU(TorchDispatchMode):
 
 def _refuse_two_devices(func, tensors, indexing):
     for x in tensors:
-        if isinstance(x, torch.Tensor) and not isinstance(x, OnGPU) and x.ndim and not (indexing and not x.dtype.is_floating_point):
-            raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and {x.device}, in {func}")
+        if (
+            isinstance(x, torch.Tensor)
+            and not isinstance(x, OnGPU)
+            and x.ndim
+            and not (indexing and not x.dtype.is_floating_point)
+        ):
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found cuda:0 and {x.device}, in {func}"
+            )
 
 
-def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options):
+def _attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options
+):
     """Attention that never holds all scores at once, as on a GPU."""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, float("-inf"))
-    return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
+            ~attn_mask, float("-inf")
+        )
+    return aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]

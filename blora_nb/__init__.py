@@ -7,9 +7,19 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 WHERE = {
-    "AlphaPanel": "panels", "BLoRA": "adapters", "CheckpointPicker": "picker", "SeedPanel": "panels", "TrainingSettings": "configuration", "alpha_grid": "figures", "generate": "generation",
-    "load_pipeline": "models", "prompt_per_block": "inspection", "record_attention": "inspection", "save_picture": "images", "train": "trainer",
-}  # fmt: skip
+    "AlphaPanel": "panels",
+    "BLoRA": "adapters",
+    "CheckpointPicker": "picker",
+    "SeedPanel": "panels",
+    "TrainingSettings": "configuration",
+    "alpha_grid": "figures",
+    "generate": "generation",
+    "load_pipeline": "models",
+    "prompt_per_block": "inspection",
+    "record_attention": "inspection",
+    "save_picture": "images",
+    "train": "trainer",
+}
 __all__ = list(WHERE)
 
 

@@ -13,9 +13,15 @@ def halves_of(args):
     for half in HALVES:
         sources, weights = getattr(args, f"{half}_B_LoRA") or [], getattr(args, f"{half}_weights")
         if weights and len(weights) != len(sources):
-            raise ValueError(f"--{half}_weights needs --{half}_B_LoRA with as many files; there are {len(weights)} weights for {len(sources)} B-LoRAs.")
+            raise ValueError(
+                f"--{half}_weights needs --{half}_B_LoRA with as many files; there are {len(weights)} weights for {len(sources)} B-LoRAs."
+            )
         read = [BLoRA.load(source) for source in sources]
-        given.append(list(zip(read, weights or [1.0] * len(read))) if weights or len(read) > 1 else (read[0] if read else None))
+        given.append(
+            list(zip(read, weights or [1.0] * len(read)))
+            if weights or len(read) > 1
+            else (read[0] if read else None)
+        )
     return given
 
 
@@ -28,9 +34,15 @@ def load(args, device=None):
 
     dtype = args.dtype or MIXED_PRECISION.get(args.mixed_precision)
     return load_pipeline(
-        args.pretrained_model_name_or_path, device or args.device, dtype and getattr(torch, dtype), args.quantization, args.pretrained_vae_model_name_or_path,
-        revision=args.revision, variant=args.variant, cache_dir=args.cache_dir,
-    )  # fmt: skip
+        args.pretrained_model_name_or_path,
+        device or args.device,
+        dtype and getattr(torch, dtype),
+        args.quantization,
+        args.pretrained_vae_model_name_or_path,
+        revision=args.revision,
+        variant=args.variant,
+        cache_dir=args.cache_dir,
+    )
 
 
 def run_train(args):
@@ -48,7 +60,13 @@ def run_train(args):
     from .memory import report
     from .validation import SHEET, validation_pictures, write_validation_sheet
 
-    jobs = plan(args.instance_data_dir, args.output_dir, args.together, args.captions_file, args.content_B_LoRA)
+    jobs = plan(
+        args.instance_data_dir,
+        args.output_dir,
+        args.together,
+        args.captions_file,
+        args.content_B_LoRA,
+    )
     device, main, gather = launched(args.device)
     mine = share(lambda: check_output(jobs, args.resume_from_checkpoint))
     finished = [job for job in jobs if job.finished]  # no process has begun yet
@@ -56,27 +74,44 @@ def run_train(args):
     check_base(pipe)
     settings = TrainingSettings.for_pipeline(pipe, **given(args))
     if main:
-        print(report(pipe, settings, one_prompt=not any(caption for job in jobs for caption in job.pictures.values())), flush=True)
+        print(
+            report(
+                pipe,
+                settings,
+                one_prompt=not any(caption for job in jobs for caption in job.pictures.values()),
+            ),
+            flush=True,
+        )
     if settings.with_prior_preservation and main:
         make_class_pictures(pipe, settings)
     gather([])  # the other processes wait for the class pictures
-    validate = args.validation_prompt and validation_pictures(pipe, args.validation_prompt, args.num_validation_images)
+    validate = args.validation_prompt and validation_pictures(
+        pipe, args.validation_prompt, args.num_validation_images
+    )
     failed = []
     try:
         if main:
             failed += check_finished(pipe, finished, settings)
-        failed += gather(train_all(pipe, mine, settings, args.resume_from_checkpoint, validate, progress=main))
+        failed += gather(
+            train_all(pipe, mine, settings, args.resume_from_checkpoint, validate, progress=main)
+        )
         for job in jobs if validate and main else ():
             if job.finished and not (job.folder / SHEET).exists():
                 try:
-                    print("written:", write_validation_sheet(job.folder), "(a row for each checkpoint; use one by its folder)")
+                    print(
+                        "written:",
+                        write_validation_sheet(job.folder),
+                        "(a row for each checkpoint; use one by its folder)",
+                    )
                 except (OSError, ValueError) as error:
                     print(f"note: no sheet of validation pictures: {error}", file=sys.stderr)
     finally:
         if main and len(jobs) > 1:
             print("written:", write_manifest(jobs, args.output_dir, failed))
     if failed and main:
-        raise RuntimeError(f"{len(failed)} of {len(jobs)} B-LoRAs could not be trained; why stands above.")
+        raise RuntimeError(
+            f"{len(failed)} of {len(jobs)} B-LoRAs could not be trained; why stands above."
+        )
 
 
 def run_generate(args):
@@ -97,10 +132,45 @@ def run_generate(args):
         use_scheduler(pipe, args.scheduler or "lcm")
     if args.vae_tiling:
         tile_vae(pipe)
-    control_image = outline(args.outline_of, min(args.height or native_resolution(pipe), args.width or native_resolution(pipe))) if args.outline_of else args.control_image
-    names = ("image", "strength", "controlnet", "controlnet_conditioning_scale", "num_inference_steps", "guidance_scale", "negative_prompt", "height", "width", "batch_size", "asymmetric_guidance", "content_until", "style_from", "content_alpha", "style_alpha")
-    only = args.then.get("seed") if args.seeds == args.then.get("batch_seeds") else None  # the others of its batch are drawn with it
-    for number, picture in enumerate(generate_each(pipe, args.prompt, content, style, seeds=args.seeds, control_image=control_image, **{name: getattr(args, name) for name in names})):
+    control_image = (
+        outline(
+            args.outline_of,
+            min(args.height or native_resolution(pipe), args.width or native_resolution(pipe)),
+        )
+        if args.outline_of
+        else args.control_image
+    )
+    names = (
+        "image",
+        "strength",
+        "controlnet",
+        "controlnet_conditioning_scale",
+        "num_inference_steps",
+        "guidance_scale",
+        "negative_prompt",
+        "height",
+        "width",
+        "batch_size",
+        "asymmetric_guidance",
+        "content_until",
+        "style_from",
+        "content_alpha",
+        "style_alpha",
+    )
+    only = (
+        args.then.get("seed") if args.seeds == args.then.get("batch_seeds") else None
+    )  # the others of its batch are drawn with it
+    for number, picture in enumerate(
+        generate_each(
+            pipe,
+            args.prompt,
+            content,
+            style,
+            seeds=args.seeds,
+            control_image=control_image,
+            **{name: getattr(args, name) for name in names},
+        )
+    ):
         made_with = picture.info["blora_nb"]
         for line in differences(args.like, made_with) if args.like and number == 0 else ():
             print(f"note: {line}", file=sys.stderr)
@@ -150,8 +220,18 @@ def main():
             from .runtime import print_check
 
             return 0 if print_check() else 1
-        {"train": run_train, "generate": run_generate, "inspect": run_inspect, "export": run_export}[args.command](args)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:  # our own errors are among these, each with its remedy
+        {
+            "train": run_train,
+            "generate": run_generate,
+            "inspect": run_inspect,
+            "export": run_export,
+        }[args.command](args)
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+        MemoryError,
+    ) as error:  # our own errors are among these, each with its remedy
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

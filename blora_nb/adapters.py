@@ -1,13 +1,13 @@
 """A B-LoRA on disk and in a pipeline: read, write, take one half, mix halves, apply them with alphas, take them off again."""
 
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 import hashlib
 import json
 import math
 import os
-from pathlib import Path
 import warnings
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -23,20 +23,39 @@ from .changed_pipelines import (
     merged_adapters,
     unwrapped,
 )
-from .state_dict_checks import base_of, check_complete, check_finite, check_sizes, remarks
 from .files import FILE_NAME, PEFT_FILE, complete_file, find_weights, open_weights, read_beside
 from .formats import (
-    FORMATS, WRAPPER, converted, format_of, named_weights, peft_config, read_weights,
-)  # fmt: skip
+    FORMATS,
+    WRAPPER,
+    converted,
+    format_of,
+    named_weights,
+    peft_config,
+    read_weights,
+)
 from .messages import BLoRAError, shown
 from .scales import PEFT_CONFIG, is_setting
+from .state_dict_checks import base_of, check_complete, check_finite, check_sizes, remarks
 
-NO_FOLDER = {".safetensors", ".safetensor", ".pt", ".pth", ".bin", ".ckpt"}  # endings that nobody gives a folder
+NO_FOLDER = {
+    ".safetensors",
+    ".safetensor",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".ckpt",
+}  # endings that nobody gives a folder
 # header entries that would be wrong in a file written anew
 STALE = {
-    "format", "ss_network_dim", "ss_network_alpha", "ss_network_module", "ss_network_args",
-    "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256",
-}  # fmt: skip
+    "format",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_network_module",
+    "ss_network_args",
+    "sshs_model_hash",
+    "sshs_legacy_hash",
+    "modelspec.hash_sha256",
+}
 
 
 class BLoRAWarning(UserWarning):
@@ -74,13 +93,25 @@ class BLoRA:
     @property
     def halves(self):
         """The halves it has: a tuple of "content" and "style"."""
-        return tuple(half for half in BLOCK_OF_HALF if any(half_of(key) == half for key in self.state_dict))
+        return tuple(
+            half for half in BLOCK_OF_HALF if any(half_of(key) == half for key in self.state_dict)
+        )
 
     @property
     def layers(self):
         """The names of its layers in the U-Net to their (lora_A [rank, in], lora_B [out, rank])."""
-        names = [key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in self.state_dict if key.endswith(".lora_A.weight")]
-        return {name: (self.state_dict[f"unet.{name}.lora_A.weight"], self.state_dict[f"unet.{name}.lora_B.weight"]) for name in names}
+        names = [
+            key.removeprefix("unet.").removesuffix(".lora_A.weight")
+            for key in self.state_dict
+            if key.endswith(".lora_A.weight")
+        ]
+        return {
+            name: (
+                self.state_dict[f"unet.{name}.lora_A.weight"],
+                self.state_dict[f"unet.{name}.lora_B.weight"],
+            )
+            for name in names
+        }
 
     @property
     def rank(self):
@@ -99,15 +130,24 @@ class BLoRA:
 
     def _half(self, half):
         if half not in self.halves:
-            raise BLoRAError(f"{self.source or 'The B-LoRA'} has no {half} half, only {' and '.join(self.halves)}.")
-        return BLoRA({key: t for key, t in self.state_dict.items() if half_of(key) == half}, self.metadata, source=self.source)
+            raise BLoRAError(
+                f"{self.source or 'The B-LoRA'} has no {half} half, only {' and '.join(self.halves)}."
+            )
+        return BLoRA(
+            {key: t for key, t in self.state_dict.items() if half_of(key) == half},
+            self.metadata,
+            source=self.source,
+        )
 
     @property
     def fingerprint(self):
         """Twelve hexadecimal digits that name the weights, whatever the file they came in."""
         digest = hashlib.sha256()
         for key, tensor in sorted(self.state_dict.items()):
-            digest.update(f"{key} {tuple(tensor.shape)} ".encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+            digest.update(
+                f"{key} {tuple(tensor.shape)} ".encode()
+                + tensor.detach().cpu().float().contiguous().numpy().tobytes()
+            )
         return digest.hexdigest()[:12]
 
     @classmethod
@@ -169,20 +209,34 @@ class BLoRA:
         if format not in FORMATS:
             raise ValueError(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
         if format == "peft" and path.suffix == ".safetensors":
-            raise ValueError(f"PEFT reads folders, with the ranks in a file of their own; name a folder instead of {path}.")
+            raise ValueError(
+                f"PEFT reads folders, with the ranks in a file of their own; name a folder instead of {path}."
+            )
         if path.suffix.lower() in NO_FOLDER and path.suffix != ".safetensors":
-            raise ValueError(f"{path} looks like a file, and files of weights are written with the ending .safetensors. Write it so, or name a folder without an ending.")
-        file = path if path.suffix == ".safetensors" else path / (PEFT_FILE if format == "peft" else FILE_NAME)
+            raise ValueError(
+                f"{path} looks like a file, and files of weights are written with the ending .safetensors. Write it so, or name a folder without an ending."
+            )
+        file = (
+            path
+            if path.suffix == ".safetensors"
+            else path / (PEFT_FILE if format == "peft" else FILE_NAME)
+        )
         if os.path.lexists(file):
-            raise FileExistsError(f"{file} exists already. Choose another name, or remove it first.")
+            raise FileExistsError(
+                f"{file} exists already. Choose another name, or remove it first."
+            )
         tensors = converted(named_weights(self.layers, format), dtype)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OSError(f"The folder {file.parent} cannot be made ({error.strerror or error}).") from None
+            raise OSError(
+                f"The folder {file.parent} cannot be made ({error.strerror or error})."
+            ) from None
         with ExitStack() as both:  # PEFT's two files are there together or not at all
             if format == "peft":
-                both.enter_context(complete_file(file.with_name(PEFT_CONFIG))).write_text(json.dumps(peft_config(self.layers), indent=1))
+                both.enter_context(complete_file(file.with_name(PEFT_CONFIG))).write_text(
+                    json.dumps(peft_config(self.layers), indent=1)
+                )
             part = both.enter_context(complete_file(file))
             header = {"format": "pt", **_lasting(self.metadata), **_kohya_metadata(self, format)}
             safetensors.torch.save_file(tensors, part, header)
@@ -204,7 +258,9 @@ def named_in_errors(file):
     try:
         yield
     except BLoRAError as error:
-        raise error if str(error).startswith(str(file)) else BLoRAError(f"{file}: {error}") from None
+        raise (
+            error if str(error).startswith(str(file)) else BLoRAError(f"{file}: {error}")
+        ) from None
 
 
 def _lasting(metadata: dict) -> dict:
@@ -220,8 +276,20 @@ def _kohya_metadata(blora, format):
     """What A1111 and its kin read in the header to list a LoRA under the right base model."""
     if format not in ("kohya", "sgm"):
         return {}
-    base = {"ss_base_model_version": "sdxl_base_v1-0", "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"} if base_of(blora.state_dict) == "SDXL" else {}
-    return {"ss_network_module": "networks.lora", "ss_network_dim": str(blora.rank), "ss_network_alpha": str(blora.rank), **base}
+    base = (
+        {
+            "ss_base_model_version": "sdxl_base_v1-0",
+            "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        }
+        if base_of(blora.state_dict) == "SDXL"
+        else {}
+    )
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(blora.rank),
+        "ss_network_alpha": str(blora.rank),
+        **base,
+    }
 
 
 def from_original_alpha(alpha):
@@ -252,17 +320,27 @@ def mix(half, given):
     for item in given if isinstance(given, list) else [given]:
         source, weight = item if isinstance(item, tuple) else (item, 1.0)
         check_strength(f"a weight of the {half} half", weight)
-        parts.append(((source if isinstance(source, BLoRA) else BLoRA.load(source))._half(half), float(weight)))
+        parts.append(
+            (
+                (source if isinstance(source, BLoRA) else BLoRA.load(source))._half(half),
+                float(weight),
+            )
+        )
     if not parts:
         raise BLoRAError(f"The list of {half} halves is empty; leave it out for none.")
     if len(parts) == 1 and parts[0][1] == 1:
         return parts[0][0]
-    halves = [({layer: (a, b * weight) for layer, (a, b) in blora.layers.items()}) for blora, weight in parts]
+    halves = [
+        ({layer: (a, b * weight) for layer, (a, b) in blora.layers.items()})
+        for blora, weight in parts
+    ]
     state_dict = {}
     for layer in {layer: None for layers in halves for layer in layers}:
         pairs = [layers[layer] for layers in halves if layer in layers]
         if len({(a.shape[1], b.shape[0]) for a, b in pairs}) > 1:
-            raise BLoRAError(f"The {half} halves are for base models of different sizes and cannot be mixed.")
+            raise BLoRAError(
+                f"The {half} halves are for base models of different sizes and cannot be mixed."
+            )
         state_dict[f"unet.{layer}.lora_A.weight"] = torch.cat([a for a, _ in pairs], 0)
         state_dict[f"unet.{layer}.lora_B.weight"] = torch.cat([b for _, b in pairs], 1)
     return BLoRA(state_dict, parts[0][0].metadata if len(parts) == 1 else {})
@@ -285,7 +363,10 @@ def combine(content=None, style=None, content_alpha=1.0, style_alpha=1.0):
     if not any(given[half][1] for half in halves):
         raise BLoRAError("All alphas are 0: the B-LoRA would change nothing.")
     scaled = [mix(half, [(blora, given[half][1])]) for half, blora in halves.items()]
-    return BLoRA({key: t for blora in scaled for key, t in blora.state_dict.items()}, scaled[0].metadata if all(b.metadata == scaled[0].metadata for b in scaled) else {})
+    return BLoRA(
+        {key: t for blora in scaled for key, t in blora.state_dict.items()},
+        scaled[0].metadata if all(b.metadata == scaled[0].metadata for b in scaled) else {},
+    )
 
 
 def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
@@ -304,7 +385,11 @@ def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
     for what, alpha in (("content_alpha", content_alpha), ("style_alpha", style_alpha)):
         check_strength(what, alpha)
     check_unchanged(pipe)
-    halves = {half: mix(half, given) for half, given in (("content", content), ("style", style)) if given is not None}
+    halves = {
+        half: mix(half, given)
+        for half, given in (("content", content), ("style", style))
+        if given is not None
+    }
     fingerprints = {half: blora.fingerprint for half, blora in halves.items()}
     if on_the_pipeline(pipe) == fingerprints and not adapters_of_encoders(pipe):
         set_alphas(pipe, content_alpha, style_alpha)
@@ -314,10 +399,14 @@ def apply(pipe, content=None, style=None, content_alpha=1.0, style_alpha=1.0):
     tell_of_others(pipe)
     remove(pipe)
     with unwrapped(pipe), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what we want
+        warnings.filterwarnings(
+            "ignore", "Already found a `peft_config`"
+        )  # two adapters are what we want
         for half, blora in halves.items():
             # said for every layer, because diffusers guesses wrong in some versions where ranks differ
-            alphas = {f"unet.{layer}.alpha": float(a.shape[0]) for layer, (a, _) in blora.layers.items()}
+            alphas = {
+                f"unet.{layer}.alpha": float(a.shape[0]) for layer, (a, _) in blora.layers.items()
+            }
             weights = {key: t.clone() for key, t in blora.state_dict.items()}
             options = {"adapter_name": half, "_pipeline": pipe}
             pipe.load_lora_into_unet(weights, alphas, pipe.unet, **options)
@@ -333,9 +422,13 @@ def _check_fits(unet, blora):
             module = unet.get_submodule(layer)
             expected = module.out_features, module.in_features
         except AttributeError:
-            raise BLoRAError(f"The base model has no layer {layer}; this B-LoRA was trained on a larger one ({base_of(blora.state_dict)}).") from None
+            raise BLoRAError(
+                f"The base model has no layer {layer}; this B-LoRA was trained on a larger one ({base_of(blora.state_dict)})."
+            ) from None
         if (b.shape[0], a.shape[1]) != expected:
-            raise BLoRAError(f"{layer} has the size {expected} in the base model and {(b.shape[0], a.shape[1])} in the B-LoRA, which does not fit: it was trained on {base_of(blora.state_dict)}.")
+            raise BLoRAError(
+                f"{layer} has the size {expected} in the base model and {(b.shape[0], a.shape[1])} in the B-LoRA, which does not fit: it was trained on {base_of(blora.state_dict)}."
+            )
 
 
 def set_alphas(pipe, content_alpha=1.0, style_alpha=1.0):
@@ -400,7 +493,9 @@ def describe(blora):
     """One line about a B-LoRA, for people."""
     count = sum(t.numel() for t in blora.state_dict.values())
     prompt = prompt_of(blora)
-    return f"B-LoRA with {' and '.join(blora.halves)}, rank {blora.rank}, {count:,} weights" + (f', prompt "{prompt}"' if prompt else "")
+    return f"B-LoRA with {' and '.join(blora.halves)}, rank {blora.rank}, {count:,} weights" + (
+        f', prompt "{prompt}"' if prompt else ""
+    )
 
 
 def prompt_of(blora):

@@ -21,10 +21,15 @@ CONTENT_BLOCK = "up_blocks.0.attentions.0"
 STYLE_BLOCK = "up_blocks.0.attentions.1"
 BLOCK_OF_HALF = {"content": CONTENT_BLOCK, "style": STYLE_BLOCK}
 HALVES = tuple(BLOCK_OF_HALF)
-SGM_BLOCK_OF_HALF = {"content": "output_blocks.0.1", "style": "output_blocks.1.1"}  # as in SDXL's own code, hence ComfyUI and A1111
+SGM_BLOCK_OF_HALF = {
+    "content": "output_blocks.0.1",
+    "style": "output_blocks.1.1",
+}  # as in SDXL's own code, hence ComfyUI and A1111
 PAPER_NAMES = {block: f"W{i + 1}" for i, block in enumerate(TRANSFORMER_BLOCKS[2:8])}
 
-ATTENTION_LINEARS = r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"  # self- and cross-attention, all four projections
+ATTENTION_LINEARS = (
+    r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"  # self- and cross-attention, all four projections
+)
 
 
 def target_modules(*blocks):
@@ -40,12 +45,18 @@ def target_modules(*blocks):
 def check_blocks(names):
     """Raise a ValueError unless all of these are names of transformer blocks."""
     if unknown := sorted(set(names) - set(TRANSFORMER_BLOCKS)):
-        listed = "a text instead of a list of names" if isinstance(names, str) or all(len(name) == 1 for name in names) else ", ".join(unknown)
-        raise ValueError(f"No transformer block of SDXL: {listed}. The blocks are: {', '.join(TRANSFORMER_BLOCKS)}.")
+        listed = (
+            "a text instead of a list of names"
+            if isinstance(names, str) or all(len(name) == 1 for name in names)
+            else ", ".join(unknown)
+        )
+        raise ValueError(
+            f"No transformer block of SDXL: {listed}. The blocks are: {', '.join(TRANSFORMER_BLOCKS)}."
+        )
 
 
 def half_of(key):
-    """"content", "style" or None: the half to which the state-dict key of a LoRA weight belongs."""
+    """ "content", "style" or None: the half to which the state-dict key of a LoRA weight belongs."""
     for half, block in BLOCK_OF_HALF.items():
         if f"{block}." in key:
             return half

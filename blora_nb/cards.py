@@ -1,32 +1,47 @@
 """What a B-LoRA is, for people: the metadata in its file, a description as text and HTML, a model card, the Hugging Face hub."""
 
 import base64
-from dataclasses import asdict
-from functools import lru_cache
 import hashlib
 import html as escaping
 import importlib.metadata
 import io
 import json
-from pathlib import Path
 import re
 import shlex
 import tempfile
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
 
 from .adapters import describe, prompt_of
 from .blocks import half_of
-from .state_dict_checks import base_of
 from .files import FILE_NAME
 from .formats import shown
 from .images import read_with_remarks, safe_name
 from .models import SDXL
+from .state_dict_checks import base_of
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 # what the hub knows by name, of its list at huggingface.co/docs/hub/repositories-licenses; others it shows as "other", with their name
 LICENSES = (
-    "mit", "apache-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "openrail", "openrail++",
-    "creativeml-openrail-m", "gpl-3.0", "bigscience-openrail-m", "unlicense", "unknown", "other",
-)  # fmt: skip
+    "mit",
+    "apache-2.0",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nd-4.0",
+    "cc-by-nc-nd-4.0",
+    "cc-by-nc-sa-4.0",
+    "openrail",
+    "openrail++",
+    "creativeml-openrail-m",
+    "gpl-3.0",
+    "bigscience-openrail-m",
+    "unlicense",
+    "unknown",
+    "other",
+)
 THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]{40,400000}={0,2}")
 
 
@@ -42,12 +57,18 @@ def model_hash(pipe):
     """
     folder = Path(str(pipe.unet.config.get("_name_or_path") or ""))
     name = str(pipe.config.get("_name_or_path") or folder)
-    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors")) or sorted((folder / "unet").glob("diffusion_pytorch_model*.safetensors"))
-    name = Path(name).name if Path(name).is_dir() else name  # where a folder lies is nobody else's business
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors")) or sorted(
+        (folder / "unet").glob("diffusion_pytorch_model*.safetensors")
+    )
+    name = (
+        Path(name).name if Path(name).is_dir() else name
+    )  # where a folder lies is nobody else's business
     if not files:
         return name, None
     stored = files[0].resolve()
-    return name, stored.name if re.fullmatch(r"[0-9a-f]{64}", stored.name) else file_hash(stored, stored.stat().st_mtime_ns)
+    return name, stored.name if re.fullmatch(r"[0-9a-f]{64}", stored.name) else file_hash(
+        stored, stored.stat().st_mtime_ns
+    )
 
 
 @lru_cache
@@ -66,8 +87,16 @@ def training_metadata(pipe, settings, picture=None):
         settings: a `TrainingSettings`. picture: a path or PIL image; None leaves thumbnail and hash out.
     """
     name, sha256 = model_hash(pipe)
-    found = {"training": json.dumps(asdict(settings)), "versions": versions(), "base_model": name, "modelspec.sai_model_spec": "1.0.0"}
-    found |= {"modelspec.trigger_phrase": settings.instance_prompt, "modelspec.prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon")}
+    found = {
+        "training": json.dumps(asdict(settings)),
+        "versions": versions(),
+        "base_model": name,
+        "modelspec.sai_model_spec": "1.0.0",
+    }
+    found |= {
+        "modelspec.trigger_phrase": settings.instance_prompt,
+        "modelspec.prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon"),
+    }
     found |= {"base_model_sha256": sha256} if sha256 else {}
     found |= {"modelspec.license": settings.license} if settings.license else {}
     return found | (picture_metadata(picture) if picture is not None else {})
@@ -80,12 +109,19 @@ def picture_metadata(picture):
     picture.thumbnail((128, 128))
     data = io.BytesIO()
     picture.save(data, format="JPEG", quality=80)
-    return {"picture_sha256": sha256, "modelspec.thumbnail": "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()}
+    return {
+        "picture_sha256": sha256,
+        "modelspec.thumbnail": "data:image/jpeg;base64,"
+        + base64.b64encode(data.getvalue()).decode(),
+    }
 
 
 def norms(blora):
     """The Frobenius norm of each layer's change of weight, lora_B @ lora_A: layer name to number."""
-    return {layer: float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()) for layer, (a, b) in blora.layers.items()}
+    return {
+        layer: float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
+        for layer, (a, b) in blora.layers.items()
+    }
 
 
 def facts(blora, changes):
@@ -95,12 +131,32 @@ def facts(blora, changes):
         layers = [layer for layer in changes if half_of(layer + ".") == half]
         ranks = sorted({blora.layers[layer][0].shape[0] for layer in layers})
         change = sum(changes[layer] ** 2 for layer in layers) ** 0.5
-        lines.append((f"{half} half", f"{len(layers)} layers, rank {', '.join(map(str, ranks))}, norm of the change {change:.3g}"))
+        lines.append(
+            (
+                f"{half} half",
+                f"{len(layers)} layers, rank {', '.join(map(str, ranks))}, norm of the change {change:.3g}",
+            )
+        )
     base = blora.metadata.get("base_model") or blora.metadata.get("ss_sd_model_name")
     sha256 = blora.metadata.get("base_model_sha256", "")
-    lines.append(("base", base_of(blora.state_dict) + (f" ({shown(base)}{', sha256 ' + shown(sha256, 12) if sha256 else ''})" if base else "")))
+    lines.append(
+        (
+            "base",
+            base_of(blora.state_dict)
+            + (
+                f" ({shown(base)}{', sha256 ' + shown(sha256, 12) if sha256 else ''})"
+                if base
+                else ""
+            ),
+        )
+    )
     lines.append(("prompt", prompt_of(blora) or "not in the file; the original trains with: A [v]"))
-    for what, key in (("training", "training"), ("versions", "versions"), ("picture", "picture_sha256"), ("licence", "modelspec.license")):
+    for what, key in (
+        ("training", "training"),
+        ("versions", "versions"),
+        ("picture", "picture_sha256"),
+        ("licence", "modelspec.license"),
+    ):
         if key in blora.metadata:
             lines.append((what, shown(blora.metadata[key].replace('"', "").strip("{}"), 400)))
     lines.append(("fingerprint", blora.fingerprint))
@@ -109,12 +165,18 @@ def facts(blora, changes):
 
 def example_prompt(blora):
     """A prompt to try it with: its own for both halves, for one alone one that asks for the other in words."""
-    return {("content", "style"): prompt_of(blora) or "A [v]", ("content",): "A [c] in watercolour style", ("style",): "A cat in [s] style"}[blora.halves]
+    return {
+        ("content", "style"): prompt_of(blora) or "A [v]",
+        ("content",): "A [c] in watercolour style",
+        ("style",): "A cat in [s] style",
+    }[blora.halves]
 
 
 def usage(blora, source):
     """The commands that use a B-LoRA's halves."""
-    base = {"the teaching model": "", "SDXL": " --pretrained_model_name_or_path sdxl"}.get(base_of(blora.state_dict), " --pretrained_model_name_or_path ITS_BASE")
+    base = {"the teaching model": "", "SDXL": " --pretrained_model_name_or_path sdxl"}.get(
+        base_of(blora.state_dict), " --pretrained_model_name_or_path ITS_BASE"
+    )
     flags = " ".join(f"--{half}_B_LoRA {shlex.quote(str(source))}" for half in blora.halves)
     prompt = example_prompt(blora)
     return f"python -m blora_nb generate --prompt {shlex.quote(prompt)} {flags}{base} --output_path outputs"
@@ -125,17 +187,30 @@ def inspect(blora, source):
     changes = norms(blora)
     known = facts(blora, changes)
     width = max(len(what) for what, _ in known)
-    lines = [f"{what:<{width}}  {text}" for what, text in known] + ["", "norm of the change, layer by layer:"]
-    lines += [f"  {norm:9.4f}  rank {blora.layers[layer][0].shape[0]:<4} {layer}" for layer, norm in sorted(changes.items())]
+    lines = [f"{what:<{width}}  {text}" for what, text in known] + [
+        "",
+        "norm of the change, layer by layer:",
+    ]
+    lines += [
+        f"  {norm:9.4f}  rank {blora.layers[layer][0].shape[0]:<4} {layer}"
+        for layer, norm in sorted(changes.items())
+    ]
     return "\n".join([*lines, "", "use it:", f"  {usage(blora, source)}"])
 
 
 def html(blora):
     """The description for a notebook: thumbnail, facts, and a bar for the change in each transformer layer of each half."""
     changes = norms(blora)
-    rows = "".join(f'<tr><th style="text-align:left">{escaping.escape(what)}</th><td style="text-align:left">{escaping.escape(text)}</td></tr>' for what, text in facts(blora, changes))
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escaping.escape(what)}</th><td style="text-align:left">{escaping.escape(text)}</td></tr>'
+        for what, text in facts(blora, changes)
+    )
     thumbnail = blora.metadata.get("modelspec.thumbnail", "")
-    picture = f'<img src="{thumbnail}" alt="the picture it was trained on" style="float:right">' if THUMBNAIL.fullmatch(thumbnail) else ""
+    picture = (
+        f'<img src="{thumbnail}" alt="the picture it was trained on" style="float:right">'
+        if THUMBNAIL.fullmatch(thumbnail)
+        else ""
+    )
     return f"<div>{picture}<table>{rows}</table>{_bars(changes)}</div>"
 
 
@@ -159,11 +234,27 @@ def model_card(blora, repo_id):
 
     prompt, license = prompt_of(blora), blora.metadata.get("modelspec.license")
     base = blora.metadata.get("base_model", "")
-    base = (base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None) if base else (SDXL if base_of(blora.state_dict) == "SDXL" else None)
-    tags = ["text-to-image", "diffusers", "lora", "b-lora", *(["stable-diffusion-xl"] if base_of(blora.state_dict) == "SDXL" else [])]
-    named = {"license": license and license.lower()} if license is None or license.lower() in LICENSES else {"license": "other", "license_name": safe_name(license).lower()}
+    base = (
+        (base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None)
+        if base
+        else (SDXL if base_of(blora.state_dict) == "SDXL" else None)
+    )
+    tags = [
+        "text-to-image",
+        "diffusers",
+        "lora",
+        "b-lora",
+        *(["stable-diffusion-xl"] if base_of(blora.state_dict) == "SDXL" else []),
+    ]
+    named = (
+        {"license": license and license.lower()}
+        if license is None or license.lower() in LICENSES
+        else {"license": "other", "license_name": safe_name(license).lower()}
+    )
     data = ModelCardData(**named, base_model=base, tags=tags, instance_prompt=prompt)
-    table = "\n".join(f"| {what} | {text.replace('|', '/')} |" for what, text in facts(blora, norms(blora)))
+    table = "\n".join(
+        f"| {what} | {text.replace('|', '/')} |" for what, text in facts(blora, norms(blora))
+    )
     return f"""---
 {data.to_yaml()}
 ---
@@ -180,11 +271,11 @@ other half of another B-LoRA.
 ```python
 from blora_nb import generate, load_pipeline
 
-pipe = load_pipeline("{base or ('sdxl' if base_of(blora.state_dict) == 'SDXL' else 'tiny')}")
+pipe = load_pipeline("{base or ("sdxl" if base_of(blora.state_dict) == "SDXL" else "tiny")}")
 generate(pipe, {json.dumps(example_prompt(blora), ensure_ascii=False)}, {", ".join(f'{half}="{repo_id}"' for half in blora.halves)})
 ```
 
-In plain diffusers: `pipe.load_lora_weights("{repo_id}")` applies {'both halves' if len(blora.halves) > 1 else 'it'}.
+In plain diffusers: `pipe.load_lora_weights("{repo_id}")` applies {"both halves" if len(blora.halves) > 1 else "it"}.
 """
 
 
@@ -207,8 +298,16 @@ def upload(blora, repo_id, private=True, token=None, endpoint=None):
     api = HfApi(endpoint=endpoint, token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     if api.file_exists(repo_id, FILE_NAME):
-        raise FileExistsError(f"{repo_id} has a {FILE_NAME} already. Choose another name, or remove it there first.")
+        raise FileExistsError(
+            f"{repo_id} has a {FILE_NAME} already. Choose another name, or remove it there first."
+        )
     with tempfile.TemporaryDirectory() as folder:
         blora.save(folder)
         (Path(folder) / "README.md").write_text(model_card(blora, repo_id), encoding="utf-8")
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Add a B-LoRA ({' and '.join(blora.halves)})"))
+        return str(
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=f"Add a B-LoRA ({' and '.join(blora.halves)})",
+            )
+        )

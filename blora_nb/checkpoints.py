@@ -1,16 +1,16 @@
 """Checkpoints: all that a training needs to go on bit for bit, written whole or not at all, read without unpickling.
 
-    <folder>/checkpoint-250/pytorch_lora_weights.safetensors   a B-LoRA like any other, to generate with
-    <folder>/checkpoint-250/training_state.safetensors         optimizer, schedule, random numbers, losses
+<folder>/checkpoint-250/pytorch_lora_weights.safetensors   a B-LoRA like any other, to generate with
+<folder>/checkpoint-250/training_state.safetensors         optimizer, schedule, random numbers, losses
 """
 
-from dataclasses import asdict, dataclass
 import hashlib
 import json
 import os
-from pathlib import Path
 import shutil
 import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import safetensors
 import safetensors.torch
@@ -20,7 +20,16 @@ from .adapters import BLoRA, BLoRAError
 
 STATE_NAME = "training_state.safetensors"
 # settings that change how a training runs, not what comes out of it
-WITHOUT_EFFECT = {"gradient_checkpointing", "compile", "checkpointing_steps", "checkpoints_total_limit", "class_data_dir", "num_class_images", "sample_batch_size", "license"}
+WITHOUT_EFFECT = {
+    "gradient_checkpointing",
+    "compile",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "class_data_dir",
+    "num_class_images",
+    "sample_batch_size",
+    "license",
+}
 
 
 class CheckpointError(RuntimeError):
@@ -54,7 +63,10 @@ class TrainingState:
 
     def pack(self):
         """(tensors, JSON-able rest), the LoRA itself left out."""
-        tensors = {"generator": self.generator.get_state(), "losses": torch.tensor(self.losses, dtype=torch.float64)}
+        tensors = {
+            "generator": self.generator.get_state(),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+        }
         optimizer, numbers = self.optimizer.state_dict(), {}
         for path, value in leaves(optimizer["state"]):
             if isinstance(value, torch.Tensor):
@@ -62,7 +74,14 @@ class TrainingState:
             else:
                 numbers[f"optimizer/{path}"] = value
         schedule = {"last_epoch": self.lr_scheduler.last_epoch}
-        return tensors, {"step": self.step, "learned": self.learned, "groups": optimizer["param_groups"], "numbers": numbers, "schedule": schedule, "scaler": self.scaler.state_dict()}
+        return tensors, {
+            "step": self.step,
+            "learned": self.learned,
+            "groups": optimizer["param_groups"],
+            "numbers": numbers,
+            "schedule": schedule,
+            "scaler": self.scaler.state_dict(),
+        }
 
     def unpack(self, tensors, rest, weights):
         """The other way round, in place."""
@@ -103,13 +122,19 @@ def step_of(path):
 def checkpoints(folder):
     """The checkpoint folders in a folder, the oldest first, whole or broken."""
     folder = Path(folder)
-    return sorted((p for p in folder.iterdir() if p.is_dir() and step_of(p)), key=step_of) if folder.is_dir() else []
+    return (
+        sorted((p for p in folder.iterdir() if p.is_dir() and step_of(p)), key=step_of)
+        if folder.is_dir()
+        else []
+    )
 
 
 def check_unused(folder):
     """Raise a FileExistsError where a new training would mix its checkpoints with those of an earlier one."""
     if checkpoints(folder):
-        raise FileExistsError(f'{folder} holds the checkpoints of an earlier training. To go on with it, or to have its B-LoRA where it had come to its end: resume_from_checkpoint="latest". For a new training choose another folder.')
+        raise FileExistsError(
+            f'{folder} holds the checkpoints of an earlier training. To go on with it, or to have its B-LoRA where it had come to its end: resume_from_checkpoint="latest". For a new training choose another folder.'
+        )
 
 
 def write_checkpoint(folder, blora, state, settings, limit=None):
@@ -127,9 +152,15 @@ def write_checkpoint(folder, blora, state, settings, limit=None):
             os.replace(path, path.with_name(path.name + ".broken"))
         shutil.rmtree(part, ignore_errors=True)
         tensors, rest = state.pack()
-        texts = {"state": json.dumps(rest), "settings": json.dumps(asdict(settings)), "weights": blora.fingerprint}
+        texts = {
+            "state": json.dumps(rest),
+            "settings": json.dumps(asdict(settings)),
+            "weights": blora.fingerprint,
+        }
         part.mkdir(parents=True)
-        safetensors.torch.save_file(tensors, part / STATE_NAME, texts | {"sha256": checksum(tensors, texts)})
+        safetensors.torch.save_file(
+            tensors, part / STATE_NAME, texts | {"sha256": checksum(tensors, texts)}
+        )
         for file in (part / STATE_NAME, blora.save(part)):
             with open(file, "rb+") as written:
                 os.fsync(written.fileno())  # a power cut must not find a new name on old blocks
@@ -138,8 +169,12 @@ def write_checkpoint(folder, blora, state, settings, limit=None):
         shutil.rmtree(part, ignore_errors=True)
         earlier = checkpoints(folder)
         kept = f"The last complete one is {earlier[-1]}." if earlier else "There is no earlier one."
-        raise CheckpointError(f"The checkpoint of step {state.step} cannot be written to {folder} ({getattr(error, 'strerror', None) or error}). {kept}") from None
-    earlier = [p for p in checkpoints(folder) if step_of(p) <= state.step]  # later ones are broken, or of a training that went on from an earlier step
+        raise CheckpointError(
+            f"The checkpoint of step {state.step} cannot be written to {folder} ({getattr(error, 'strerror', None) or error}). {kept}"
+        ) from None
+    earlier = [
+        p for p in checkpoints(folder) if step_of(p) <= state.step
+    ]  # later ones are broken, or of a training that went on from an earlier step
     for old in earlier[:-limit] if limit else []:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -149,7 +184,10 @@ def checksum(tensors, texts):
     """The sha256 of a training state, in hexadecimal digits: of its tensors and of the texts beside them."""
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode()
+            + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -174,10 +212,23 @@ def read_checkpoint(path):
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}
             metadata = opened.metadata() or {}
         if expected := metadata.pop("sha256", None):  # checkpoints of earlier versions have none
-            if metadata.get("weights") != blora.fingerprint or checksum(tensors, {name: text for name, text in metadata.items() if name != "format"}) != expected:
+            if (
+                metadata.get("weights") != blora.fingerprint
+                or checksum(
+                    tensors, {name: text for name, text in metadata.items() if name != "format"}
+                )
+                != expected
+            ):
                 raise ValueError("its content is not what was written")
         return blora, tensors, json.loads(metadata["state"]), json.loads(metadata["settings"])
-    except (BLoRAError, OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (
+        BLoRAError,
+        OSError,
+        safetensors.SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(f"The checkpoint {path} is not complete ({error}).") from None
 
 
@@ -196,7 +247,9 @@ def find_checkpoint(folder, wanted="latest"):
                 raise CheckpointError(f"There is no checkpoint {path}.")
             return read_checkpoint(path) and path
         except CheckpointError as error:
-            raise CheckpointError(f"{error} Complete in {folder}: {', '.join(p.name for p in checkpoints(folder) if _is_whole(p)) or 'none'}.") from None
+            raise CheckpointError(
+                f"{error} Complete in {folder}: {', '.join(p.name for p in checkpoints(folder) if _is_whole(p)) or 'none'}."
+            ) from None
     for path in reversed(checkpoints(folder)):
         try:
             return read_checkpoint(path) and path
@@ -228,18 +281,35 @@ def resume(path, state, settings):
     blora, tensors, rest, stored = read_checkpoint(path)
     may_differ = {"max_train_steps"} if settings.lr_scheduler.startswith("constant") else set()
     if different := other_settings(stored, settings, may_differ):
-        raise CheckpointError(f"{path} was written with other settings: {'; '.join(different)}. Give the same ones, or start in another folder.")
+        raise CheckpointError(
+            f"{path} was written with other settings: {'; '.join(different)}. Give the same ones, or start in another folder."
+        )
     if state.learned and rest.get("learned") is None:
-        raise CheckpointError(f"{path} was written by an earlier version, which did not note what it was trained on. Use it as it is (it is a B-LoRA like any other), or start in another folder.")
+        raise CheckpointError(
+            f"{path} was written by an earlier version, which did not note what it was trained on. Use it as it is (it is a B-LoRA like any other), or start in another folder."
+        )
     for what, now in (state.learned or {}).items():
-        if rest["learned"].get(what, rest.get("content") if what == "content half" else None) != now:  # where earlier versions kept that
-            raise CheckpointError(f"{path} belongs to another {what}. Name the same one, or start in another folder.")
+        if (
+            rest["learned"].get(what, rest.get("content") if what == "content half" else None)
+            != now
+        ):  # where earlier versions kept that
+            raise CheckpointError(
+                f"{path} belongs to another {what}. Name the same one, or start in another folder."
+            )
     if len(tensors["losses"]) > settings.max_train_steps:
-        raise CheckpointError(f"{path} has {len(tensors['losses'])} steps behind it, more than the {settings.max_train_steps} asked for. Ask for more, or use the checkpoint as it is: it is a B-LoRA like any other.")
-    if {k: t.shape for k, t in blora.state_dict.items()} != {k: p.shape for k, p in state.parameters.items()}:
-        raise CheckpointError(f"{path} does not fit this base model's layers. Name the same base, or start in another folder.")
+        raise CheckpointError(
+            f"{path} has {len(tensors['losses'])} steps behind it, more than the {settings.max_train_steps} asked for. Ask for more, or use the checkpoint as it is: it is a B-LoRA like any other."
+        )
+    if {k: t.shape for k, t in blora.state_dict.items()} != {
+        k: p.shape for k, p in state.parameters.items()
+    }:
+        raise CheckpointError(
+            f"{path} does not fit this base model's layers. Name the same base, or start in another folder."
+        )
     try:
         state.unpack(tensors, rest, blora.state_dict)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"The training state in {path} cannot be used ({type(error).__name__}: {error}). Name an earlier checkpoint, or use this one as it is: it is a B-LoRA like any other.") from None
+        raise CheckpointError(
+            f"The training state in {path} cannot be used ({type(error).__name__}: {error}). Name an earlier checkpoint, or use this one as it is: it is a B-LoRA like any other."
+        ) from None
     state.resumed_from = path

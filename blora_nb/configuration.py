@@ -5,16 +5,23 @@ The names are those of the authors' script, so that their README can be typed he
 """
 
 import argparse
-from dataclasses import dataclass, field, fields
 import math
 import operator
 import sys
+from dataclasses import dataclass, field, fields
 from types import UnionType
 from typing import get_args
 
 from .models import defaults_for, native_resolution
 
-LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+LR_SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+)
 GRADIENT_CHECKPOINTING = ("none", "partial", "full")
 
 
@@ -22,16 +29,31 @@ def option(default, help, group, **extra):
     return field(default=default, metadata={"help": help, "group": group, **extra})
 
 
-LEARNED, OPTIMIZER, RECIPES, MEMORY, CHECKPOINTS, FILE = "what is learned", "optimizer", "recipes, all off by default", "memory and speed", "checkpoints", "written into the file"
+LEARNED, OPTIMIZER, RECIPES, MEMORY, CHECKPOINTS, FILE = (
+    "what is learned",
+    "optimizer",
+    "recipes, all off by default",
+    "memory and speed",
+    "checkpoints",
+    "written into the file",
+)
 
 
 @dataclass(frozen=True, repr=False)
 class TrainingSettings:
     """How one B-LoRA is trained, with the original's names and, for SDXL, its values."""
 
-    instance_prompt: str = option("A [v]", 'the prompt that is to mean the picture; "A [v] dog" for --together', LEARNED)
-    resolution: int = option(1024, "side of the square the picture is cropped to, in pixels", LEARNED)
-    rank: int = option(64, "rank of the LoRA matrices; a smaller rank gives smaller files and keeps less detail", LEARNED)
+    instance_prompt: str = option(
+        "A [v]", 'the prompt that is to mean the picture; "A [v] dog" for --together', LEARNED
+    )
+    resolution: int = option(
+        1024, "side of the square the picture is cropped to, in pixels", LEARNED
+    )
+    rank: int = option(
+        64,
+        "rank of the LoRA matrices; a smaller rank gives smaller files and keeps less detail",
+        LEARNED,
+    )
     learning_rate: float = option(5e-5, "step size of the optimizer", OPTIMIZER)
     max_train_steps: int = option(1000, "training steps", OPTIMIZER)
     train_batch_size: int = option(1, "noisy versions (or pictures) in each step", OPTIMIZER)
@@ -39,58 +61,123 @@ class TrainingSettings:
     adam_weight_decay: float = option(1e-4, "how fast AdamW lets weights shrink", OPTIMIZER)
     max_grad_norm: float = option(1.0, "longer gradients are shortened to this norm", OPTIMIZER)
 
-    lr_scheduler: str = option("constant", "how the learning rate changes over the steps", OPTIMIZER, choices=LR_SCHEDULERS)
-    lr_warmup_steps: int = option(0, "steps in which the learning rate rises from 0; the schedule constant has none", OPTIMIZER)
+    lr_scheduler: str = option(
+        "constant", "how the learning rate changes over the steps", OPTIMIZER, choices=LR_SCHEDULERS
+    )
+    lr_warmup_steps: int = option(
+        0,
+        "steps in which the learning rate rises from 0; the schedule constant has none",
+        OPTIMIZER,
+    )
     lr_num_cycles: int = option(1, "restarts of the schedule cosine_with_restarts", OPTIMIZER)
     lr_power: float = option(1.0, "exponent of the schedule polynomial", OPTIMIZER)
-    gradient_accumulation_steps: int = option(1, "batches whose gradients are averaged before a step; time instead of memory", OPTIMIZER)
+    gradient_accumulation_steps: int = option(
+        1, "batches whose gradients are averaged before a step; time instead of memory", OPTIMIZER
+    )
     adam_beta1: float = option(0.9, "AdamW's memory of the gradient", OPTIMIZER)
     adam_beta2: float = option(0.999, "AdamW's memory of the squared gradient", OPTIMIZER)
     adam_epsilon: float = option(1e-8, "AdamW's guard against division by 0", OPTIMIZER)
-    use_8bit_adam: bool = option(False, "keep AdamW's state in 8 bits (bitsandbytes): 0.16 GiB less at rank 64, but it waits for the GPU after each weight", OPTIMIZER)
+    use_8bit_adam: bool = option(
+        False,
+        "keep AdamW's state in 8 bits (bitsandbytes): 0.16 GiB less at rank 64, but it waits for the GPU after each weight",
+        OPTIMIZER,
+    )
 
-    snr_gamma: float | None = option(None, "min-SNR: weigh each timestep by min(SNR, gamma)/SNR, 5 is usual; evens out easy and hard timesteps (arXiv 2303.09556)", RECIPES)
-    x0_loss_from: int | None = option(None, "from this step on compare pictures instead of noise (error divided by SNR): more weight on layout and palette (ConsisLoRA, arXiv 2503.10614)", RECIPES)
-    with_prior_preservation: bool = option(False, "train on pictures of the class besides, so that the class word keeps its meaning (DreamBooth)", RECIPES)
-    class_prompt: str | None = option(None, 'what the class pictures show, for example "A dog"', RECIPES)
-    class_data_dir: str | None = option(None, "folder of class pictures; the command line generates missing ones from --class_prompt", RECIPES)
+    snr_gamma: float | None = option(
+        None,
+        "min-SNR: weigh each timestep by min(SNR, gamma)/SNR, 5 is usual; evens out easy and hard timesteps (arXiv 2303.09556)",
+        RECIPES,
+    )
+    x0_loss_from: int | None = option(
+        None,
+        "from this step on compare pictures instead of noise (error divided by SNR): more weight on layout and palette (ConsisLoRA, arXiv 2503.10614)",
+        RECIPES,
+    )
+    with_prior_preservation: bool = option(
+        False,
+        "train on pictures of the class besides, so that the class word keeps its meaning (DreamBooth)",
+        RECIPES,
+    )
+    class_prompt: str | None = option(
+        None, 'what the class pictures show, for example "A dog"', RECIPES
+    )
+    class_data_dir: str | None = option(
+        None,
+        "folder of class pictures; the command line generates missing ones from --class_prompt",
+        RECIPES,
+    )
     num_class_images: int = option(100, "class pictures wanted (command line)", RECIPES)
     sample_batch_size: int = option(1, "class pictures generated at once (command line)", RECIPES)
     prior_loss_weight: float = option(1.0, "weight of the class pictures in the loss", RECIPES)
 
     gradient_checkpointing: str | None = option(
-        None, "recompute activations instead of keeping them: none, partial (the two trained blocks) or full (all of the up path); by default the first that fits into memory; without a value: full",
-        MEMORY, choices=GRADIENT_CHECKPOINTING, bare="full",
-    )  # fmt: skip
-    compile: bool = option(False, "compile the transformer blocks (torch.compile): the first step waits for the compiler, the others are 1 to 4 percent faster with SDXL on a CPU, slower with the teaching model; not run on a GPU", MEMORY)
+        None,
+        "recompute activations instead of keeping them: none, partial (the two trained blocks) or full (all of the up path); by default the first that fits into memory; without a value: full",
+        MEMORY,
+        choices=GRADIENT_CHECKPOINTING,
+        bare="full",
+    )
+    compile: bool = option(
+        False,
+        "compile the transformer blocks (torch.compile): the first step waits for the compiler, the others are 1 to 4 percent faster with SDXL on a CPU, slower with the teaching model; not run on a GPU",
+        MEMORY,
+    )
 
-    checkpointing_steps: int | None = option(None, "steps between checkpoints; by default there is one after each quarter of the training", CHECKPOINTS)
+    checkpointing_steps: int | None = option(
+        None,
+        "steps between checkpoints; by default there is one after each quarter of the training",
+        CHECKPOINTS,
+    )
     checkpoints_total_limit: int | None = option(None, "keep only so many, the newest", CHECKPOINTS)
 
-    license: str | None = option(None, "of the B-LoRA, for example cc-by-4.0: what others may do with it, if the picture is yours to decide", FILE)
+    license: str | None = option(
+        None,
+        "of the B-LoRA, for example cc-by-4.0: what others may do with it, if the picture is yours to decide",
+        FILE,
+    )
 
     def __post_init__(self):
         for f in fields(self):
             value = as_number(f, getattr(self, f.name))
             object.__setattr__(self, f.name, value)
             if "choices" in f.metadata and value is not None and value not in f.metadata["choices"]:
-                raise ValueError(f"{f.name} must be one of {', '.join(f.metadata['choices'])}, not {value}.")
+                raise ValueError(
+                    f"{f.name} must be one of {', '.join(f.metadata['choices'])}, not {value}."
+                )
             if value is not None and f.name in POSITIVE and not value > 0:
                 raise ValueError(f"{f.name} must be greater than 0, not {value}.")
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{f.name} must be an ordinary number, and not negative, which {value} is not.")
+                raise ValueError(
+                    f"{f.name} must be an ordinary number, and not negative, which {value} is not."
+                )
         if self.rank > 1280:
-            raise ValueError(f"rank must be at most 1280, the channels of SDXL's blocks, beyond which nothing is gained; not {self.rank}.")
+            raise ValueError(
+                f"rank must be at most 1280, the channels of SDXL's blocks, beyond which nothing is gained; not {self.rank}."
+            )
         if self.resolution % 8 or self.resolution < 32:
-            raise ValueError(f"resolution must be a multiple of 8 (a latent position is 8 pixels wide) and at least 32, not {self.resolution}: take {max(32, round(self.resolution / 8) * 8)}.")
-        if not (0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1 and self.lr_warmup_steps >= 0):
-            raise ValueError(f"adam_beta1 and adam_beta2 must be from 0 to below 1, lr_warmup_steps at least 0, not {self.adam_beta1}, {self.adam_beta2} and {self.lr_warmup_steps}.")
+            raise ValueError(
+                f"resolution must be a multiple of 8 (a latent position is 8 pixels wide) and at least 32, not {self.resolution}: take {max(32, round(self.resolution / 8) * 8)}."
+            )
+        if not (
+            0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1 and self.lr_warmup_steps >= 0
+        ):
+            raise ValueError(
+                f"adam_beta1 and adam_beta2 must be from 0 to below 1, lr_warmup_steps at least 0, not {self.adam_beta1}, {self.adam_beta2} and {self.lr_warmup_steps}."
+            )
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed must be between -2^63 and 2^64, which {self.seed} is not.")
-        if self.lr_scheduler != "constant" and self.lr_warmup_steps and self.lr_warmup_steps >= self.max_train_steps:
-            raise ValueError(f"lr_warmup_steps ({self.lr_warmup_steps}) must be fewer than max_train_steps ({self.max_train_steps}): the learning rate would never reach its value. (A checkpoint of such a training is a B-LoRA like any other.)")
+        if (
+            self.lr_scheduler != "constant"
+            and self.lr_warmup_steps
+            and self.lr_warmup_steps >= self.max_train_steps
+        ):
+            raise ValueError(
+                f"lr_warmup_steps ({self.lr_warmup_steps}) must be fewer than max_train_steps ({self.max_train_steps}): the learning rate would never reach its value. (A checkpoint of such a training is a B-LoRA like any other.)"
+            )
         if self.x0_loss_from and self.x0_loss_from > self.max_train_steps:
-            raise ValueError(f"x0_loss_from names step {self.x0_loss_from}, after the last one, {self.max_train_steps}.")
+            raise ValueError(
+                f"x0_loss_from names step {self.x0_loss_from}, after the last one, {self.max_train_steps}."
+            )
         for name in ("class_prompt", "class_data_dir"):
             if getattr(self, name) and not self.with_prior_preservation:
                 raise ValueError(f"{name} is only used with with_prior_preservation.")
@@ -99,8 +186,12 @@ class TrainingSettings:
 
     def __repr__(self):
         """The nine settings everybody needs, and of the rest those that differ from their default."""
-        shown = [f for k, f in enumerate(fields(self)) if k < 9 or getattr(self, f.name) != f.default]
-        return f"TrainingSettings({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+        shown = [
+            f for k, f in enumerate(fields(self)) if k < 9 or getattr(self, f.name) != f.default
+        ]
+        return (
+            f"TrainingSettings({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+        )
 
     def checkpoint_at(self, step):
         """Whether there is a checkpoint after this step: every `checkpointing_steps`, or after each quarter of the training."""
@@ -112,7 +203,13 @@ class TrainingSettings:
     def for_pipeline(cls, pipe, **changes):
         """The settings that suit a pipeline, with the given ones changed (None means: leave it)."""
         d = defaults_for(pipe)
-        suited = {"resolution": native_resolution(pipe), "rank": d.rank, "learning_rate": d.learning_rate, "max_train_steps": d.max_train_steps, "train_batch_size": d.train_batch_size}
+        suited = {
+            "resolution": native_resolution(pipe),
+            "rank": d.rank,
+            "learning_rate": d.learning_rate,
+            "max_train_steps": d.max_train_steps,
+            "train_batch_size": d.train_batch_size,
+        }
         return cls(**suited | {name: value for name, value in changes.items() if value is not None})
 
     @classmethod
@@ -122,10 +219,30 @@ class TrainingSettings:
 
 
 POSITIVE = {
-    "resolution", "rank", "learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps", "checkpoints_total_limit",
-    "snr_gamma", "x0_loss_from", "num_class_images", "max_grad_norm", "lr_num_cycles", "lr_power", "sample_batch_size", "adam_epsilon",
-}  # fmt: skip
-SUITED = {"resolution", "rank", "learning_rate", "max_train_steps", "train_batch_size"}  # their default depends on the base model
+    "resolution",
+    "rank",
+    "learning_rate",
+    "max_train_steps",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "snr_gamma",
+    "x0_loss_from",
+    "num_class_images",
+    "max_grad_norm",
+    "lr_num_cycles",
+    "lr_power",
+    "sample_batch_size",
+    "adam_epsilon",
+}
+SUITED = {
+    "resolution",
+    "rank",
+    "learning_rate",
+    "max_train_steps",
+    "train_batch_size",
+}  # their default depends on the base model
 
 _TEXT_ENCODER = "only the two blocks of the U-Net are trained: a text encoder that learns the picture tells it to every block, and content and style are no longer separate"
 _DATASET = "pictures are read from a folder: use --instance_data_dir, with --together and --captions_file for captions"
@@ -134,13 +251,38 @@ _ADAMW = "AdamW (or its 8-bit form, --use_8bit_adam) is what B-LoRA was publishe
 _CROP = "SDXL is told a crop at (0, 0), as it is when pictures are generated, and the middle square is used"
 _PLAIN = "it makes other files than B-LoRA's plain LoRA, or another loss; it is not offered"
 REFUSED = {
-    **dict.fromkeys(("--train_text_encoder", "--text_encoder_lr", "--adam_weight_decay_text_encoder", "--train_text_encoder_frac", "--train_text_encoder_ti", "--train_text_encoder_ti_frac"), _TEXT_ENCODER),
-    **dict.fromkeys(("--token_abstraction", "--num_new_tokens_per_abstraction", "--clip_skip"), _TEXT_ENCODER),
-    **dict.fromkeys(("--dataset_name", "--dataset_config_name", "--image_column", "--caption_column"), _DATASET),
+    **dict.fromkeys(
+        (
+            "--train_text_encoder",
+            "--text_encoder_lr",
+            "--adam_weight_decay_text_encoder",
+            "--train_text_encoder_frac",
+            "--train_text_encoder_ti",
+            "--train_text_encoder_ti_frac",
+        ),
+        _TEXT_ENCODER,
+    ),
+    **dict.fromkeys(
+        ("--token_abstraction", "--num_new_tokens_per_abstraction", "--clip_skip"), _TEXT_ENCODER
+    ),
+    **dict.fromkeys(
+        ("--dataset_name", "--dataset_config_name", "--image_column", "--caption_column"), _DATASET
+    ),
     **dict.fromkeys(("--push_to_hub", "--hub_token", "--hub_model_id", "--report_to"), _LOCAL),
-    **dict.fromkeys(("--optimizer", "--prodigy_beta3", "--prodigy_decouple", "--prodigy_use_bias_correction", "--prodigy_safeguard_warmup"), _ADAMW),
+    **dict.fromkeys(
+        (
+            "--optimizer",
+            "--prodigy_beta3",
+            "--prodigy_decouple",
+            "--prodigy_use_bias_correction",
+            "--prodigy_safeguard_warmup",
+        ),
+        _ADAMW,
+    ),
     **dict.fromkeys(("--crops_coords_top_left_h", "--crops_coords_top_left_w"), _CROP),
-    **dict.fromkeys(("--use_dora", "--lora_dropout", "--noise_offset", "--do_edm_style_training"), _PLAIN),
+    **dict.fromkeys(
+        ("--use_dora", "--lora_dropout", "--noise_offset", "--do_edm_style_training"), _PLAIN
+    ),
     "--lora_unet_blocks": "B-LoRA is trained on the content and the style block; others are compared in the notebooks",
     "--random_flip": "a mirrored picture is another content; the B-LoRA would learn both",
     "--num_train_epochs": "the length of a training is --max_train_steps; with one picture an epoch is one step",
@@ -149,7 +291,18 @@ REFUSED = {
     "--scale_lr": "say the learning rate you want with --learning_rate; it is not multiplied behind your back",
 }
 # values of refused flags that ask for what is done anyway
-AS_HERE = {"--optimizer": {"adamw"}, **dict.fromkeys(("--crops_coords_top_left_h", "--crops_coords_top_left_w", "--lora_dropout", "--noise_offset"), {"0", "0.0"})}
+AS_HERE = {
+    "--optimizer": {"adamw"},
+    **dict.fromkeys(
+        (
+            "--crops_coords_top_left_h",
+            "--crops_coords_top_left_w",
+            "--lora_dropout",
+            "--noise_offset",
+        ),
+        {"0", "0.0"},
+    ),
+}
 # flags of the original and of diffusers' scripts that change nothing here, and why
 NEEDLESS = {
     "--center_crop": "the middle square is always used",
@@ -163,12 +316,22 @@ NEEDLESS = {
     "--logging_dir": "the losses are in the checkpoints",
     "--local_rank": "accelerate tells each process its number",
 }
-WITHOUT_VALUE = {"--center_crop", "--enable_xformers_memory_efficient_attention", "--allow_tf32", "--use_blora", "--cache_latents"}
+WITHOUT_VALUE = {
+    "--center_crop",
+    "--enable_xformers_memory_efficient_attention",
+    "--allow_tf32",
+    "--use_blora",
+    "--cache_latents",
+}
 
 
 def _kind(f):
     """The type of a field's values, without the None of an optional one."""
-    return next(t for t in get_args(f.type) if t is not type(None)) if isinstance(f.type, UnionType) else f.type
+    return (
+        next(t for t in get_args(f.type) if t is not type(None))
+        if isinstance(f.type, UnionType)
+        else f.type
+    )
 
 
 def as_number(f, value):
@@ -182,7 +345,9 @@ def as_number(f, value):
     try:
         return operator.index(value) if _kind(f) is int else float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{f.name} must be a {'whole number' if _kind(f) is int else 'number'}, not {value!r}.") from None
+        raise ValueError(
+            f"{f.name} must be a {'whole number' if _kind(f) is int else 'number'}, not {value!r}."
+        ) from None
 
 
 def add_settings(parser, settings=TrainingSettings):
@@ -194,15 +359,28 @@ def add_settings(parser, settings=TrainingSettings):
             groups[title] = parser.add_argument_group(title)
         group = groups[title]
         default = "what suits the base model" if f.name in SUITED else f.default
-        text = f.metadata["help"] + ("" if default is None or default is False else f" (default: {default})")
+        text = f.metadata["help"] + (
+            "" if default is None or default is False else f" (default: {default})"
+        )
         if _kind(f) is bool:
             group.add_argument(f"--{f.name}", action="store_true", default=None, help=text)
         elif "bare" in f.metadata:
-            group.add_argument(f"--{f.name}", nargs="?", const=f.metadata["bare"], choices=f.metadata["choices"], help=text)
+            group.add_argument(
+                f"--{f.name}",
+                nargs="?",
+                const=f.metadata["bare"],
+                choices=f.metadata["choices"],
+                help=text,
+            )
         elif "choices" in f.metadata:
             group.add_argument(f"--{f.name}", choices=f.metadata["choices"], help=text)
         else:
-            group.add_argument(f"--{f.name}", type=_kind(f), metavar={int: "N", float: "X", str: "TEXT"}[_kind(f)], help=text)
+            group.add_argument(
+                f"--{f.name}",
+                type=_kind(f),
+                metavar={int: "N", float: "X", str: "TEXT"}[_kind(f)],
+                help=text,
+            )
     return groups
 
 
@@ -222,7 +400,12 @@ def add_others_flags(parser):
     for flag in REFUSED:
         parser.add_argument(flag, nargs="?", action=_Refuse, help=argparse.SUPPRESS)
     for flag in NEEDLESS:
-        parser.add_argument(flag, action=_Needless, nargs=0 if flag in WITHOUT_VALUE else None, help=argparse.SUPPRESS)
+        parser.add_argument(
+            flag,
+            action=_Needless,
+            nargs=0 if flag in WITHOUT_VALUE else None,
+            help=argparse.SUPPRESS,
+        )
 
 
 def given(args, settings=TrainingSettings):

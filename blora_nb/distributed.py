@@ -1,13 +1,15 @@
 """Work shared between the processes that `accelerate launch` or `torchrun` has started; a single process has all of it."""
 
 import atexit
-from datetime import timedelta
 import os
 import sys
+from datetime import timedelta
 
 import torch
 
-PATIENCE = timedelta(days=30)  # a process waits for the others as long as they train; the default, 10 minutes on GPUs, would end them all
+PATIENCE = timedelta(
+    days=30
+)  # a process waits for the others as long as they train; the default, 10 minutes on GPUs, would end them all
 
 
 def share(decide):
@@ -31,7 +33,10 @@ def share(decide):
     if box[0] is None:
         sys.exit(1)
     mine = box[0][state.process_index :: state.num_processes]
-    print(f"process {state.process_index + 1} of {state.num_processes} trains {len(mine)} of {len(box[0])}", flush=True)
+    print(
+        f"process {state.process_index + 1} of {state.num_processes} trains {len(mine)} of {len(box[0])}",
+        flush=True,
+    )
     return mine
 
 
@@ -44,5 +49,7 @@ def launched(device=None):
 
     cpu = device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=cpu, timeout=PATIENCE)
-    atexit.register(state.destroy_process_group)  # a process that leaves without it is aborted now and then
+    atexit.register(
+        state.destroy_process_group
+    )  # a process that leaves without it is aborted now and then
     return "cpu" if cpu else str(state.device), state.is_main_process, gather_object

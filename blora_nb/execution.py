@@ -3,8 +3,8 @@
 Context managers round an unchanged model; afterwards it is what it was. None changes what is learned, but for rounding.
 """
 
-from contextlib import contextmanager
 import warnings
+from contextlib import contextmanager
 
 import torch
 
@@ -83,5 +83,12 @@ def all_back(*models):
     try:
         yield
     finally:
-        if left := [type(model).__name__ for model, device in zip(models, devices) if not move_if_room(model, device)]:
-            warnings.warn(f"There is no room left on {devices[0]} for {' and '.join(left)}. Close what else uses it, and load the pipeline again.", stacklevel=3)
+        if left := [
+            type(model).__name__
+            for model, device in zip(models, devices)
+            if not move_if_room(model, device)
+        ]:
+            warnings.warn(
+                f"There is no room left on {devices[0]} for {' and '.join(left)}. Close what else uses it, and load the pipeline again.",
+                stacklevel=3,
+            )

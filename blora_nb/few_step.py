@@ -4,17 +4,26 @@ encoders, exactly as the file says, put into the base model's own weights.
 diffusers reads such files too, but guesses one scale where alphas or ranks differ by layer.
 """
 
-from collections import Counter, defaultdict
 import hashlib
 import math
 import re
+from collections import Counter, defaultdict
 
 import torch
 
 from .formats import (
-    EMBEDDING, TEXT_ENCODER, WHOLE_WEIGHT, WRAPPER, alpha_expected, flat_layer, method_of,
-    of_other_methods_first, read_layers, refuse_method, split_name,
-)  # fmt: skip
+    EMBEDDING,
+    TEXT_ENCODER,
+    WHOLE_WEIGHT,
+    WRAPPER,
+    alpha_expected,
+    flat_layer,
+    method_of,
+    of_other_methods_first,
+    read_layers,
+    refuse_method,
+    split_name,
+)
 from .messages import BLoRAError, shown
 from .scales import read_settings
 
@@ -28,14 +37,22 @@ EITHER = re.compile(
 PROJECTION = re.compile(r"(?<=self_attn_)to_(q|k|v|out)$")  # diffusers' old names for CLIP's layers
 # the pieces of diffusers' names of a U-Net outside its transformers, and those of SDXL's own code
 RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 ENDS = {
-    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-}  # fmt: skip
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
 BLOCK = re.compile(
     r"(down_blocks|mid_block|up_blocks)\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)"
     r"\.(\d+)\.?(.*)"

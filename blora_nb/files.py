@@ -1,10 +1,10 @@
 """Files that may be broken or hostile: find the weights, open them safely, write complete files or none."""
 
-from contextlib import contextmanager
 import os
-from pathlib import Path, PurePosixPath
 import re
 import tempfile
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 import safetensors
 
@@ -12,11 +12,15 @@ from .formats import LARGEST, peft_names
 from .messages import BLoRAError, parse_json, several, shown
 from .scales import PEFT_CONFIG
 
-FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers and the original call it in a folder
+FILE_NAME = (
+    "pytorch_lora_weights.safetensors"  # what diffusers and the original call it in a folder
+)
 PEFT_FILE = "adapter_model.safetensors"
 LONGEST_HEADER = 16 * 2**20  # bytes; a LoRA of all of SDXL has about 0.5 MB
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
-HUB_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/(?!(?:datasets|spaces|api)/)([^/?#]+/[^/?#]+)(?:/(?:blob|resolve|tree)/main(/[^?#]+)?)?/?(?:[?#].*)?")
+HUB_PAGE = re.compile(
+    r"https?://(?:huggingface\.co|hf\.co)/(?!(?:datasets|spaces|api)/)([^/?#]+/[^/?#]+)(?:/(?:blob|resolve|tree)/main(/[^?#]+)?)?/?(?:[?#].*)?"
+)
 NO_SAFETENSORS = {
     b"PK": "is a zip or pickle checkpoint (.ckpt, .pt, .bin). Such files can run code when they are opened, so it was not; look for a .safetensors file of the same weights",
     b"\x80": "is a pickle. Such files can run code when they are opened, so it was not; look for a .safetensors file of the same weights",
@@ -48,9 +52,13 @@ def complete_file(path):
     except BaseException as error:
         if part:
             Path(part).unlink(missing_ok=True)
-        if isinstance(error, (OSError, safetensors.SafetensorError)) and not isinstance(error, (FileExistsError, NotWritten)):
+        if isinstance(error, (OSError, safetensors.SafetensorError)) and not isinstance(
+            error, (FileExistsError, NotWritten)
+        ):
             why = getattr(error, "strerror", None) or str(error)
-            trouble = NotWritten(f"{path} cannot be written ({why}). Make room there, or name another place.")
+            trouble = NotWritten(
+                f"{path} cannot be written ({why}). Make room there, or name another place."
+            )
             trouble.strerror = why
             raise trouble from None
         raise
@@ -62,7 +70,9 @@ def _put(part, path):
         os.link(part, path)
         os.unlink(part)
     except FileExistsError:
-        raise FileExistsError(f"{path} was written by another program meanwhile. Choose another name, or remove it first.") from None
+        raise FileExistsError(
+            f"{path} was written by another program meanwhile. Choose another name, or remove it first."
+        ) from None
     except OSError:  # a file system without hard links
         os.replace(part, path)
 
@@ -83,23 +93,35 @@ def find_weights(source):
     if page := HUB_PAGE.fullmatch(str(source)):
         source = page[1] + (page[2] or "")
     if not str(source).strip():
-        raise BLoRAError("The name of the file is empty. Name a file, a folder, or an id on the Hugging Face hub.")
+        raise BLoRAError(
+            "The name of the file is empty. Name a file, a folder, or an id on the Hugging Face hub."
+        )
     if "://" in str(source):
-        raise BLoRAError(f"{shown(source, 300)} is an address. Of the Hugging Face hub, the main revision of a model can be read by its id (user/repository) or page; anything else: download the file and name it here.")
+        raise BLoRAError(
+            f"{shown(source, 300)} is an address. Of the Hugging Face hub, the main revision of a model can be read by its id (user/repository) or page; anything else: download the file and name it here."
+        )
     path = Path(source)
     try:
         if path.is_dir():
-            path = path / _the_one([p.name for p in sorted(path.iterdir()) if p.is_file()], shown(path, 300))
+            path = path / _the_one(
+                [p.name for p in sorted(path.iterdir()) if p.is_file()], shown(path, 300)
+            )
         elif not path.exists() and HUB_ID.fullmatch(str(source)) and not path.parent.exists():
             return _from_hub(str(source))
         if path.is_symlink() and not path.exists():
-            raise BLoRAError(f"{shown(path, 300)} is a link to {shown(os.readlink(path), 300)}, which is not there.")
+            raise BLoRAError(
+                f"{shown(path, 300)} is a link to {shown(os.readlink(path), 300)}, which is not there."
+            )
         if not path.is_file():
-            raise BLoRAError(f"There is no file or folder {shown(path, 300)}. Check the name (it is looked for from {Path.cwd()}).")
+            raise BLoRAError(
+                f"There is no file or folder {shown(path, 300)}. Check the name (it is looked for from {Path.cwd()})."
+            )
     except (OSError, ValueError) as error:
         if isinstance(error, BLoRAError):
             raise
-        raise BLoRAError(f"{shown(source, 300)} cannot be opened ({getattr(error, 'strerror', None) or error}).") from None
+        raise BLoRAError(
+            f"{shown(source, 300)} cannot be opened ({getattr(error, 'strerror', None) or error})."
+        ) from None
     config = path.with_name(PEFT_CONFIG)
     return path, config if config.is_file() else None
 
@@ -136,15 +158,25 @@ def read_beside(path: Path, config: Path | None, keys) -> tuple[dict, list[str]]
 
 def _the_one(files, where):
     """The name among the files of a folder or repository, called `where` in errors, that must be meant."""
-    names = [name for name in files if name.endswith(".safetensors") and not Path(name).name.startswith(".")]
+    names = [
+        name
+        for name in files
+        if name.endswith(".safetensors") and not Path(name).name.startswith(".")
+    ]
     for name in (FILE_NAME, PEFT_FILE):
         if name in names:
             return name
     if len(names) == 1:
         return names[0]
     pickled = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    nothing = f"there is only {several(pickled)}, and such files can run code when opened, so they are not" if pickled else "there is no .safetensors file in it"
-    raise BLoRAError(f"In {where} there is no file {FILE_NAME}: {f'there are {several(names)}; name one of them' if names else nothing}.")
+    nothing = (
+        f"there is only {several(pickled)}, and such files can run code when opened, so they are not"
+        if pickled
+        else "there is no .safetensors file in it"
+    )
+    raise BLoRAError(
+        f"In {where} there is no file {FILE_NAME}: {f'there are {several(names)}; name one of them' if names else nothing}."
+    )
 
 
 def _from_hub(source):
@@ -172,13 +204,21 @@ def _from_hub(source):
     except BLoRAError as error:
         raise BLoRAError(f"{source} on the Hugging Face hub: {error}") from None
     except errors.RepositoryNotFoundError:
-        raise BLoRAError(f"There is no file or folder {source} here, and no such repository on the Hugging Face hub (a private one needs: hf auth login).") from None
+        raise BLoRAError(
+            f"There is no file or folder {source} here, and no such repository on the Hugging Face hub (a private one needs: hf auth login)."
+        ) from None
     except errors.LocalEntryNotFoundError:
-        raise BLoRAError(f"There is no file or folder {source} here; as a repository of the Hugging Face hub it is not in the cache, and the hub cannot be reached.") from None
+        raise BLoRAError(
+            f"There is no file or folder {source} here; as a repository of the Hugging Face hub it is not in the cache, and the hub cannot be reached."
+        ) from None
     except errors.EntryNotFoundError:
-        raise BLoRAError(f"The repository {repo_id} on the Hugging Face hub has no file {name}.") from None
+        raise BLoRAError(
+            f"The repository {repo_id} on the Hugging Face hub has no file {name}."
+        ) from None
     except Exception as error:  # the network fails in many ways, of several libraries
-        raise BLoRAError(f"There is no file or folder {source} here, and the Hugging Face hub did not give it ({type(error).__name__}: {shown(error, 200)}).") from None
+        raise BLoRAError(
+            f"There is no file or folder {source} here, and the Hugging Face hub did not give it ({type(error).__name__}: {shown(error, 200)})."
+        ) from None
 
 
 def _check_size(api, repo_id, name):
@@ -186,11 +226,17 @@ def _check_size(api, repo_id, name):
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
-        size = get_hf_file_metadata(hf_hub_url(repo_id, name, endpoint=api.endpoint), token=api.token).size
-    except Exception:  # no network, no such file: the download itself says so, or finds it in the cache
+        size = get_hf_file_metadata(
+            hf_hub_url(repo_id, name, endpoint=api.endpoint), token=api.token
+        ).size
+    except (
+        Exception
+    ):  # no network, no such file: the download itself says so, or finds it in the cache
         return
     if (size or 0) > LARGEST:
-        raise BLoRAError(f"{name} has {size / 2**30:.1f} GiB; no LoRA of SDXL is larger than {LARGEST / 2**30:.0f} GiB. Nothing was downloaded; name the file of a LoRA.")
+        raise BLoRAError(
+            f"{name} has {size / 2**30:.1f} GiB; no LoRA of SDXL is larger than {LARGEST / 2**30:.0f} GiB. Nothing was downloaded; name the file of a LoRA."
+        )
 
 
 def read_json(path):
@@ -219,12 +265,20 @@ def open_weights(path):
             if start.startswith(mark) and header > LONGEST_HEADER:
                 raise BLoRAError(f"{path} is not a complete safetensors file: it {what}.")
         if header > LONGEST_HEADER or len(start) < 8 or header + 8 > size:
-            why = "it is empty" if not size else f"its header would have {header:,} bytes and the file has {size:,}"
-            raise BLoRAError(f"{path} is not a complete safetensors file ({why}). Copy or download it again; other formats are not opened.")
+            why = (
+                "it is empty"
+                if not size
+                else f"its header would have {header:,} bytes and the file has {size:,}"
+            )
+            raise BLoRAError(
+                f"{path} is not a complete safetensors file ({why}). Copy or download it again; other formats are not opened."
+            )
         with safetensors.safe_open(path, "pt") as opened:
             yield opened
     except BLoRAError:
         raise
     except (safetensors.SafetensorError, OSError, MemoryError, RuntimeError) as error:
         # what the reader raises for headers that contradict themselves or name dtypes PyTorch lacks
-        raise BLoRAError(f"{path} is not a complete safetensors file ({shown(error, 200)}). Copy or download it again; other formats are not opened.") from None
+        raise BLoRAError(
+            f"{path} is not a complete safetensors file ({shown(error, 200)}). Copy or download it again; other formats are not opened."
+        ) from None

@@ -5,16 +5,16 @@ in three pieces: a prefix that says which model it belongs to, a layer, and an e
 Dots and underscores in the layer are taken for the same, because kohya's files have only underscores.
 """
 
-from collections import Counter
 import math
 import re
+from collections import Counter
 from typing import NamedTuple
 
 import torch
 
 from .blocks import BLOCK_OF_HALF, SGM_BLOCK_OF_HALF
 from .lycoris import PARTS, as_lora
-from .messages import BLoRAError, parse_json, several, shown  # noqa: F401 - other modules take them from here
+from .messages import BLoRAError, parse_json, several, shown
 from .scales import PEFT_CONFIG, Settings, read_settings, scales
 
 FORMATS = ("diffusers", "peft", "kohya", "sgm")
@@ -40,12 +40,18 @@ OTHER_BLOCK = re.compile(
 )
 EMBEDDING = re.compile(r"bundle_emb\.")  # textual inversions that some programs put beside a LoRA
 ENDINGS = {
-    "lora_A": re.compile(r"(?:\.lora_A(?:\.[\w-]{1,80})?|[._]lora(?:_layer)?\.down|\.lora_down|\.lora_linear_layer\.down)\.weight$"),
-    "lora_B": re.compile(r"(?:\.lora_B(?:\.[\w-]{1,80})?|[._]lora(?:_layer)?\.up|\.lora_up|\.lora_linear_layer\.up)\.weight$"),
+    "lora_A": re.compile(
+        r"(?:\.lora_A(?:\.[\w-]{1,80})?|[._]lora(?:_layer)?\.down|\.lora_down|\.lora_linear_layer\.down)\.weight$"
+    ),
+    "lora_B": re.compile(
+        r"(?:\.lora_B(?:\.[\w-]{1,80})?|[._]lora(?:_layer)?\.up|\.lora_up|\.lora_linear_layer\.up)\.weight$"
+    ),
     "alpha": re.compile(r"\.alpha$"),
     **{part: re.compile(rf"\.{part}(?:\.weight)?$") for part in PARTS},
 }
-LAYER = re.compile(r"(proj_in|proj_out)|transformer_blocks_(0|[1-9][0-9]{0,2})_(?:attn([12])_to_(q|k|v|out)(?:(?<=out)_0)?|ff_net_(0_proj|2))")
+LAYER = re.compile(
+    r"(proj_in|proj_out)|transformer_blocks_(0|[1-9][0-9]{0,2})_(?:attn([12])_to_(q|k|v|out)(?:(?<=out)_0)?|ff_net_(0_proj|2))"
+)
 
 # methods that are refused by name, and the names their weights have; docs/formats.md has the list
 REFUSED = {
@@ -90,7 +96,9 @@ WHOLE_WEIGHT = re.compile(r"\.(?:weight|bias)$")
 OTHER_MODELS = {
     "FLUX or Hunyuan": re.compile(r"double_blocks|single_blocks|single_transformer_blocks"),
     "Stable Diffusion 3": re.compile(r"joint_blocks|context_embedder"),
-    "Stable Diffusion 1 or 2": re.compile(r"up_blocks[._][123][._]attentions|output_blocks[._](?:[6-9]|1[01])[._]1[._]"),
+    "Stable Diffusion 1 or 2": re.compile(
+        r"up_blocks[._][123][._]attentions|output_blocks[._](?:[6-9]|1[01])[._]1[._]"
+    ),
 }
 
 
@@ -110,7 +118,11 @@ def format_of(keys):
     if "unet.unet." in text:
         return "diffusers with a doubled unet., as the authors' published weights"
     if "lora_unet_" in text or "lycoris_" in text:
-        return "kohya with SDXL's own block names" if "output_blocks_" in text else "kohya with diffusers' block names"
+        return (
+            "kohya with SDXL's own block names"
+            if "output_blocks_" in text
+            else "kohya with diffusers' block names"
+        )
     if "diffusion_model." in text:
         return "ComfyUI"
     return "PEFT" if "base_model.model." in text else "diffusers"
@@ -148,10 +160,14 @@ def read_name(key):
         for block in (BLOCK_OF_HALF[half], SGM_BLOCK_OF_HALF[half]):
             start = block.replace(".", "_") + "_"
             if flat.startswith(start):
-                return Name(half, f"{BLOCK_OF_HALF[half]}.{_layer(flat[len(start) :], key, part)}", part)
+                return Name(
+                    half, f"{BLOCK_OF_HALF[half]}.{_layer(flat[len(start) :], key, part)}", part
+                )
     if OTHER_BLOCK.match(flat) and known:
         return Name(None, "other block", part)
-    raise BLoRAError(f"{shown(key)} is not the name of a LoRA weight of SDXL in any known format.{_guess(key)}")
+    raise BLoRAError(
+        f"{shown(key)} is not the name of a LoRA weight of SDXL in any known format.{_guess(key)}"
+    )
 
 
 def _layer(flat, key, part):
@@ -170,7 +186,9 @@ def _layer(flat, key, part):
     if outer:
         return outer
     if attention:
-        return f"transformer_blocks.{index}.attn{attention}.to_{projection}" + (".0" if projection == "out" else "")
+        return f"transformer_blocks.{index}.attn{attention}.to_{projection}" + (
+            ".0" if projection == "out" else ""
+        )
     return f"transformer_blocks.{index}.ff.net.{feed_forward.replace('_', '.')}"
 
 
@@ -206,7 +224,14 @@ def _guess(key):
 
 def model_of(keys):
     """The other model that a file without any B-LoRA block seems made for, or None."""
-    return next((model for model, pattern in OTHER_MODELS.items() if any(pattern.search(key) for key in keys)), None)
+    return next(
+        (
+            model
+            for model, pattern in OTHER_MODELS.items()
+            if any(pattern.search(key) for key in keys)
+        ),
+        None,
+    )
 
 
 def expected_shape(layer, width, context):
@@ -333,7 +358,10 @@ def _multiply_out(matrices, notes):
         matrices[layer, "lora_A"], matrices[layer, "lora_B"] = a, b
         methods.setdefault(method, set()).add(a.shape[0])
         ranks[layer] = rank
-    notes += [f"{method}, read as the LoRA that gives the same change, of rank {' to '.join(map(str, sorted({min(found), max(found)})))}." for method, found in methods.items()]
+    notes += [
+        f"{method}, read as the LoRA that gives the same change, of rank {' to '.join(map(str, sorted({min(found), max(found)})))}."
+        for method, found in methods.items()
+    ]
     return ranks
 
 
@@ -342,7 +370,9 @@ def _names(keys):
     if not keys:
         raise BLoRAError("There is no weight in it.")
     if not any(split_name(key)[1] or method_of(key) for key in keys):
-        raise BLoRAError(f"None of its weights ({len(keys):,}) is that of a LoRA (the first is {shown(keys[0])}). It may be a whole model; a B-LoRA is a small file that is used beside one.{_guess(keys[0])}")
+        raise BLoRAError(
+            f"None of its weights ({len(keys):,}) is that of a LoRA (the first is {shown(keys[0])}). It may be a whole model; a B-LoRA is a small file that is used beside one.{_guess(keys[0])}"
+        )
     names, others = {}, Counter()
     for key in of_other_methods_first(keys):
         name = read_name(key)
@@ -352,10 +382,18 @@ def _names(keys):
             raise BLoRAError(f"{shown(known)} and {shown(key)} are two names for the same weight.")
     if not names:
         model = model_of(keys)
-        looks = f" but looks like a LoRA for {model}" if model else f"; they are weights of {' and '.join(f'{what}s' for what in others)}"
-        raise BLoRAError(f"None of its weights ({len(keys):,}) belongs to {' or '.join(BLOCK_OF_HALF.values())}: this is no B-LoRA{looks}.")
+        looks = (
+            f" but looks like a LoRA for {model}"
+            if model
+            else f"; they are weights of {' and '.join(f'{what}s' for what in others)}"
+        )
+        raise BLoRAError(
+            f"None of its weights ({len(keys):,}) belongs to {' or '.join(BLOCK_OF_HALF.values())}: this is no B-LoRA{looks}."
+        )
     left_out = ", ".join(f"{count:,} of {what}s" for what, count in others.items())
-    return names, [f"Weights left out: {left_out}; a B-LoRA is only the content and the style block."] if others else []
+    return names, [
+        f"Weights left out: {left_out}; a B-LoRA is only the content and the style block."
+    ] if others else []
 
 
 def _check_header(opened, names):
@@ -365,22 +403,34 @@ def _check_header(opened, names):
         weight = opened.get_slice(key)
         shape, dtype = weight.get_shape(), str(weight.get_dtype())
         if dtype not in (NUMBER_FORMATS | WHOLE_NUMBERS if part == "alpha" else NUMBER_FORMATS):
-            raise BLoRAError(f"{shown(key)} holds numbers of the format {dtype}; weights are float32, float16, bfloat16 or float8.")
+            raise BLoRAError(
+                f"{shown(key)} holds numbers of the format {dtype}; weights are float32, float16, bfloat16 or float8."
+            )
         if part == "alpha" and math.prod(shape) != 1:
             raise BLoRAError(f"{shown(key)} has the shape {list(shape)}; an alpha is one number.")
         total += 4 * math.prod(shape)
     if total > LARGEST:
-        raise BLoRAError(f"The weights of the two blocks would take {total / 2**30:,.0f} GiB of memory; no B-LoRA is larger than {LARGEST / 2**30:.0f} GiB.")
+        raise BLoRAError(
+            f"The weights of the two blocks would take {total / 2**30:,.0f} GiB of memory; no B-LoRA is larger than {LARGEST / 2**30:.0f} GiB."
+        )
 
 
 def _trim(matrices):
     """Take off the zeros with which `named_weights` fills up smaller ranks."""
     for layer, part in list(matrices):
         a, b = matrices[layer, part], matrices.get((layer, "lora_B"))
-        if part == "lora_A" and b is not None and a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]:
+        if (
+            part == "lora_A"
+            and b is not None
+            and a.ndim == b.ndim == 2
+            and a.shape[0] == b.shape[1]
+        ):
             used = (a.any(1) | b.any(0)).nonzero()
             rank = int(used[-1]) + 1 if len(used) else 1
-            matrices[layer, "lora_A"], matrices[layer, "lora_B"] = a[:rank], b[:, :rank].contiguous()
+            matrices[layer, "lora_A"], matrices[layer, "lora_B"] = (
+                a[:rank],
+                b[:, :rank].contiguous(),
+            )
 
 
 def named_weights(layers, format):
@@ -393,8 +443,12 @@ def named_weights(layers, format):
     tensors = {}
     for layer, (a, b) in layers.items():
         fill = max(rank - a.shape[0], 0)
-        tensors[written_name(layer, "lora_A", format)] = torch.nn.functional.pad(a, (0, 0, 0, fill)).contiguous()
-        tensors[written_name(layer, "lora_B", format)] = torch.nn.functional.pad(b, (0, fill)).contiguous()
+        tensors[written_name(layer, "lora_A", format)] = torch.nn.functional.pad(
+            a, (0, 0, 0, fill)
+        ).contiguous()
+        tensors[written_name(layer, "lora_B", format)] = torch.nn.functional.pad(
+            b, (0, fill)
+        ).contiguous()
         if format in ("kohya", "sgm"):
             tensors[written_name(layer, "alpha", format)] = torch.tensor(float(rank))
     return tensors
@@ -408,9 +462,15 @@ def converted(tensors, dtype):
     """
     found = {name: t.to(dtype) for name, t in tensors.items()}
     if broken := [name for name, t in found.items() if not torch.isfinite(t).all()]:
-        raise BLoRAError(f"{several(broken)}: numbers too large for {str(dtype).removeprefix('torch.')}. Write it as bfloat16 or float32.")
-    if any(t.any() for t in tensors.values()) and not all(t.any() for name, t in found.items() if tensors[name].any()):
-        raise BLoRAError(f"Numbers too small for {str(dtype).removeprefix('torch.')}: matrices would become zero. Write it as bfloat16 or float32.")
+        raise BLoRAError(
+            f"{several(broken)}: numbers too large for {str(dtype).removeprefix('torch.')}. Write it as bfloat16 or float32."
+        )
+    if any(t.any() for t in tensors.values()) and not all(
+        t.any() for name, t in found.items() if tensors[name].any()
+    ):
+        raise BLoRAError(
+            f"Numbers too small for {str(dtype).removeprefix('torch.')}: matrices would become zero. Write it as bfloat16 or float32."
+        )
     return found
 
 
@@ -420,6 +480,15 @@ def peft_config(layers):
     common = Counter(ranks.values()).most_common(1)[0][0]
     pattern = {"^" + layer: rank for layer, rank in ranks.items() if rank != common}
     return {
-        "peft_type": "LORA", "r": common, "lora_alpha": common, "rank_pattern": pattern, "alpha_pattern": pattern, "target_modules": list(ranks),
-        "lora_dropout": 0.0, "bias": "none", "inference_mode": True, "base_model_name_or_path": None, "task_type": None,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": list(ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "base_model_name_or_path": None,
+        "task_type": None,
+    }

@@ -1,8 +1,8 @@
 """Prompt + halves + alphas + seeds → pictures."""
 
-from contextlib import ExitStack, contextmanager
 import math
 import operator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -19,7 +19,22 @@ from .structure import structure_of
 
 
 @torch.no_grad()
-def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_alpha=1.0, seeds=(0,), num_inference_steps=None, guidance_scale=None, negative_prompt=None, height=None, width=None, progress=True, **options):  # fmt: skip
+def generate(
+    pipe,
+    prompt,
+    content=None,
+    style=None,
+    content_alpha=1.0,
+    style_alpha=1.0,
+    seeds=(0,),
+    num_inference_steps=None,
+    guidance_scale=None,
+    negative_prompt=None,
+    height=None,
+    width=None,
+    progress=True,
+    **options,
+):
     """One picture for each seed, with the content half of one B-LoRA and the style half of another.
 
     Both halves: style transfer. Only `content` and a prompt with a style: text stylization. Only `style` and a prompt
@@ -43,14 +58,37 @@ def generate(pipe, prompt, content=None, style=None, content_alpha=1.0, style_al
         MemoryError: not even one picture fits; it says what to change.
     """
     with pipeline_lock(pipe):
-        return list(generate_each(
-            pipe, prompt, content, style, content_alpha, style_alpha, negative_prompt,
-            seeds=seeds, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width, progress=progress, **options,
-        ))  # fmt: skip
+        return list(
+            generate_each(
+                pipe,
+                prompt,
+                content,
+                style,
+                content_alpha,
+                style_alpha,
+                negative_prompt,
+                seeds=seeds,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                height=height,
+                width=width,
+                progress=progress,
+                **options,
+            )
+        )
 
 
 @torch.no_grad()
-def generate_each(pipe, prompt, content=None, style=None, content_alpha=1.0, style_alpha=1.0, negative_prompt=None, **sampling):
+def generate_each(
+    pipe,
+    prompt,
+    content=None,
+    style=None,
+    content_alpha=1.0,
+    style_alpha=1.0,
+    negative_prompt=None,
+    **sampling,
+):
     """Like `generate`, one picture after another, each as soon as it is ready.
 
     Args:
@@ -105,7 +143,28 @@ def encode(pipe, prompt, negative_prompt=None):
 
 
 @torch.no_grad()
-def pictures(pipe, embeds, seeds=(0,), num_inference_steps=None, guidance_scale=None, height=None, width=None, progress=True, batch_size=None, preview=None, asymmetric_guidance=False, content_until=1.0, style_from=0.0, content_alpha=1.0, style_alpha=1.0, image=None, strength=0.6, controlnet=None, control_image=None, controlnet_conditioning_scale=1.0):  # fmt: skip
+def pictures(
+    pipe,
+    embeds,
+    seeds=(0,),
+    num_inference_steps=None,
+    guidance_scale=None,
+    height=None,
+    width=None,
+    progress=True,
+    batch_size=None,
+    preview=None,
+    asymmetric_guidance=False,
+    content_until=1.0,
+    style_from=0.0,
+    content_alpha=1.0,
+    style_alpha=1.0,
+    image=None,
+    strength=0.6,
+    controlnet=None,
+    control_image=None,
+    controlnet_conditioning_scale=1.0,
+):
     """Yield one PIL image after another, each as soon as it is ready, of a prompt from `encode`.
 
     Args:
@@ -154,9 +213,13 @@ def pictures(pipe, embeds, seeds=(0,), num_inference_steps=None, guidance_scale=
 
         # for `inspection`, which asks this pipeline also where one made of its parts draws
         pipe._guidance_scale = guidance
-        stack.callback(torch.nn.Module.to, pipe.vae, vae_dtype)  # diffusers leaves it in float32 where a float16 VAE that overflows is stopped at its work
+        stack.callback(
+            torch.nn.Module.to, pipe.vae, vae_dtype
+        )  # diffusers leaves it in float32 where a float16 VAE that overflows is stopped at its work
         stack.enter_context(lean_attention(pipe.unet))
-        bar = stack.enter_context(tqdm(total=total, desc="generating", disable=progress is not True))
+        bar = stack.enter_context(
+            tqdm(total=total, desc="generating", disable=progress is not True)
+        )
         if asymmetric_guidance and guidance > 1:
             stack.enter_context(lora_in_the_conditional_pass_only(pipe.unet))
         if timed:
@@ -183,9 +246,14 @@ def pictures(pipe, embeds, seeds=(0,), num_inference_steps=None, guidance_scale=
             generators = [torch.Generator().manual_seed(seed) for seed in batch]
             try:
                 images = structure.pipe(
-                    **embeds, **structure.arguments, num_inference_steps=steps, guidance_scale=guidance, num_images_per_prompt=len(batch),
-                    generator=generators, callback_on_step_end=after_step,
-                ).images  # fmt: skip
+                    **embeds,
+                    **structure.arguments,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    num_images_per_prompt=len(batch),
+                    generator=generators,
+                    callback_on_step_end=after_step,
+                ).images
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -197,7 +265,9 @@ def pictures(pipe, embeds, seeds=(0,), num_inference_steps=None, guidance_scale=
                 continue
             first += len(batch)
             for seed, picture in zip(batch, images):
-                picture.info["blora_nb"] = made_with | {"seed": seed} | ({"batch_seeds": batch} if len(batch) > 1 else {})
+                picture.info["blora_nb"] = (
+                    made_with | {"seed": seed} | ({"batch_seeds": batch} if len(batch) > 1 else {})
+                )
                 yield picture
 
 
@@ -217,7 +287,9 @@ def check_latents(latents, seeds):
     """Raise a ValueError that names the seeds whose latents [batch, channels, h, w] are no numbers any more."""
     whole = torch.isfinite(latents).flatten(1).all(1).tolist()
     if broken := [str(seed) for seed, fine in zip(seeds, whole) if not fine]:
-        raise ValueError(f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas, a smaller guidance scale, or load a base in float16 with dtype bfloat16 or float32.")
+        raise ValueError(
+            f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas, a smaller guidance scale, or load a base in float16 with dtype bfloat16 or float32."
+        )
 
 
 def seed_list(seeds):
@@ -250,7 +322,12 @@ def lora_in_the_conditional_pass_only(unet):
     def silence(module, args, output):
         return torch.cat([torch.zeros_like(output[: len(output) // 2]), output[len(output) // 2 :]])
 
-    layers = [part for module in unet.modules() if hasattr(module, "lora_B") for part in module.lora_B.values()]
+    layers = [
+        part
+        for module in unet.modules()
+        if hasattr(module, "lora_B")
+        for part in module.lora_B.values()
+    ]
     handles = [layer.register_forward_hook(silence) for layer in layers]
     try:
         yield

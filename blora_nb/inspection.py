@@ -90,7 +90,9 @@ class AttentionRecord:
 
     def _of(self, maps, block):
         if block not in maps:
-            raise ValueError(f"Nothing of this kind was recorded in {block!r}; recorded: {', '.join(maps) or 'nothing, as no picture was made inside'}.")
+            raise ValueError(
+                f"Nothing of this kind was recorded in {block!r}; recorded: {', '.join(maps) or 'nothing, as no picture was made inside'}."
+            )
         return maps[block]
 
     def _places(self, word):
@@ -99,10 +101,20 @@ class AttentionRecord:
         for first in range(len(self.tokens)):
             for last in range(first + 1, len(self.tokens) + 1):
                 pieces = self.tokens[first:last]
-                starts = first == 0 or self.tokens[first - 1].endswith(END_OF_WORD) or self.tokens[first - 1].startswith("<|")
-                if starts and pieces[-1].endswith(END_OF_WORD) and "".join(pieces).replace(END_OF_WORD, "") == wanted:
+                starts = (
+                    first == 0
+                    or self.tokens[first - 1].endswith(END_OF_WORD)
+                    or self.tokens[first - 1].startswith("<|")
+                )
+                if (
+                    starts
+                    and pieces[-1].endswith(END_OF_WORD)
+                    and "".join(pieces).replace(END_OF_WORD, "") == wanted
+                ):
                     return list(range(first, last))
-        raise ValueError(f"{word!r} is no word of the prompt; it was cut into {' '.join(self.tokens)}.")
+        raise ValueError(
+            f"{word!r} is no word of the prompt; it was cut into {' '.join(self.tokens)}."
+        )
 
 
 @contextmanager
@@ -142,9 +154,17 @@ def record_attention(pipe, prompt, blocks=TRANSFORMER_BLOCKS, kinds=("cross", "s
         @torch.no_grad()
         def hook(attention, args, kwargs, output):
             states, text = args[0], kwargs.get("encoder_hidden_states")
-            projected = attention.to_q(states), attention.to_k(states if text is None else text)  # asked here, as LoRA may have been put on them since
-            query, key = (_conditional(pipe, t).unflatten(-1, (attention.heads, -1)).transpose(1, 2) for t in projected)
-            weights = (query.float() @ key.float().transpose(-1, -2) * attention.scale).softmax(-1).sum(0)  # [heads, positions, tokens or positions]
+            projected = (
+                attention.to_q(states),
+                attention.to_k(states if text is None else text),
+            )  # asked here, as LoRA may have been put on them since
+            query, key = (
+                _conditional(pipe, t).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+                for t in projected
+            )
+            weights = (
+                (query.float() @ key.float().transpose(-1, -2) * attention.scale).softmax(-1).sum(0)
+            )  # [heads, positions, tokens or positions]
             sums[place] = sums.get(place, 0) + weights
             calls[place] += len(query)
 
@@ -169,4 +189,6 @@ def record_attention(pipe, prompt, blocks=TRANSFORMER_BLOCKS, kinds=("cross", "s
         if kind == "cross":
             record.cross_attention[block] = mean.unflatten(1, (height, width))[..., : len(ids)]
         else:
-            record.self_attention[block] = mean.unflatten(2, (height, width)).unflatten(1, (height, width))
+            record.self_attention[block] = mean.unflatten(2, (height, width)).unflatten(
+                1, (height, width)
+            )

@@ -23,15 +23,28 @@ def _kinds():
             batch, positions, _ = hidden_states.shape
             source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
             projected = self.to_q(hidden_states), self.to_k(source), self.to_v(source)
-            heads = [x.view(batch, -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2) for x in projected]
-            return self.to_out[0](F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(batch, positions, -1))
+            heads = [
+                x.view(batch, -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)
+                for x in projected
+            ]
+            return self.to_out[0](
+                F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(batch, positions, -1)
+            )
 
     return Attention, LeanAttention
 
 
 def is_plain(attention):
     """Whether queries, keys, values, and one layer behind them are all there is to an attention layer."""
-    extras = (attention.spatial_norm, attention.group_norm, attention.norm_q, attention.norm_k, attention.norm_cross, attention.residual_connection, attention.to_out[1].p)
+    extras = (
+        attention.spatial_norm,
+        attention.group_norm,
+        attention.norm_q,
+        attention.norm_k,
+        attention.norm_cross,
+        attention.residual_connection,
+        attention.to_out[1].p,
+    )
     return not any(extras) and attention.rescale_output_factor == 1
 
 
@@ -39,7 +52,9 @@ def is_plain(attention):
 def lean_attention(unet):
     """Inside, the attention layers of a U-Net compute as said above."""
     diffusers_own, ours = _kinds()
-    layers = [module for module in unet.modules() if type(module) is diffusers_own and is_plain(module)]
+    layers = [
+        module for module in unet.modules() if type(module) is diffusers_own and is_plain(module)
+    ]
     for layer in layers:
         layer.__class__ = ours
     try:

@@ -41,7 +41,9 @@ class _Lean:
                 small = F.linear(x, a)
                 if self.scaling[adapter] != 1:
                     small = small * self.scaling[adapter]
-                result = torch.addmm(result.flatten(0, -2), small.flatten(0, -2), b.t()).view(result.shape)
+                result = torch.addmm(result.flatten(0, -2), small.flatten(0, -2), b.t()).view(
+                    result.shape
+                )
         return result
 
 
@@ -56,7 +58,9 @@ def lean_lora(unet):
     layers = [module for module in unet.modules() if hasattr(module, "lora_A")]
     kinds, dtype, hooks = [type(layer) for layer in layers], unet.dtype, []
     adapters = [(layer, name) for layer in layers for name in layer.lora_A]
-    weights = [part[name].weight for layer, name in adapters for part in (layer.lora_A, layer.lora_B)]
+    weights = [
+        part[name].weight for layer, name in adapters for part in (layer.lora_A, layer.lora_B)
+    ]
     trained = [w for w in weights if w.requires_grad]
     kept = {id(w): w.detach().to(dtype) for w in weights if not w.requires_grad}
 

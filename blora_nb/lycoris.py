@@ -48,13 +48,17 @@ def _whole(change):
 
 def _check_chain(a, b, names):
     if a.shape[1] != b.shape[0]:
-        raise ValueError(f"{names[0]} {list(a.shape)} and {names[1]} {list(b.shape)} cannot be multiplied.")
+        raise ValueError(
+            f"{names[0]} {list(a.shape)} and {names[1]} {list(b.shape)} cannot be multiplied."
+        )
 
 
 def _check_size(rank, out_features, in_features, largest):
     """Before anything is multiplied; the result is never of a higher rank than its smaller side."""
     if 4 * min(rank, out_features, in_features) * (out_features + in_features) > largest:
-        raise ValueError(f"its change, {out_features:,} by {in_features:,} numbers, is too large for a B-LoRA.")
+        raise ValueError(
+            f"its change, {out_features:,} by {in_features:,} numbers, is too large for a B-LoRA."
+        )
 
 
 def _loha(a1, b1, a2, b2, largest):
@@ -62,7 +66,9 @@ def _loha(a1, b1, a2, b2, largest):
     _check_chain(a2, b2, LOHA[2:])
     (out_features, rank), in_features = a1.shape, b1.shape[1]
     if a2.shape[0] != out_features or b2.shape[1] != in_features:
-        raise ValueError(f"the two products have the shapes {[out_features, in_features]} and {[a2.shape[0], b2.shape[1]]}.")
+        raise ValueError(
+            f"the two products have the shapes {[out_features, in_features]} and {[a2.shape[0], b2.shape[1]]}."
+        )
     _check_size(rank * a2.shape[1], out_features, in_features, largest)
     if rank * a2.shape[1] >= min(out_features, in_features):
         return *_whole((a1 @ b1) * (a2 @ b2)), rank
@@ -82,7 +88,11 @@ def _lokr(parts, largest):
             factors.append((right, left))
             ranks.append(right.shape[0])
     (a1, b1), (a2, b2) = factors
-    out_features, in_features, rank = b1.shape[0] * b2.shape[0], a1.shape[1] * a2.shape[1], a1.shape[0] * a2.shape[0]
+    out_features, in_features, rank = (
+        b1.shape[0] * b2.shape[0],
+        a1.shape[1] * a2.shape[1],
+        a1.shape[0] * a2.shape[0],
+    )
     _check_size(rank, out_features, in_features, largest)
     alphas_rank = ranks[-1] if ranks else None
     if rank >= min(out_features, in_features):

@@ -1,14 +1,14 @@
 """A folder of pictures: one B-LoRA from each with the base model loaded once, or one from all."""
 
-from contextlib import ExitStack
-from dataclasses import dataclass
 import json
 import os
-from pathlib import Path
 import shutil
 import sys
 import tempfile
 import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
 from .adapters import FILE_NAME, BLoRA, BLoRAError, BLoRAWarning
 from .cards import training_metadata
@@ -59,19 +59,34 @@ def plan(instance_data_dir, output_dir, together=False, captions_file=None, cont
     if captions_file and not together:
         raise ValueError("A captions file is for one B-LoRA from all pictures: add --together.")
     if together or len(paths) == 1:
-        return [Job({path: captions.get(path) for path in paths}, Path(output_dir), with_content(content))]
+        return [
+            Job(
+                {path: captions.get(path) for path in paths},
+                Path(output_dir),
+                with_content(content),
+            )
+        ]
     folders = [Path(output_dir) / path.stem for path in paths]
     if taken := [path.name for path in paths if path.stem == MANIFEST]:
-        raise ValueError(f"{taken[0]} would get a folder where the list of all B-LoRAs, {MANIFEST}, is written. Rename it.")
+        raise ValueError(
+            f"{taken[0]} would get a folder where the list of all B-LoRAs, {MANIFEST}, is written. Rename it."
+        )
     if twice := [path.name for path, folder in zip(paths, folders) if folders.count(folder) > 1]:
-        raise ValueError(f"{' and '.join(twice[:2])} have the same name but for the ending; their B-LoRAs would get the same folder. Rename one.")
-    return [Job({path: None}, folder, with_content(content and Path(content) / path.stem)) for path, folder in zip(paths, folders)]
+        raise ValueError(
+            f"{' and '.join(twice[:2])} have the same name but for the ending; their B-LoRAs would get the same folder. Rename one."
+        )
+    return [
+        Job({path: None}, folder, with_content(content and Path(content) / path.stem))
+        for path, folder in zip(paths, folders)
+    ]
 
 
 def with_content(source):
     """The source of a content half, read once to see that it has one; None for none."""
     if isinstance(source, Path) and not source.exists():
-        raise ValueError(f"The folder of the first training, {source.parent}, has no B-LoRA of {source.name}. Train that picture first, or name the folder that an earlier training of these pictures left.")
+        raise ValueError(
+            f"The folder of the first training, {source.parent}, has no B-LoRA of {source.name}. Train that picture first, or name the folder that an earlier training of these pictures left."
+        )
     if source:
         BLoRA.load(source).content
     return source
@@ -85,7 +100,9 @@ def read_captions(file, paths):
     except UnicodeDecodeError:
         raise ValueError(f"{file} is no text in UTF-8. Save it as UTF-8.") from None
     except OSError as error:
-        raise ValueError(f"The captions file {file} cannot be read ({error.strerror or error}).") from None
+        raise ValueError(
+            f"The captions file {file} cannot be read ({error.strerror or error})."
+        ) from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -95,7 +112,9 @@ def read_captions(file, paths):
             if not (isinstance(name, str) and isinstance(text, str) and text.strip()):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f'{file}, line {number}: expected something like {{"file_name": "dog1.jpg", "text": "A [v] dog"}}, not: {line[:80]}') from None
+            raise ValueError(
+                f'{file}, line {number}: expected something like {{"file_name": "dog1.jpg", "text": "A [v] dog"}}, not: {line[:80]}'
+            ) from None
         if name not in by_name:
             raise ValueError(f"{file}, line {number}: there is no picture {name}.")
         if name in lines_of:
@@ -138,14 +157,22 @@ def check_output(jobs, resume):
             try:
                 learned = json.loads(BLoRA.load(job.folder).metadata.get("pictures", "null"))
             except (BLoRAError, ValueError) as error:
-                raise BLoRAError(f"{error} Remove it, and the training goes on from its last checkpoint.") from None
+                raise BLoRAError(
+                    f"{error} Remove it, and the training goes on from its last checkpoint."
+                ) from None
             if learned and learned != [path.name for path in job.pictures]:
-                raise FileExistsError(f"{job.folder / FILE_NAME} is the B-LoRA of {', '.join(learned)}. Choose another output_dir.")
+                raise FileExistsError(
+                    f"{job.folder / FILE_NAME} is the B-LoRA of {', '.join(learned)}. Choose another output_dir."
+                )
         if not resume and job.finished:
-            raise FileExistsError(f'{job.folder / FILE_NAME} exists already. Choose another output_dir, remove it, or keep what is finished with resume_from_checkpoint="latest".')
+            raise FileExistsError(
+                f'{job.folder / FILE_NAME} exists already. Choose another output_dir, remove it, or keep what is finished with resume_from_checkpoint="latest".'
+            )
         if not resume:
             check_unused(job.folder)
-        for left in writable_folder(job.folder).glob(f"{FILE_NAME}*.part") if not job.finished else ():
+        for left in (
+            writable_folder(job.folder).glob(f"{FILE_NAME}*.part") if not job.finished else ()
+        ):
             left.unlink()  # by a process that was killed while it wrote
     return [job for job in jobs if not job.finished]
 
@@ -210,21 +237,36 @@ def other_training(pipe, job, settings) -> str | None:
 def train_all(pipe, jobs, settings, resume=None, on_checkpoint=None, progress=True):
     """Train every job that is not finished; one that fails does not stop the others. Returns (job, why) of the failed ones."""
     failed = []
-    with stop_at_the_end_of_a_step() as stop:  # also where it is asked for between the last step and the saving, which would lose all of them
+    with (
+        stop_at_the_end_of_a_step() as stop
+    ):  # also where it is asked for between the last step and the saving, which would lose all of them
         for job in jobs:
             names = ", ".join(str(path) for path in job.pictures)
             print(f"{names} -> {job.folder}", flush=True)
             prompted = any(job.pictures.values())
             try:
-                blora = train(pipe, job.pictures if prompted else list(job.pictures), settings, progress, job.folder, resume, on_checkpoint, job.content)
+                blora = train(
+                    pipe,
+                    job.pictures if prompted else list(job.pictures),
+                    settings,
+                    progress,
+                    job.folder,
+                    resume,
+                    on_checkpoint,
+                    job.content,
+                )
                 blora.metadata["pictures"] = json.dumps([path.name for path in job.pictures])
-                blora.metadata["final_loss"] = f"{sum(blora.losses[-20:]) / len(blora.losses[-20:]):.4f}"
+                blora.metadata["final_loss"] = (
+                    f"{sum(blora.losses[-20:]) / len(blora.losses[-20:]):.4f}"
+                )
                 print("written:", save_somewhere(blora, job.folder / FILE_NAME), flush=True)
             except (TrainingError, CheckpointError, OSError, MemoryError, ValueError) as error:
                 print(f"failed: {names}: {error}", file=sys.stderr, flush=True)
                 failed.append((job, str(error)))
             if stop.asked:
-                raise KeyboardInterrupt('What is not finished goes on with resume_from_checkpoint="latest".')
+                raise KeyboardInterrupt(
+                    'What is not finished goes on with resume_from_checkpoint="latest".'
+                )
     return failed
 
 
@@ -234,7 +276,9 @@ def save_somewhere(blora, file):
         return blora.save(file)
     except FileExistsError:
         saved = blora.save(free_path(file.parent, file.stem, file.suffix))
-        raise OSError(f"{file} was written by another program during the training. This training's B-LoRA is in {saved}.") from None
+        raise OSError(
+            f"{file} was written by another program during the training. This training's B-LoRA is in {saved}."
+        ) from None
     except OSError as error:
         try:
             with ExitStack() as undone:
@@ -243,22 +287,39 @@ def save_somewhere(blora, file):
                 saved = blora.save(folder / FILE_NAME)
                 undone.pop_all()
         except OSError:
-            last = next((f" The last checkpoint is whole: {path}." for path in reversed(checkpoints(file.parent))), "")
-            raise OSError(f"{error} The computer's temporary folder, {tempfile.gettempdir()}, has no room for it either.{last} Make room, then train again with resume_from_checkpoint=\"latest\".") from None
-        raise OSError(f"{error} The trained B-LoRA is not lost: it is in {saved}; copy it before you restart the computer.") from None
+            last = next(
+                (
+                    f" The last checkpoint is whole: {path}."
+                    for path in reversed(checkpoints(file.parent))
+                ),
+                "",
+            )
+            raise OSError(
+                f'{error} The computer\'s temporary folder, {tempfile.gettempdir()}, has no room for it either.{last} Make room, then train again with resume_from_checkpoint="latest".'
+            ) from None
+        raise OSError(
+            f"{error} The trained B-LoRA is not lost: it is in {saved}; copy it before you restart the computer."
+        ) from None
 
 
 def write_manifest(jobs, output_dir, failed=()):
     """`manifest.json`: for each job its pictures, file, settings, and loss, or why it failed; read from the finished files themselves."""
     reasons, rows = {str(job.folder): why for job, why in failed}, []
     for job in jobs:
-        row = {"pictures": [path.name for path in job.pictures], "folder": os.path.relpath(job.folder, output_dir)}
+        row = {
+            "pictures": [path.name for path in job.pictures],
+            "folder": os.path.relpath(job.folder, output_dir),
+        }
         try:
             if str(job.folder) in reasons:
                 row |= {"state": "failed", "why": reasons[str(job.folder)]}
             elif job.finished:
                 metadata = BLoRA.load(job.folder).metadata
-                row |= {"state": "finished", "loss": float(metadata.get("final_loss", "nan")), "training": json.loads(metadata.get("training", "{}"))}
+                row |= {
+                    "state": "finished",
+                    "loss": float(metadata.get("final_loss", "nan")),
+                    "training": json.loads(metadata.get("training", "{}")),
+                }
             else:
                 row |= {"state": "not finished"}
         except BLoRAError as error:
@@ -267,11 +328,17 @@ def write_manifest(jobs, output_dir, failed=()):
     path = Path(output_dir) / MANIFEST
     part = path.with_name(MANIFEST + ".part")
     try:  # names that are no UTF-8 become JSON's own escapes
-        part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+        part.write_text(
+            json.dumps(rows, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written ({error.strerror or error}). What was trained is listed above.") from None
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or error}). What was trained is listed above."
+        ) from None
     return path
 
 
@@ -285,5 +352,14 @@ def make_class_pictures(pipe, settings):
     except ValueError:
         there = 0
     seeds = range(there, settings.num_class_images)
-    for seed, picture in zip(seeds, pictures(pipe, encode(pipe, settings.class_prompt), seeds, batch_size=settings.sample_batch_size)):
-        save_image(picture, free_path(folder, f"{safe_name(settings.class_prompt)}_seed{seed}", ".png"), {"prompt": settings.class_prompt, "seed": seed})
+    for seed, picture in zip(
+        seeds,
+        pictures(
+            pipe, encode(pipe, settings.class_prompt), seeds, batch_size=settings.sample_batch_size
+        ),
+    ):
+        save_image(
+            picture,
+            free_path(folder, f"{safe_name(settings.class_prompt)}_seed{seed}", ".png"),
+            {"prompt": settings.class_prompt, "seed": seed},
+        )

@@ -30,7 +30,15 @@ class Judge(nn.Module):
         self.objects, self.styles = list(objects), list(styles)
         layers, width = [], 3
         for out in (16, 32, 64, 96):
-            layers += [nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(), nn.Conv2d(out, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [
+                nn.Conv2d(width, out, 3, padding=1),
+                nn.BatchNorm2d(out),
+                nn.ReLU(),
+                nn.Conv2d(out, out, 3, padding=1),
+                nn.BatchNorm2d(out),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
             width = out
         self.features = nn.Sequential(*layers)
         self.object_head = nn.Linear(width * 9, len(self.objects))
@@ -47,19 +55,29 @@ class Judge(nn.Module):
 
         config = json.loads((Path(folder) / "config.json").read_text())
         judge = cls(config["objects"], config["styles"])
-        judge.load_state_dict({key: t.float() for key, t in load_file(Path(folder) / "judge.safetensors").items()})
+        judge.load_state_dict(
+            {key: t.float() for key, t in load_file(Path(folder) / "judge.safetensors").items()}
+        )
         return judge.eval()
 
     @torch.no_grad()
     def probabilities(self, images):
         """[images, objects] and [images, styles] for PIL images of any size; every row sums to 1."""
-        pixels = torch.cat([to_tensor(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)) for image in images])
+        pixels = torch.cat(
+            [
+                to_tensor(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
+                for image in images
+            ]
+        )
         return tuple(logits.softmax(1) for logits in self(pixels))
 
     def name(self, images):
         """[(object, style), …] for PIL images of any size."""
         objects, styles = self.probabilities(images)
-        return [(self.objects[o], self.styles[s]) for o, s in zip(objects.argmax(1).tolist(), styles.argmax(1).tolist())]
+        return [
+            (self.objects[o], self.styles[s])
+            for o, s in zip(objects.argmax(1).tolist(), styles.argmax(1).tolist())
+        ]
 
 
 class JudgeScorer:
@@ -77,7 +95,9 @@ class JudgeScorer:
         return self._agreement(images, style_picture, 1)
 
     def _agreement(self, images, picture, which):
-        expected = self.judge.probabilities([picture])[which]  # [1, classes]; nearly all on one class
+        expected = self.judge.probabilities([picture])[
+            which
+        ]  # [1, classes]; nearly all on one class
         return self.judge.probabilities(images)[which][:, expected.argmax()].tolist()
 
     def name(self, images):
@@ -86,7 +106,9 @@ class JudgeScorer:
 
     def says_content(self, images, object_name):
         """For each image: how sure the judge is that it shows this object."""
-        return self.judge.probabilities(images)[0][:, self.judge.objects.index(object_name)].tolist()
+        return self.judge.probabilities(images)[0][
+            :, self.judge.objects.index(object_name)
+        ].tolist()
 
     def says_style(self, images, style_name):
         """For each image: how sure the judge is that it has this style."""
@@ -101,13 +123,22 @@ class EncoderScorer:
             ViT-B/32, 0.9 GB to download together.
     """
 
-    def __init__(self, dino="facebook/dino-vitb8", clip="openai/clip-vit-base-patch32", device=None):
+    def __init__(
+        self, dino="facebook/dino-vitb8", clip="openai/clip-vit-base-patch32", device=None
+    ):
         from transformers import AutoImageProcessor, CLIPModel, CLIPProcessor, ViTModel
 
         self.device = device or default_device()
-        self.dino = ViTModel.from_pretrained(dino, add_pooling_layer=False, use_safetensors=True).eval().to(self.device)
+        self.dino = (
+            ViTModel.from_pretrained(dino, add_pooling_layer=False, use_safetensors=True)
+            .eval()
+            .to(self.device)
+        )
         self.clip = CLIPModel.from_pretrained(clip, use_safetensors=True).eval().to(self.device)
-        self.dino_processor, self.clip_processor = AutoImageProcessor.from_pretrained(dino), CLIPProcessor.from_pretrained(clip)
+        self.dino_processor, self.clip_processor = (
+            AutoImageProcessor.from_pretrained(dino),
+            CLIPProcessor.from_pretrained(clip),
+        )
 
     def content_kept(self, images, content_picture):
         """For each image: the cosine of its DINO embedding with the content picture's. The paper reports 0.790 for B-LoRA."""
@@ -119,22 +150,43 @@ class EncoderScorer:
 
     @torch.no_grad()
     def _like(self, images, picture):
-        pixels = self.dino_processor([image.convert("RGB") for image in [picture, *images]], return_tensors="pt").to(self.device)
-        embeddings = F.normalize(self.dino(**pixels).last_hidden_state[:, 0], dim=-1)  # [1 + images, dim]: the CLS token
-        return (embeddings[1:] @ embeddings[0]).clamp(-1, 1).tolist()  # rounding could leave a little more than 1
+        pixels = self.dino_processor(
+            [image.convert("RGB") for image in [picture, *images]], return_tensors="pt"
+        ).to(self.device)
+        embeddings = F.normalize(
+            self.dino(**pixels).last_hidden_state[:, 0], dim=-1
+        )  # [1 + images, dim]: the CLS token
+        return (
+            (embeddings[1:] @ embeddings[0]).clamp(-1, 1).tolist()
+        )  # rounding could leave a little more than 1
 
     @torch.no_grad()
     def _cosines(self, images, texts):
         """[images, texts]"""
-        inputs = self.clip_processor(text=texts, images=[image.convert("RGB") for image in images], return_tensors="pt", padding=True).to(self.device)
+        inputs = self.clip_processor(
+            text=texts,
+            images=[image.convert("RGB") for image in images],
+            return_tensors="pt",
+            padding=True,
+        ).to(self.device)
         outputs = self.clip(**inputs)
-        return F.normalize(outputs.image_embeds, dim=-1) @ F.normalize(outputs.text_embeds, dim=-1).T
+        return (
+            F.normalize(outputs.image_embeds, dim=-1) @ F.normalize(outputs.text_embeds, dim=-1).T
+        )
 
     def name(self, images):
         """[(object, style), …]: which of the course's words CLIP finds nearest to each image."""
         known = json.loads((JUDGE / "config.json").read_text())
-        content = self._cosines(images, [PHOTO.format(name) for name in known["objects"]]).argmax(1).tolist()
-        style = self._cosines(images, [IN_STYLE.format(name) for name in known["styles"]]).argmax(1).tolist()
+        content = (
+            self._cosines(images, [PHOTO.format(name) for name in known["objects"]])
+            .argmax(1)
+            .tolist()
+        )
+        style = (
+            self._cosines(images, [IN_STYLE.format(name) for name in known["styles"]])
+            .argmax(1)
+            .tolist()
+        )
         return [(known["objects"][c], known["styles"][s]) for c, s in zip(content, style)]
 
     def says_content(self, images, object_name):

@@ -1,12 +1,12 @@
 """A pipeline to work with: the teaching model, the real SDXL, or any SDXL-shaped id or folder; and settings that suit it."""
 
-from contextlib import contextmanager
-from dataclasses import dataclass
 import hashlib
-from logging import ERROR, getLogger
-from pathlib import Path
 import re
 import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import ERROR, getLogger
+from pathlib import Path
 
 import torch
 
@@ -25,7 +25,12 @@ QUANTIZATIONS = ("int8", "nf4")
 # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors; and the same without a variant
 VARIANT = re.compile(r"^(?:diffusion_pytorch_)?model\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$")
 PLAIN = re.compile(r"^(?:diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.safetensors$")
-SCHEDULERS = {"euler": "EulerDiscreteScheduler", "dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler"}
+SCHEDULERS = {
+    "euler": "EulerDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "lcm": "LCMScheduler",
+}
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,34 @@ class Defaults:
 
 
 # SDXL: the original's training recipe. Teaching model: chosen by trying on the pairs of benchmarks/separation.py.
-SDXL_DEFAULTS = Defaults(rank=64, learning_rate=5e-5, max_train_steps=1000, train_batch_size=1, num_inference_steps=30, guidance_scale=7.5)
-TINY_DEFAULTS = Defaults(rank=16, learning_rate=5e-3, max_train_steps=150, train_batch_size=8, num_inference_steps=20, guidance_scale=3.0)
+SDXL_DEFAULTS = Defaults(
+    rank=64,
+    learning_rate=5e-5,
+    max_train_steps=1000,
+    train_batch_size=1,
+    num_inference_steps=30,
+    guidance_scale=7.5,
+)
+TINY_DEFAULTS = Defaults(
+    rank=16,
+    learning_rate=5e-3,
+    max_train_steps=150,
+    train_batch_size=8,
+    num_inference_steps=20,
+    guidance_scale=3.0,
+)
 
 
-def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=None, revision=None, variant=None, cache_dir=None):
+def load_pipeline(
+    base=None,
+    device=None,
+    dtype=None,
+    quantization=None,
+    vae=None,
+    revision=None,
+    variant=None,
+    cache_dir=None,
+):
     """A `StableDiffusionXLPipeline`, ready to train on and to generate with.
 
     Args:
@@ -65,7 +93,9 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     """
     from transformers.utils import logging as transformers_logging
 
-    getLogger("bitsandbytes").setLevel(ERROR)  # on a CPU it would miss a package that nothing here needs
+    getLogger("bitsandbytes").setLevel(
+        ERROR
+    )  # on a CPU it would miss a package that nothing here needs
     transformers_logging.set_verbosity_error()  # it would advise to install torchvision, which nothing here needs
     from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.utils import logging
@@ -76,11 +106,19 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     dtype = dtype or (torch.float32 if tiny else default_dtype(device))
     source = {"tiny": TINY_SDXL, "sdxl": SDXL}.get(str(base), base)
     if source == TINY_SDXL and not (TINY_SDXL / "model_index.json").exists():
-        raise FileNotFoundError(f"The teaching model is not in {TINY_SDXL}. Clone the whole repository and install it with: pip install -e .")
+        raise FileNotFoundError(
+            f"The teaching model is not in {TINY_SDXL}. Clone the whole repository and install it with: pip install -e ."
+        )
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    named = {"revision": revision, "variant": variant or ("fp16" if source == SDXL else None), "cache_dir": cache_dir}
-    options = {"use_safetensors": True, **dtype_argument(dtype)} | {name: value for name, value in named.items() if value}
+    named = {
+        "revision": revision,
+        "variant": variant or ("fp16" if source == SDXL else None),
+        "cache_dir": cache_dir,
+    }
+    options = {"use_safetensors": True, **dtype_argument(dtype)} | {
+        name: value for name, value in named.items() if value
+    }
     parts = {}
     profile = memory_profile(device)
     quantization = quantization or (None if tiny else profile.quantization) or "none"
@@ -89,7 +127,12 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
             parts["unet"] = _quantized_unet(source, quantization, dtype, device, options)
     if vae or (source == SDXL and dtype == torch.float16):
         with named_source(vae or SDXL_VAE_FP16, "VAE"):
-            parts["vae"] = AutoencoderKL.from_pretrained(vae or SDXL_VAE_FP16, use_safetensors=True, cache_dir=cache_dir, **dtype_argument(dtype))
+            parts["vae"] = AutoencoderKL.from_pretrained(
+                vae or SDXL_VAE_FP16,
+                use_safetensors=True,
+                cache_dir=cache_dir,
+                **dtype_argument(dtype),
+            )
     with named_source(source, "base model"):
         pipe = DiffusionPipeline.from_pretrained(source, **options, **parts)
     if not isinstance(pipe, StableDiffusionXLPipeline):
@@ -99,7 +142,13 @@ def load_pipeline(base=None, device=None, dtype=None, quantization=None, vae=Non
     pipe.set_progress_bar_config(disable=True)
     for model in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         model.requires_grad_(False)
-    asked = {"pretrained_model_name_or_path": str(base), "pretrained_vae_model_name_or_path": vae, "revision": revision, "variant": variant, "quantization": quantization}
+    asked = {
+        "pretrained_model_name_or_path": str(base),
+        "pretrained_vae_model_name_or_path": vae,
+        "revision": revision,
+        "variant": variant,
+        "quantization": quantization,
+    }
     pipe.blora_nb_options = {name: value for name, value in asked.items() if value}
     with quiet(logging):  # of float16 on a CPU, which is slow but works
         return pipe.to(device)
@@ -121,9 +170,13 @@ def named_source(source, what):
     """Inside, errors about a folder or hub id say in a line what it is and what is wrong with it."""
     path = Path(source)
     if path.is_file():
-        raise ValueError(f"The {what} {source} is a file; a folder in diffusers' format is wanted. diffusers makes one: StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)")
+        raise ValueError(
+            f"The {what} {source} is a file; a folder in diffusers' format is wanted. diffusers makes one: StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
     if not path.is_dir() and not HUB_ID.fullmatch(str(source)):
-        raise FileNotFoundError(f"The {what}: there is no folder {source}, and as an id on the Hugging Face hub it should look like user/name.")
+        raise FileNotFoundError(
+            f"The {what}: there is no folder {source}, and as an id on the Hugging Face hub it should look like user/name."
+        )
     try:
         yield
     except (OSError, ValueError) as error:
@@ -174,7 +227,11 @@ def dtype_argument(dtype):
 
 def options_of(pipe):
     """What `load_pipeline`, `use_scheduler` and `merge_few_step_lora` were asked for, by the names of the command line."""
-    return getattr(pipe, "blora_nb_options", {"pretrained_model_name_or_path": str(pipe.config.get("_name_or_path") or "")})
+    return getattr(
+        pipe,
+        "blora_nb_options",
+        {"pretrained_model_name_or_path": str(pipe.config.get("_name_or_path") or "")},
+    )
 
 
 def _quantized_unet(source, quantization, dtype, device, options):
@@ -183,17 +240,38 @@ def _quantized_unet(source, quantization, dtype, device, options):
     from diffusers.utils import is_bitsandbytes_available
 
     if not is_bitsandbytes_available():
-        raise ValueError(f"The quantization {quantization} needs the package bitsandbytes: pip install bitsandbytes (or say quantization none)")
+        raise ValueError(
+            f"The quantization {quantization} needs the package bitsandbytes: pip install bitsandbytes (or say quantization none)"
+        )
     if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization must be none, {' or '.join(QUANTIZATIONS)}, not {quantization}.")
-    kinds = {"int8": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}}
-    place = {"device_map": {"": torch.device(device)}} if torch.device(device).index is not None else {}  # else it is the first GPU, from which 8 bits do not move
+        raise ValueError(
+            f"quantization must be none, {' or '.join(QUANTIZATIONS)}, not {quantization}."
+        )
+    kinds = {
+        "int8": {"load_in_8bit": True},
+        "nf4": {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": dtype,
+        },
+    }
+    place = (
+        {"device_map": {"": torch.device(device)}} if torch.device(device).index is not None else {}
+    )  # else it is the first GPU, from which 8 bits do not move
     try:
-        return UNet2DConditionModel.from_pretrained(source, subfolder="unet", quantization_config=BitsAndBytesConfig(**kinds[quantization]), **place, **options)
+        return UNet2DConditionModel.from_pretrained(
+            source,
+            subfolder="unet",
+            quantization_config=BitsAndBytesConfig(**kinds[quantization]),
+            **place,
+            **options,
+        )
     except RuntimeError as error:
         if "No GPU" not in str(error):
             raise
-        raise ValueError(f"The quantization {quantization} needs an NVIDIA GPU, and there is none here. Leave it out, or say quantization none.") from None
+        raise ValueError(
+            f"The quantization {quantization} needs an NVIDIA GPU, and there is none here. Leave it out, or say quantization none."
+        ) from None
 
 
 def tile_vae(pipe):
@@ -231,7 +309,9 @@ def merge_few_step_lora(pipe, source):
         ValueError: the base model has 4 bits.
     """
     if getattr(pipe.unet, "is_loaded_in_4bit", False):
-        raise ValueError("A few-step LoRA cannot be merged into a base model of 4 bits, whose steps are coarser than what it adds. Use quantization int8 or none.")
+        raise ValueError(
+            "A few-step LoRA cannot be merged into a base model of 4 bits, whose steps are coarser than what it adds. Use quantization int8 or none."
+        )
     path, config = find_weights(source)
     with named_in_errors(path), open_weights(path) as opened:
         beside, notes = read_beside(path, config, opened.keys())
@@ -255,17 +335,23 @@ def native_resolution(pipe):
 
 def fingerprint(folder=TINY_SDXL):
     """Twelve hexadecimal digits that name a U-Net's weights, to tell which model a measurement belongs to."""
-    return hashlib.sha256((Path(folder) / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(
+        (Path(folder) / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    ).hexdigest()[:12]
 
 
 def check_prompt(prompt):
     """Raise a ValueError for what is not one text, or no text at all."""
     if not isinstance(prompt, str):
-        raise ValueError(f"The prompt is one text, not {prompt!r}. For several, draw once for each.")
+        raise ValueError(
+            f"The prompt is one text, not {prompt!r}. For several, draw once for each."
+        )
     try:
         prompt.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"The prompt {prompt!r} has bytes in it that are no UTF-8. Type it again.") from None
+        raise ValueError(
+            f"The prompt {prompt!r} has bytes in it that are no UTF-8. Type it again."
+        ) from None
 
 
 @torch.no_grad()

@@ -36,10 +36,18 @@ class CheckpointPicker(widgets.VBox):
     def __init__(self, folder):
         self.folder, self.pictures = folder, validated(folder)
         steps = {f"step {path.name.partition('-')[2]}": path for path in self.pictures}
-        self.slider = widgets.SelectionSlider(options=list(steps.items()), value=list(steps.values())[-1], description="Checkpoint", layout=widgets.Layout(width="420px"), style={"description_width": "90px"})
+        self.slider = widgets.SelectionSlider(
+            options=list(steps.items()),
+            value=list(steps.values())[-1],
+            description="Checkpoint",
+            layout=widgets.Layout(width="420px"),
+            style={"description_width": "90px"},
+        )
         self.shown, self.words = widgets.HTML(), widgets.HTML()
         self.slider.observe(lambda _: self._show(), "value")
-        super().__init__([self.slider, self.shown, self.words], layout=widgets.Layout(padding="8px"))
+        super().__init__(
+            [self.slider, self.shown, self.words], layout=widgets.Layout(padding="8px")
+        )
         self._show()
 
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below
@@ -53,8 +61,13 @@ class CheckpointPicker(widgets.VBox):
         return BLoRA.load(self.checkpoint)
 
     def _show(self):
-        cards = "".join(f'<div style="flex:0 1 {SIDE}px">{picture_html(reduced(read_image(file), SIDE), SIDE, f"{self.checkpoint.name}, picture {number}")}</div>' for number, file in enumerate(self.pictures[self.checkpoint]))
-        self.shown.value = f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin:6px 0">{cards}</div>'
+        cards = "".join(
+            f'<div style="flex:0 1 {SIDE}px">{picture_html(reduced(read_image(file), SIDE), SIDE, f"{self.checkpoint.name}, picture {number}")}</div>'
+            for number, file in enumerate(self.pictures[self.checkpoint])
+        )
+        self.shown.value = (
+            f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin:6px 0">{cards}</div>'
+        )
         self.words.value = f'<div style="font-size:12px;opacity:.75;overflow-wrap:anywhere">Use it: <code>BLoRA.load("{html.escape(str(self.checkpoint))}")</code></div>'
 
     def _repr_mimebundle_(self, **kwargs):

@@ -1,8 +1,8 @@
 """A look at a picture while it is being made, without the VAE: each latent pixel becomes a colour by one small matrix."""
 
 import numpy as np
-from PIL import Image
 import torch
+from PIL import Image
 
 from .models import native_resolution
 
@@ -10,8 +10,8 @@ from .models import native_resolution
 class LatentPreview:
     """A linear decoder [channels + 1, 3], fitted by least squares to what this pipeline's own VAE does with patches of colour.
 
-        look = LatentPreview(pipe)
-        generate(pipe, prompt, preview=lambda index, step, latents: show(look(latents)[0]))
+    look = LatentPreview(pipe)
+    generate(pipe, prompt, preview=lambda index, step, latents: show(look(latents)[0]))
     """
 
     @torch.no_grad()
@@ -23,11 +23,17 @@ class LatentPreview:
         random = np.random.default_rng(0)
         latents, colours = [], []
         for size in (2, 3, 4, 6):  # patches of colour, from coarse to fine
-            patches = Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+            patches = Image.fromarray(
+                random.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            ).resize((side, side), Image.Resampling.BICUBIC)
             mean, _ = encode_image(pipe, patches, side)
-            latents.append(mean[0].flatten(1).T.cpu() * pipe.vae.config.scaling_factor)  # [pixels, channels]
+            latents.append(
+                mean[0].flatten(1).T.cpu() * pipe.vae.config.scaling_factor
+            )  # [pixels, channels]
             small = patches.resize((side // self.scale, side // self.scale), Image.Resampling.BOX)
-            colours.append(torch.from_numpy(np.asarray(small, dtype=np.float32) / 255).flatten(0, 1))  # [pixels, 3]
+            colours.append(
+                torch.from_numpy(np.asarray(small, dtype=np.float32) / 255).flatten(0, 1)
+            )  # [pixels, 3]
         self.matrix = torch.linalg.lstsq(_with_one(torch.cat(latents)), torch.cat(colours)).solution
 
     def __call__(self, latents):

@@ -4,11 +4,11 @@ CLIP's text encoders read a fixed number of pieces and drop the rest. diffusers 
 who read logs; here it is a `PromptWarning`, and panels show the same sentences.
 """
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-import re
 from unicodedata import category
-import warnings
 
 SMALL = 10_000  # pieces; the vocabulary of a teaching model has fewer, CLIP's own 49 408
 END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word

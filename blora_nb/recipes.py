@@ -21,7 +21,9 @@ def sample_weights(settings, scheduler, timesteps, step):
     if x0 or settings.snr_gamma is not None:
         ratio = snr(scheduler, timesteps)
         wanted = torch.ones_like(ratio) if x0 else ratio.clamp(max=settings.snr_gamma)
-        weights = wanted / (ratio + 1 if velocity else ratio.clamp(min=1e-4))  # SNR 0: pure noise, of which no picture can be told
+        weights = wanted / (
+            ratio + 1 if velocity else ratio.clamp(min=1e-4)
+        )  # SNR 0: pure noise, of which no picture can be told
     if settings.with_prior_preservation:
         halves = torch.ones(len(timesteps), device=timesteps.device)
         halves[len(timesteps) // 2 :] = settings.prior_loss_weight

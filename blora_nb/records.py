@@ -22,7 +22,9 @@ def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_a
     found = {"prompt": prompt, "negative_prompt": negative_prompt, **options_of(pipe)}
     for half, given, alpha in zip(HALVES, (content, style), (content_alpha, style_alpha)):
         if given is not None:
-            found |= {f"{half}_alpha": alpha} | half_record(half, given, on_the_pipeline(pipe)[half])
+            found |= {f"{half}_alpha": alpha} | half_record(
+                half, given, on_the_pipeline(pipe)[half]
+            )
     if found.get("scheduler") and type(pipe.scheduler).__name__ != SCHEDULERS[found["scheduler"]]:
         found["scheduler"] = None  # somebody has put another one in its place
     found |= changes(pipe)
@@ -36,11 +38,18 @@ def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_a
 
 def half_record(half, given, fingerprint):
     """The sources and weights of one half, and the fingerprint of what they make together."""
-    parts = [item if isinstance(item, tuple) else (item, 1.0) for item in (given if isinstance(given, list) else [given])]
+    parts = [
+        item if isinstance(item, tuple) else (item, 1.0)
+        for item in (given if isinstance(given, list) else [given])
+    ]
     sources = [part.source for part, _ in parts]
     found = {f"{half}_fingerprint": fingerprint}
     if all(sources):
-        found |= {f"{half}_B_LoRA": sources} | ({f"{half}_weights": [float(weight) for _, weight in parts]} if any(weight != 1 for _, weight in parts) else {})
+        found |= {f"{half}_B_LoRA": sources} | (
+            {f"{half}_weights": [float(weight) for _, weight in parts]}
+            if any(weight != 1 for _, weight in parts)
+            else {}
+        )
     return found
 
 
@@ -52,4 +61,8 @@ DECISIVE += ("device", "quantization", "versions", "fused_lora", "freeu", "atten
 def differences(picture, now):
     """Lines that say where a new record differs from a picture's in what decides its pixels; none where it can be made again bit by bit."""
     then = read_settings(picture)
-    return [f"{what} was {shown(then.get(what))} and is {shown(now.get(what))}; the picture may not be the same." for what in DECISIVE if then.get(what) != now.get(what)]
+    return [
+        f"{what} was {shown(then.get(what))} and is {shown(now.get(what))}; the picture may not be the same."
+        for what in DECISIVE
+        if then.get(what) != now.get(what)
+    ]

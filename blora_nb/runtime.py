@@ -1,9 +1,9 @@
 """Where am I running, on which device, in which dtype; and a table that says so."""
 
-from dataclasses import dataclass
 import importlib.metadata
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "ipywidg
 
 
 def host():
-    """"Colab", "Kaggle", "Jupyter" or "Python"."""
+    """ "Colab", "Kaggle", "Jupyter" or "Python"."""
     if "google.colab" in sys.modules:
         return "Colab"
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
@@ -26,8 +26,11 @@ def default_base():
 
 
 def default_device():
-    """"cuda", "mps" or "cpu", the first that really computes."""
-    for device, there in (("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available)):
+    """ "cuda", "mps" or "cpu", the first that really computes."""
+    for device, there in (
+        ("cuda", torch.cuda.is_available),
+        ("mps", torch.backends.mps.is_available),
+    ):
         if there():
             try:
                 (torch.ones(2, device=device) + 1).sum().item()
@@ -41,9 +44,15 @@ def check_device(device):
     """Raise a ValueError unless PyTorch knows a device of this name and there is one here."""
     try:
         kind = torch.device(device).type
-        there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}[kind]()
+        there = {
+            "cuda": torch.cuda.is_available,
+            "mps": torch.backends.mps.is_available,
+            "cpu": lambda: True,
+        }[kind]()
     except (RuntimeError, KeyError):
-        raise ValueError(f"{device!r} is no device; name cuda, mps or cpu, or leave it out for the best that works.") from None
+        raise ValueError(
+            f"{device!r} is no device; name cuda, mps or cpu, or leave it out for the best that works."
+        ) from None
     if not there:
         raise ValueError(f"There is no {device} here. Leave the device out, or name cpu.")
 
@@ -74,7 +83,11 @@ PROFILES = (  # from so many GiB on; SDXL's U-Net takes 4.8 GiB in 16 bits and 1
 def memory_profile(device, total=None):
     """The `MemoryProfile` for a device; `total` bytes of memory instead of what the device says."""
     if total is None:
-        total = torch.cuda.get_device_properties(device).total_memory if str(device).startswith("cuda") else float("inf")
+        total = (
+            torch.cuda.get_device_properties(device).total_memory
+            if str(device).startswith("cuda")
+            else float("inf")
+        )
     return next(profile for least, profile in PROFILES if total >= least * 2**30)
 
 
@@ -83,7 +96,14 @@ def check():
     from .models import TINY_SDXL
 
     device = default_device()
-    rows = [("OK" if sys.version_info >= (3, 11) else "FAIL", "Python", sys.version.split()[0], "install Python 3.11 or later")]
+    rows = [
+        (
+            "OK" if sys.version_info >= (3, 11) else "FAIL",
+            "Python",
+            sys.version.split()[0],
+            "install Python 3.11 or later",
+        )
+    ]
     wanted = requirements()
     for package in PACKAGES:
         remedy = f'pip install "{wanted.get(package, package)}"'
@@ -92,15 +112,33 @@ def check():
         except importlib.metadata.PackageNotFoundError:
             rows.append(("FAIL", package, "not installed", remedy))
             continue
-        fits = package not in wanted or wanted[package].specifier.contains(version, prereleases=True)
+        fits = package not in wanted or wanted[package].specifier.contains(
+            version, prereleases=True
+        )
         rows.append(("OK" if fits else "FAIL", package, version, remedy))
     rows.append(("OK", "host", host(), ""))
-    rows.append(("OK", "device", f"{device}, {str(default_dtype(device)).removeprefix('torch.')}", ""))
-    rows.append(("OK", "base model", f"{default_base()}   (environment variable BLORA_BASE: tiny, sdxl, or an id or folder)", ""))
+    rows.append(
+        ("OK", "device", f"{device}, {str(default_dtype(device)).removeprefix('torch.')}", "")
+    )
+    rows.append(
+        (
+            "OK",
+            "base model",
+            f"{default_base()}   (environment variable BLORA_BASE: tiny, sdxl, or an id or folder)",
+            "",
+        )
+    )
     if device.startswith("cuda"):
         rows.append(("OK", "memory profile", memory_profile(device).name, ""))
     here = (TINY_SDXL / "model_index.json").exists()
-    rows.append(("OK" if here else "FAIL", "teaching model", "data/tiny_sdxl" if here else "missing", "clone the whole repository; data/ is part of it"))
+    rows.append(
+        (
+            "OK" if here else "FAIL",
+            "teaching model",
+            "data/tiny_sdxl" if here else "missing",
+            "clone the whole repository; data/ is part of it",
+        )
+    )
     return rows
 
 
@@ -115,11 +153,16 @@ def print_check():
 def requirements():
     """Name to `packaging` Requirement of everything pyproject.toml asks for; none where only the module was copied."""
     import tomllib
+
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     file = Path(__file__).resolve().parent.parent / "pyproject.toml"
-    wanted = [Requirement(text) for text in tomllib.loads(file.read_text())["project"]["dependencies"]] if file.exists() else []
+    wanted = (
+        [Requirement(text) for text in tomllib.loads(file.read_text())["project"]["dependencies"]]
+        if file.exists()
+        else []
+    )
     return {canonicalize_name(requirement.name): requirement for requirement in wanted}
 
 
@@ -130,14 +173,34 @@ def install_missing():
     """
     import subprocess
     import tempfile
+
     from packaging.utils import canonicalize_name
 
-    here = {canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    here = {
+        canonicalize_name(d.metadata["Name"]): d.version
+        for d in importlib.metadata.distributions()
+        if d.metadata["Name"]
+    }
     missing = [str(wanted) for name, wanted in requirements().items() if name not in here]
     if missing:
         print("installing", ", ".join(missing), "...")
-        with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:  # nothing that is there may move
+        with tempfile.NamedTemporaryFile(
+            "w", suffix=".txt"
+        ) as constraints:  # nothing that is there may move
             constraints.write("\n".join(f"{name}=={version}" for name, version in here.items()))
             constraints.flush()
-            subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", constraints.name, *missing], check=True)
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    "--constraint",
+                    constraints.name,
+                    *missing,
+                ],
+                check=True,
+            )
     return missing

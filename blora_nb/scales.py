@@ -9,11 +9,11 @@ Source: PEFT's LoraConfig (scale lora_alpha / r, with use_rslora lora_alpha / âˆ
 `lora_adapter_metadata`, kohya's sd-scripts (`.alpha`, `ss_network_â€¦`) and LyCORIS (`rs_lora`).
 """
 
+import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-import math
-import re
 
 from .messages import BLoRAError, json_object, parse_json, several, shown
 
@@ -33,14 +33,28 @@ SOURCES = (
 
 # names of an entry in files, and what it is here; of two names for the same, the first counts
 FIELDS = {
-    "lora_alpha": "alpha", "network_alpha": "alpha", "alpha": "alpha",
-    "r": "rank", "lora_rank": "rank", "network_dim": "rank", "network_rank": "rank",
-    "lora_dim": "rank", "rank": "rank", "dim": "rank",
-    "use_rslora": "rslora", "use_rs_lora": "rslora", "rslora": "rslora", "rs_lora": "rslora",
-    "alpha_pattern": "alpha_pattern", "rank_pattern": "rank_pattern",
-    "use_dora": "dora", "dora_wd": "dora", "init_lora_weights": "init", "kasa_config": "kasa",
+    "lora_alpha": "alpha",
+    "network_alpha": "alpha",
+    "alpha": "alpha",
+    "r": "rank",
+    "lora_rank": "rank",
+    "network_dim": "rank",
+    "network_rank": "rank",
+    "lora_dim": "rank",
+    "rank": "rank",
+    "dim": "rank",
+    "use_rslora": "rslora",
+    "use_rs_lora": "rslora",
+    "rslora": "rslora",
+    "rs_lora": "rslora",
+    "alpha_pattern": "alpha_pattern",
+    "rank_pattern": "rank_pattern",
+    "use_dora": "dora",
+    "dora_wd": "dora",
+    "init_lora_weights": "init",
+    "kasa_config": "kasa",
     "peft_type": "method",
-}  # fmt: skip
+}
 # entries that no other settings have: JSON with one of them is about a LoRA, whatever it is called
 TELLING = {
     "lora_alpha",
@@ -51,9 +65,18 @@ TELLING = {
     "lora_rank",
 }
 JSON_ENTRIES = {
-    "adapter_config", "adapter_config.json", "peft_config", "lora_config", "adapter_metadata",
-    "lora_metadata", "network_config", "config", "lora", "peft", "adapter",
-}  # fmt: skip
+    "adapter_config",
+    "adapter_config.json",
+    "peft_config",
+    "lora_config",
+    "adapter_metadata",
+    "lora_metadata",
+    "network_config",
+    "config",
+    "lora",
+    "peft",
+    "adapter",
+}
 UNUSED = {"lora_scale", "scale", "scaling", "multiplier"}  # how it is to be used, not what it is
 OTHER_JSON = {"training", "versions", "pictures"}  # what this package writes
 KOHYA_ARGUMENTS = {"rslora", "dora", "init"}
@@ -64,8 +87,12 @@ TEXT_ENCODER = re.compile(r"text_encoder|text_model|te\d?$|clip")
 
 # methods that PEFT starts by taking their first matrices off the base model's own weights
 CHANGE_THE_BASE = {
-    "pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA",
-}  # fmt: skip
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "loftq": "LoftQ",
+    "lora_ga": "LoRA-GA",
+}
 CONVERTIBLE = {"PiSSA", "OLoRA", "CorDA", "LoRA-GA"}
 
 # patterns for layer names that are matched: names, "." for any character, ".*", names to choose
@@ -375,8 +402,10 @@ def _parsed(values: dict, place: str, strict: bool, notes: list[str]) -> dict:
             if rank is not None and rank >= 1 and rank.is_integer():
                 found["rank"] = rank
             elif str(values[name]).strip("\" '").lower() not in NOTHING | {"dynamic"}:
-                notes.append(f"{place} gives {shown(values[name], 40)} as the rank, which no LoRA "
-                             "has; that of the matrices was used.")  # fmt: skip
+                notes.append(
+                    f"{place} gives {shown(values[name], 40)} as the rank, which no LoRA "
+                    "has; that of the matrices was used."
+                )
         elif attribute == "rslora":
             found["rslora"] = _truth(values[name], name, place)
     for name in ("alpha_pattern", "rank_pattern"):

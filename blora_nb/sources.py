@@ -57,7 +57,15 @@ class Source:
             picture, remarks = read_with_remarks(thing)
             return cls(f"{half} picture", picture, remarks=tuple(remarks))
         path = Path(thing)
-        if path.suffix == ".safetensors" or path.is_dir() or (HUB_ID.fullmatch(str(thing)) and not path.exists() and path.suffix.lower() not in Image.registered_extensions()):
+        if (
+            path.suffix == ".safetensors"
+            or path.is_dir()
+            or (
+                HUB_ID.fullmatch(str(thing))
+                and not path.exists()
+                and path.suffix.lower() not in Image.registered_extensions()
+            )
+        ):
             blora = BLoRA.load(thing)
             return cls(path.stem, thumbnail_of(blora), blora)
         picture, remarks = read_with_remarks(path)
@@ -97,7 +105,13 @@ def example_gallery():
     """The example pictures of this repository, each with its ready B-LoRA for the teaching model."""
     gallery = Gallery()
     for name in example_names():
-        gallery.add(Source(name.replace("_", " "), example_picture(name), BLoRA.load(DATA / "bloras" / f"{name}.safetensors")))
+        gallery.add(
+            Source(
+                name.replace("_", " "),
+                example_picture(name),
+                BLoRA.load(DATA / "bloras" / f"{name}.safetensors"),
+            )
+        )
     return gallery
 
 
@@ -164,12 +178,35 @@ class HalfChooser(widgets.VBox):
     """
 
     def __init__(self, half, gallery, chosen, alpha, worker, training_settings, folder):
-        self.half, self.gallery, self.worker, self.training_settings, self.folder = half, gallery, worker, training_settings, folder
+        self.half, self.gallery, self.worker, self.training_settings, self.folder = (
+            half,
+            gallery,
+            worker,
+            training_settings,
+            folder,
+        )
         wide, label = widgets.Layout(width="auto"), {"description_width": f"{LABEL}px"}
         self.choice = widgets.Dropdown(description=half.capitalize(), layout=wide, style=label)
-        self.alpha = widgets.FloatSlider(alpha, min=-2, max=2, step=0.05, description=f"{half.capitalize()} alpha", continuous_update=False, readout_format="+.2f", layout=wide, style=label)
-        self.upload = widgets.FileUpload(accept="image/*", multiple=False, description=f"Own {half}", layout=widgets.Layout(width="auto"))
-        self.train = widgets.Button(description=f"Train {half}", layout=widgets.Layout(width="auto"))
+        self.alpha = widgets.FloatSlider(
+            alpha,
+            min=-2,
+            max=2,
+            step=0.05,
+            description=f"{half.capitalize()} alpha",
+            continuous_update=False,
+            readout_format="+.2f",
+            layout=wide,
+            style=label,
+        )
+        self.upload = widgets.FileUpload(
+            accept="image/*",
+            multiple=False,
+            description=f"Own {half}",
+            layout=widgets.Layout(width="auto"),
+        )
+        self.train = widgets.Button(
+            description=f"Train {half}", layout=widgets.Layout(width="auto")
+        )
         self.thumbnail = widgets.HTML(layout=widgets.Layout(min_width=f"{SIDE + 8}px"))
         self._fill_choice()
         self.choice.value = chosen
@@ -178,9 +215,16 @@ class HalfChooser(widgets.VBox):
         self.train.on_click(self._train)
         gallery.observe(lambda _: self._fill_choice(), "sources")
         worker.buttons.append(self.train)
-        buttons = widgets.HBox([self.upload, self.train], layout=widgets.Layout(margin=f"0 0 0 {LABEL + 8}px", flex_flow="row wrap"))
-        beside = widgets.VBox([self.choice, buttons, self.alpha], layout=widgets.Layout(flex="1 1 auto"))
-        super().__init__([widgets.HBox([self.thumbnail, beside])], layout=widgets.Layout(margin="0 0 10px 0"))
+        buttons = widgets.HBox(
+            [self.upload, self.train],
+            layout=widgets.Layout(margin=f"0 0 0 {LABEL + 8}px", flex_flow="row wrap"),
+        )
+        beside = widgets.VBox(
+            [self.choice, buttons, self.alpha], layout=widgets.Layout(flex="1 1 auto")
+        )
+        super().__init__(
+            [widgets.HBox([self.thumbnail, beside])], layout=widgets.Layout(margin="0 0 10px 0")
+        )
         self.show()
 
     @property
@@ -192,7 +236,9 @@ class HalfChooser(widgets.VBox):
         """Show the chosen picture, and offer training where there is no B-LoRA of it yet."""
         if self.source.picture:
             picture = centre_square(self.source.picture, 2 * SIDE)
-            self.thumbnail.value = picture_html(picture, SIDE, f"{self.half} picture: {self.source.name}")
+            self.thumbnail.value = picture_html(
+                picture, SIDE, f"{self.half} picture: {self.source.name}"
+            )
         else:
             self.thumbnail.value = f'<div style="width:{SIDE}px;height:{SIDE}px;border:1px dashed #999;border-radius:4px;line-height:{SIDE}px;text-align:center;opacity:.75">no picture</div>'
         if not self.worker.busy:
@@ -234,7 +280,9 @@ class HalfChooser(widgets.VBox):
         source, remarks = self.source, self.remarks()
 
         def work():
-            blora = train(self.worker.pipe, source.picture, self.training_settings, progress=self.worker.step)
+            blora = train(
+                self.worker.pipe, source.picture, self.training_settings, progress=self.worker.step
+            )
             self.gallery.trained(source.name, blora)  # first, so that a full disk does not lose it
             path = blora.save(free_path(self.folder, safe_name(source.name), ".safetensors"))
             self.worker.say(f"{source.name} is learnt, and kept in {path}.", remarks)

@@ -4,9 +4,9 @@ Both are diffusers' own pipelines, made of the parts of the one that is there, B
 ControlNet, arXiv 2302.05543.
 """
 
-from dataclasses import dataclass, field
 import hashlib
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from .models import DATA, dtype_argument, named_source, native_resolution
 
 TINY_CONTROLNET = DATA / "tiny_controlnet"
 # diffusers warns whenever a VAE changes its dtype, of an empty list of parts that should not
-logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda record: "should be kept in float32: []" not in record.getMessage())
+logging.getLogger("diffusers.models.modeling_utils").addFilter(
+    lambda record: "should be kept in float32: []" not in record.getMessage()
+)
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,35 @@ class Structure:
         """
         made = min(int(num_inference_steps * self.strength), num_inference_steps)
         if made < 1:
-            raise ValueError(f"A strength of {self.strength} leaves none of the {num_inference_steps} steps. Choose a higher strength, or more steps.")
+            raise ValueError(
+                f"A strength of {self.strength} leaves none of the {num_inference_steps} steps. Choose a higher strength, or more steps."
+            )
         return made
 
 
-def structure_of(pipe, image=None, strength=0.6, controlnet=None, control_image=None, controlnet_conditioning_scale=1.0, height=None, width=None):
+def structure_of(
+    pipe,
+    image=None,
+    strength=0.6,
+    controlnet=None,
+    control_image=None,
+    controlnet_conditioning_scale=1.0,
+    height=None,
+    width=None,
+):
     """The `Structure` for what `generate` was asked; see `generation.pictures` for the arguments."""
-    from diffusers import StableDiffusionXLControlNetImg2ImgPipeline, StableDiffusionXLControlNetPipeline, StableDiffusionXLImg2ImgPipeline
+    from diffusers import (
+        StableDiffusionXLControlNetImg2ImgPipeline,
+        StableDiffusionXLControlNetPipeline,
+        StableDiffusionXLImg2ImgPipeline,
+    )
 
     if (controlnet is None) != (control_image is None):
-        missing = "a control_image to follow (on the command line: --outline_of or --control_image)" if control_image is None else 'a controlnet that follows it ("tiny" for the teaching model)'
+        missing = (
+            "a control_image to follow (on the command line: --outline_of or --control_image)"
+            if control_image is None
+            else 'a controlnet that follows it ("tiny" for the teaching model)'
+        )
         raise ValueError(f"A ControlNet needs two things; name {missing}, too.")
     if image is None and controlnet is None:
         return Structure(pipe, {"height": height, "width": width})
@@ -59,16 +80,37 @@ def structure_of(pipe, image=None, strength=0.6, controlnet=None, control_image=
     arguments, noted = {}, {}
     if image is not None:
         if not 0 < strength <= 1:
-            raise ValueError(f"The strength must be above 0 (the picture as it is) and at most 1 (nothing of it is kept), not {strength}.")
+            raise ValueError(
+                f"The strength must be above 0 (the picture as it is) and at most 1 (nothing of it is kept), not {strength}."
+            )
         arguments |= {"image": fitted(image, size), "strength": strength}
         noted |= note("image", image, arguments["image"]) | {"strength": strength}
     if controlnet is not None:
         controlnet = load_controlnet(pipe, controlnet)
         hint = fitted(control_image, size)
-        arguments |= {("control_image" if image is not None else "image"): hint, "height": size[1], "width": size[0], "controlnet_conditioning_scale": controlnet_conditioning_scale}
-        noted |= note("control_image", control_image, hint) | {"controlnet": controlnet.blora_nb_source, "controlnet_conditioning_scale": controlnet_conditioning_scale}
-    kind = StableDiffusionXLImg2ImgPipeline if controlnet is None else StableDiffusionXLControlNetPipeline if image is None else StableDiffusionXLControlNetImg2ImgPipeline
-    guided = kind(**pipe.components, **({"controlnet": controlnet} if controlnet else {}), force_zeros_for_empty_prompt=pipe.config.force_zeros_for_empty_prompt, add_watermarker=False)
+        arguments |= {
+            ("control_image" if image is not None else "image"): hint,
+            "height": size[1],
+            "width": size[0],
+            "controlnet_conditioning_scale": controlnet_conditioning_scale,
+        }
+        noted |= note("control_image", control_image, hint) | {
+            "controlnet": controlnet.blora_nb_source,
+            "controlnet_conditioning_scale": controlnet_conditioning_scale,
+        }
+    kind = (
+        StableDiffusionXLImg2ImgPipeline
+        if controlnet is None
+        else StableDiffusionXLControlNetPipeline
+        if image is None
+        else StableDiffusionXLControlNetImg2ImgPipeline
+    )
+    guided = kind(
+        **pipe.components,
+        **({"controlnet": controlnet} if controlnet else {}),
+        force_zeros_for_empty_prompt=pipe.config.force_zeros_for_empty_prompt,
+        add_watermarker=False,
+    )
     guided.set_progress_bar_config(disable=True)
     return Structure(guided, arguments, strength if image is not None else 1.0, noted)
 
@@ -88,14 +130,18 @@ def load_controlnet(pipe, source):
     if isinstance(source, (str, Path)):
         where = TINY_CONTROLNET if str(source) == "tiny" else source
         with named_source(where, "ControlNet"):
-            model = ControlNetModel.from_pretrained(where, use_safetensors=True, **dtype_argument(pipe.unet.dtype))
+            model = ControlNetModel.from_pretrained(
+                where, use_safetensors=True, **dtype_argument(pipe.unet.dtype)
+            )
         model.requires_grad_(False)
         model.blora_nb_source = str(source)
     if not hasattr(model, "blora_nb_source"):
         model.blora_nb_source = str(model.config.get("_name_or_path") or "") or None
     theirs, ours = model.config.cross_attention_dim, pipe.unet.config.cross_attention_dim
     if theirs != ours:
-        raise ValueError(f"The ControlNet {model.blora_nb_source} belongs to another base model (its text has {theirs} numbers a word, that of the base {ours}). For SDXL take one made for SDXL, for the teaching model: tiny")
+        raise ValueError(
+            f"The ControlNet {model.blora_nb_source} belongs to another base model (its text has {theirs} numbers a word, that of the base {ours}). For SDXL take one made for SDXL, for the teaching model: tiny"
+        )
     return model.to(pipe.device)
 
 
@@ -108,7 +154,9 @@ def outline(picture, resolution):
     Args:
         picture: a path or PIL image, of which the middle square is used.
     """
-    square = centre_square(read_image(picture), resolution).filter(ImageFilter.GaussianBlur(resolution / 96))
+    square = centre_square(read_image(picture), resolution).filter(
+        ImageFilter.GaussianBlur(resolution / 96)
+    )
     colours = np.asarray(square, dtype=np.float32)
     down, right = np.gradient(colours, axis=(0, 1))
     speed = np.sqrt(down**2 + right**2).max(axis=2)

@@ -29,7 +29,11 @@ def text_projections(unet):
         if name.endswith(".attn2"):
             for projection in ("to_k", "to_v"):
                 layer = getattr(attention, projection)
-                found.append((layer, "base_layer", layer.base_layer) if hasattr(layer, "base_layer") else (attention, projection, layer))
+                found.append(
+                    (layer, "base_layer", layer.base_layer)
+                    if hasattr(layer, "base_layer")
+                    else (attention, projection, layer)
+                )
     return found
 
 

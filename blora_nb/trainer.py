@@ -5,16 +5,16 @@ The method itself is in `training`. Here its steps are taken one after another: 
 `lean_attention` and `lean_lora`.
 """
 
-from contextlib import ExitStack
-from dataclasses import replace
 import hashlib
 import json
-from pathlib import Path
 import warnings
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
+import torch
 from PIL import Image
 from safetensors import SafetensorError
-import torch
 
 from . import checkpoints
 from .adapters import FILE_NAME, applied, combine, mix, remove, tell_of_others
@@ -35,15 +35,42 @@ from .images import (
 )
 from .lean_attention import lean_attention
 from .lean_lora import lean_lora
-from .memory import choose_checkpointing, explain_out_of_memory, forget, free_memory, is_out_of_memory, room_again, unet_can_stay
+from .memory import (
+    choose_checkpointing,
+    explain_out_of_memory,
+    forget,
+    free_memory,
+    is_out_of_memory,
+    room_again,
+    unet_can_stay,
+)
 from .models import native_resolution, options_of
 from .sharing import pipeline_lock
 from .text_cache import cached_text
-from .training import ADAPTER, attach_lora, attach_style_beside, collect, encode_image, make_optimizer, micro_conditioning, take_step
+from .training import (
+    ADAPTER,
+    attach_lora,
+    attach_style_beside,
+    collect,
+    encode_image,
+    make_optimizer,
+    micro_conditioning,
+    take_step,
+)
 from .watch import Report, TrainingError, Watch, stop_at_the_end_of_a_step
 
 
-def train(pipe, image, settings=None, progress=True, output_dir=None, resume_from_checkpoint=None, on_checkpoint=None, content=None, **changes):
+def train(
+    pipe,
+    image,
+    settings=None,
+    progress=True,
+    output_dir=None,
+    resume_from_checkpoint=None,
+    on_checkpoint=None,
+    content=None,
+    **changes,
+):
     """Train one B-LoRA from one picture, or one from several.
 
     Args:
@@ -115,7 +142,9 @@ def train(pipe, image, settings=None, progress=True, output_dir=None, resume_fro
                 remove(pipe)
 
 
-def learn(pipe, pictures, prompts, settings, content, checkpoint, progress, output_dir, on_checkpoint):
+def learn(
+    pipe, pictures, prompts, settings, content, checkpoint, progress, output_dir, on_checkpoint
+):
     """The B-LoRA of the pictures. A function of its own, so that nothing holds what it took on the device when the models come back."""
     squares = squares_of(pictures, settings)
     class_squares = squares_of(class_pictures(settings), settings)
@@ -125,13 +154,24 @@ def learn(pipe, pictures, prompts, settings, content, checkpoint, progress, outp
     tell_of_others(pipe)
     learned = what_is_learned(pipe, squares, prompts, class_squares, content)
     metadata["learned"] = json.dumps(learned)
-    with offloaded(*([] if unet_can_stay(pipe, settings) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2), room_again():
+    with (
+        offloaded(
+            *([] if unet_can_stay(pipe, settings) else [pipe.unet]),
+            pipe.text_encoder,
+            pipe.text_encoder_2,
+        ),
+        room_again(),
+    ):
         moments = encode_images(pipe, squares)
         prior = encode_images(pipe, class_squares) if class_squares else None
     del squares, class_squares
     remove(pipe)
     batches = batches_of(pipe, moments, settings, prompts, prior)
-    parameters = attach_style_beside(pipe, content, settings) if content else attach_lora(pipe.unet, settings.rank, settings.seed)
+    parameters = (
+        attach_style_beside(pipe, content, settings)
+        if content
+        else attach_lora(pipe.unet, settings.rank, settings.seed)
+    )
     state = start_state(pipe.unet, parameters, settings, learned)
     if checkpoint:
         checkpoints.resume(checkpoint, state, settings)
@@ -151,7 +191,13 @@ def run_steps(pipe, parameters, moments, settings, progress=True):
         parameters: from `training.attach_lora`. moments: from `training.encode_image`.
         progress: True for a progress bar with the loss, or a function called with (step, steps, loss).
     """
-    return fit(pipe, batches_of(pipe, moments, settings), start_state(pipe.unet, parameters, settings), settings, progress)
+    return fit(
+        pipe,
+        batches_of(pipe, moments, settings),
+        start_state(pipe.unet, parameters, settings),
+        settings,
+        progress,
+    )
 
 
 def fit(pipe, batches, state, settings, progress=True, output_dir=None, on_checkpoint=None):
@@ -163,19 +209,46 @@ def fit(pipe, batches, state, settings, progress=True, output_dir=None, on_check
     from diffusers import DDPMScheduler
 
     steps, batch_size = settings.max_train_steps, batches.size * (2 if batches.prior else 1)
-    time_ids = micro_conditioning(settings.resolution, batch_size, pipe.device, batches.prompt_embeds.dtype)
+    time_ids = micro_conditioning(
+        settings.resolution, batch_size, pipe.device, batches.prompt_embeds.dtype
+    )
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     with ExitStack() as stack:
-        models_back = stack.enter_context(offloaded(pipe.vae, pipe.text_encoder, pipe.text_encoder_2))
-        text_back = stack.enter_context(cached_text(pipe.unet, batches.prompt_embeds[:1].expand(batches.size, -1, -1), batches.one_prompt))
-        stack.enter_context(gradient_checkpointing(pipe.unet, choose_checkpointing(pipe, settings, free_memory(pipe.unet.device))))
+        models_back = stack.enter_context(
+            offloaded(pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+        )
+        text_back = stack.enter_context(
+            cached_text(
+                pipe.unet,
+                batches.prompt_embeds[:1].expand(batches.size, -1, -1),
+                batches.one_prompt,
+            )
+        )
+        stack.enter_context(
+            gradient_checkpointing(
+                pipe.unet, choose_checkpointing(pipe, settings, free_memory(pipe.unet.device))
+            )
+        )
         stack.enter_context(lean_attention(pipe.unet))
         pefts_own = stack.enter_context(lean_lora(pipe.unet))
         stack.enter_context(compiled(pipe.unet, settings.compile))
         stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")  # in float16 the first steps may be left out while the scale adapts
+        warnings.filterwarnings(
+            "ignore", "Detected call of `lr_scheduler"
+        )  # in float16 the first steps may be left out while the scale adapts
         stop = stack.enter_context(stop_at_the_end_of_a_step())
-        report = stack.enter_context(Report(Watch(list(state.parameters.values()), state.losses, settings.learning_rate, state.scaler.is_enabled()), steps, progress))
+        report = stack.enter_context(
+            Report(
+                Watch(
+                    list(state.parameters.values()),
+                    state.losses,
+                    settings.learning_rate,
+                    state.scaler.is_enabled(),
+                ),
+                steps,
+                progress,
+            )
+        )
         stack.enter_context(room_again())
 
         def checkpoint():
@@ -195,9 +268,14 @@ def fit(pipe, batches, state, settings, progress=True, output_dir=None, on_check
                 if not is_out_of_memory(error):
                     raise
                 forget(error)
-                warnings.warn(f"There was no room for what is made at checkpoints ({str(error).splitlines()[0]}). {path} is complete, and the training goes on.", stacklevel=2)
+                warnings.warn(
+                    f"There was no room for what is made at checkpoints ({str(error).splitlines()[0]}). {path} is complete, and the training goes on.",
+                    stacklevel=2,
+                )
             if ADAPTER not in applied(pipe):
-                raise TrainingError(f"The function called at checkpoints took the B-LoRA in training off the pipeline. Let it draw with generation.sample instead of generate. {path} is complete.")
+                raise TrainingError(
+                    f"The function called at checkpoints took the B-LoRA in training off the pipeline. Let it draw with generation.sample instead of generate. {path} is complete."
+                )
 
         try:
             if state.resumed_from:
@@ -206,11 +284,24 @@ def fit(pipe, batches, state, settings, progress=True, output_dir=None, on_check
                 if step == settings.x0_loss_from:
                     report.look()
                 report.watch.judged = settings.x0_loss_from is None or step < settings.x0_loss_from
-                known = report.watch.saw(*take_step(pipe, scheduler, batches, time_ids, state, settings, step))
-                path = checkpoint() if output_dir and (settings.checkpoint_at(step) or stop.asked) else None
+                known = report.watch.saw(
+                    *take_step(pipe, scheduler, batches, time_ids, state, settings, step)
+                )
+                path = (
+                    checkpoint()
+                    if output_dir and (settings.checkpoint_at(step) or stop.asked)
+                    else None
+                )
                 report.tell(known)
                 if stop.asked:
-                    raise KeyboardInterrupt(f"Stopped after step {step}." + (f' Go on with resume_from_checkpoint="latest" (in {output_dir}).' if path else ""))
+                    raise KeyboardInterrupt(
+                        f"Stopped after step {step}."
+                        + (
+                            f' Go on with resume_from_checkpoint="latest" (in {output_dir}).'
+                            if path
+                            else ""
+                        )
+                    )
             report.look()
         except TrainingError as error:
             if error.step is not None:
@@ -229,13 +320,19 @@ def start_state(unet, parameters, settings, learned=None):
 
     optimizer = make_optimizer(parameters, settings)
     lr_scheduler = get_scheduler(
-        settings.lr_scheduler, optimizer, num_warmup_steps=settings.lr_warmup_steps, num_training_steps=settings.max_train_steps,
-        num_cycles=settings.lr_num_cycles, power=settings.lr_power,
-    )  # fmt: skip
+        settings.lr_scheduler,
+        optimizer,
+        num_warmup_steps=settings.lr_warmup_steps,
+        num_training_steps=settings.max_train_steps,
+        num_cycles=settings.lr_num_cycles,
+        power=settings.lr_power,
+    )
     # in float16 the gradients of the activations are too small for the format; scaled up they survive
     scaler = torch.amp.GradScaler(unet.device.type, enabled=unet.dtype == torch.float16)
     generator = torch.Generator().manual_seed(settings.seed)
-    return checkpoints.TrainingState(named(unet), optimizer, lr_scheduler, scaler, generator, [], learned)
+    return checkpoints.TrainingState(
+        named(unet), optimizer, lr_scheduler, scaler, generator, [], learned
+    )
 
 
 def named(unet):
@@ -253,15 +350,21 @@ def batches_of(pipe, moments, settings, prompts=None, prior=None):
     """
     size = settings.train_batch_size
     class_batches = prior and Batches(pipe, prior, [settings.class_prompt], size, settings.seed + 1)
-    return Batches(pipe, moments, prompts or [settings.instance_prompt], size, settings.seed, class_batches)
+    return Batches(
+        pipe, moments, prompts or [settings.instance_prompt], size, settings.seed, class_batches
+    )
 
 
 def try_checkpoint(unet, state, settings, output_dir):
     """A checkpoint's path; None where the disk is full, with a warning: hours of work go on, and the end may find room again."""
     try:
-        return checkpoints.write_checkpoint(output_dir, collect(unet, settings), state, settings, settings.checkpoints_total_limit)
+        return checkpoints.write_checkpoint(
+            output_dir, collect(unet, settings), state, settings, settings.checkpoints_total_limit
+        )
     except checkpoints.CheckpointError as error:
-        warnings.warn(f"{error} The training goes on without it; make room in the folder.", stacklevel=3)
+        warnings.warn(
+            f"{error} The training goes on without it; make room in the folder.", stacklevel=3
+        )
         return None
 
 
@@ -284,7 +387,9 @@ def prepare_output(output_dir, resume_from_checkpoint):
     if output_dir is None:
         return None
     if (Path(output_dir) / FILE_NAME).exists():
-        raise FileExistsError(f"{Path(output_dir) / FILE_NAME} exists already. Choose another output_dir, or remove it first.")
+        raise FileExistsError(
+            f"{Path(output_dir) / FILE_NAME} exists already. Choose another output_dir, or remove it first."
+        )
     if resume_from_checkpoint:
         return checkpoints.find_checkpoint(output_dir, resume_from_checkpoint)
     checkpoints.check_unused(output_dir)
@@ -313,7 +418,10 @@ def squares_of(pictures, settings, silent=False):
 
 def encode_images(pipe, squares):
     """`encode_image` of several square pictures of one size: mean and standard deviation, [pictures, channels, h, w] each."""
-    return tuple(torch.cat(part) for part in zip(*(encode_image(pipe, square, square.width) for square in squares)))
+    return tuple(
+        torch.cat(part)
+        for part in zip(*(encode_image(pipe, square, square.width) for square in squares))
+    )
 
 
 def what_is_learned(pipe, squares, prompts=None, class_squares=(), content=None):
@@ -323,11 +431,20 @@ def what_is_learned(pipe, squares, prompts=None, class_squares=(), content=None)
     """
     base = model_hash(pipe)
     changed = [json.dumps(changes(pipe)).encode()] if changes(pipe) else []
-    digest = lambda parts: hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-    others = [p.detach().cpu().float().numpy().tobytes() for model in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2) for p in model.parameters() if p.ndim == 1]  # enough to tell two apart
+    digest = lambda parts: hashlib.sha256(
+        b"".join(hashlib.sha256(part).digest() for part in parts)
+    ).hexdigest()
+    others = [
+        p.detach().cpu().float().numpy().tobytes()
+        for model in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+        for p in model.parameters()
+        if p.ndim == 1
+    ]  # enough to tell two apart
     return {
         "dtype": f"{str(pipe.unet.dtype).removeprefix('torch.')} {options_of(pipe).get('quantization', 'none')}",
-        "picture": digest(square.tobytes() for square in squares), "caption": digest([json.dumps(prompts).encode()]), "set of class pictures": digest(square.tobytes() for square in class_squares),
+        "picture": digest(square.tobytes() for square in squares),
+        "caption": digest([json.dumps(prompts).encode()]),
+        "set of class pictures": digest(square.tobytes() for square in class_squares),
         "content half": content and content.fingerprint,
         "base model": digest([str(base[1] or base[0]).encode(), *changed, *others]),
-    }  # fmt: skip
+    }

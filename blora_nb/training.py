@@ -6,10 +6,10 @@ recorded latents, noise, timesteps and LoRA weights of another implementation ca
 changes the loss is in `recipes`.
 """
 
-from contextlib import contextmanager
-from dataclasses import asdict
 import json
 import warnings
+from contextlib import contextmanager
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +34,19 @@ def attach_lora(unet, rank, seed=0, blocks=()):
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
-    with torch.random.fork_rng(range(torch.cuda.device_count())):  # without the list it warns where there are several
+    with torch.random.fork_rng(
+        range(torch.cuda.device_count())
+    ):  # without the list it warns where there are several
         torch.manual_seed(seed)
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=target_modules(*blocks)), adapter_name=ADAPTER)
+        unet.add_adapter(
+            LoraConfig(
+                r=rank,
+                lora_alpha=rank,
+                init_lora_weights="gaussian",
+                target_modules=target_modules(*blocks),
+            ),
+            adapter_name=ADAPTER,
+        )
     cast_training_params(unet, torch.float32)
     return [p for p in unet.parameters() if p.requires_grad]
 
@@ -48,7 +58,9 @@ def attach_style_beside(pipe, content, settings):
     """
     apply(pipe, content=content)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what we want
+        warnings.filterwarnings(
+            "ignore", "Already found a `peft_config`"
+        )  # two adapters are what we want
         attach_lora(pipe.unet, settings.rank, settings.seed, [STYLE_BLOCK])
     pipe.unet.set_adapters(["content", ADAPTER])
     for name, parameter in pipe.unet.named_parameters():
@@ -63,9 +75,18 @@ def make_optimizer(parameters, settings):
         try:
             from bitsandbytes.optim import AdamW8bit as kind
         except ImportError:
-            raise TrainingError("8-bit Adam needs the package bitsandbytes: pip install bitsandbytes") from None
+            raise TrainingError(
+                "8-bit Adam needs the package bitsandbytes: pip install bitsandbytes"
+            ) from None
         fast = {}
-    return kind(parameters, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), weight_decay=settings.adam_weight_decay, eps=settings.adam_epsilon, **fast)
+    return kind(
+        parameters,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.adam_weight_decay,
+        eps=settings.adam_epsilon,
+        **fast,
+    )
 
 
 @contextmanager
@@ -101,18 +122,29 @@ def draw_step(moments, scheduler, scaling_factor, batch_size, generator):
     normal = lambda: without_waiting(torch.randn(shape, generator=generator), mean.device)
     latents = (mean + std * normal()) * scaling_factor
     noise = normal()
-    timesteps = without_waiting(torch.randint(0, scheduler.config.num_train_timesteps, (batch_size,), generator=generator), mean.device)
+    timesteps = without_waiting(
+        torch.randint(0, scheduler.config.num_train_timesteps, (batch_size,), generator=generator),
+        mean.device,
+    )
     return latents, noise, timesteps
 
 
 def without_waiting(tensor, device):
     """A tensor of the computer's memory on a device. From pinned memory a GPU fetches it when it gets there; otherwise the computer would wait until the GPU has caught up."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )
 
 
 def micro_conditioning(resolution, batch_size, device, dtype):
     """SDXL's `time_ids` [batch, 6]: original size, crop offset, target size, the same as at inference."""
-    return torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]] * batch_size, device=device, dtype=dtype)
+    return torch.tensor(
+        [[resolution, resolution, 0, 0, resolution, resolution]] * batch_size,
+        device=device,
+        dtype=dtype,
+    )
 
 
 def diffusion_target(scheduler, latents, noise, timesteps):
@@ -122,7 +154,17 @@ def diffusion_target(scheduler, latents, noise, timesteps):
     return noise
 
 
-def blora_loss(unet, scheduler, latents, noise, timesteps, prompt_embeds, pooled_prompt_embeds, time_ids, weights=None):
+def blora_loss(
+    unet,
+    scheduler,
+    latents,
+    noise,
+    timesteps,
+    prompt_embeds,
+    pooled_prompt_embeds,
+    time_ids,
+    weights=None,
+):
     """The mean squared error of the U-Net's prediction, a scalar in float32. Embeddings of one prompt serve the batch.
 
     Args:
@@ -130,15 +172,22 @@ def blora_loss(unet, scheduler, latents, noise, timesteps, prompt_embeds, pooled
     """
     batch = latents.shape[0]
     prediction = unet(
-        scheduler.add_noise(latents, noise, timesteps).to(unet.conv_in.weight.dtype),  # `unet.dtype` looks through all modules, at every step
+        scheduler.add_noise(latents, noise, timesteps).to(
+            unet.conv_in.weight.dtype
+        ),  # `unet.dtype` looks through all modules, at every step
         timesteps,
         prompt_embeds.expand(batch, -1, -1),
-        added_cond_kwargs={"text_embeds": pooled_prompt_embeds.expand(batch, -1), "time_ids": time_ids},
+        added_cond_kwargs={
+            "text_embeds": pooled_prompt_embeds.expand(batch, -1),
+            "time_ids": time_ids,
+        },
     ).sample
     target = diffusion_target(scheduler, latents, noise, timesteps).float()
     if weights is None:
         return F.mse_loss(prediction.float(), target)
-    return (F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3)) * weights).mean()
+    return (
+        F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3)) * weights
+    ).mean()
 
 
 def collect(unet, settings):
@@ -147,17 +196,38 @@ def collect(unet, settings):
 
     weights = get_peft_model_state_dict(inner(unet), adapter_name=ADAPTER)
     metadata = {"training": json.dumps(asdict(settings)), "versions": versions()}
-    return BLoRA({f"unet.{key}": t.detach().float().cpu().clone() for key, t in weights.items()}, metadata)
+    return BLoRA(
+        {f"unet.{key}": t.detach().float().cpu().clone() for key, t in weights.items()}, metadata
+    )
 
 
 def take_step(pipe, scheduler, batches, time_ids, state, settings, step):
     """One step: draw, loss, gradient, optimizer. Returns loss and gradient norm, scalars that are still on the device."""
-    total, parameters, accumulate = 0, list(state.parameters.values()), settings.gradient_accumulation_steps
+    total, parameters, accumulate = (
+        0,
+        list(state.parameters.values()),
+        settings.gradient_accumulation_steps,
+    )
     for part in range(accumulate):
         *moments, prompt_embeds, pooled = batches.batch((step - 1) * accumulate + part)
-        latents, noise, timesteps = draw_step(moments, scheduler, pipe.vae.config.scaling_factor, len(time_ids), state.generator)
+        latents, noise, timesteps = draw_step(
+            moments, scheduler, pipe.vae.config.scaling_factor, len(time_ids), state.generator
+        )
         weights = sample_weights(settings, scheduler, timesteps, step)
-        loss = blora_loss(pipe.unet, scheduler, latents, noise, timesteps, prompt_embeds, pooled, time_ids, weights) / accumulate
+        loss = (
+            blora_loss(
+                pipe.unet,
+                scheduler,
+                latents,
+                noise,
+                timesteps,
+                prompt_embeds,
+                pooled,
+                time_ids,
+                weights,
+            )
+            / accumulate
+        )
         state.scaler.scale(loss).backward()
         total = total + loss.detach()
     state.scaler.unscale_(state.optimizer)

@@ -1,8 +1,8 @@
 """Pictures of one prompt and the same seeds at every checkpoint of a training, to choose a checkpoint by."""
 
-from pathlib import Path
 import re
 import warnings
+from pathlib import Path
 
 from .checkpoints import checkpoints
 from .files import complete_file
@@ -23,12 +23,21 @@ def validation_pictures(pipe, prompt, count):
 
     def validate(pipe, folder):
         files = {seed: folder / f"{safe_name(prompt)}_seed{seed}.png" for seed in range(count)}
-        missing = [seed for seed, file in files.items() if not file.exists()]  # some may be there from a training that was stopped
+        missing = [
+            seed for seed, file in files.items() if not file.exists()
+        ]  # some may be there from a training that was stopped
         try:
             for seed, image in zip(missing, pictures(pipe, embeds, missing, progress=False)):
                 save_image(image, files[seed], {"prompt": prompt, "seed": seed})
-        except (OSError, MemoryError, ValueError) as error:  # the training is worth more than its pictures
-            warnings.warn(f"The pictures at {folder} could not all be made or written ({error}). The training goes on.", stacklevel=2)
+        except (
+            OSError,
+            MemoryError,
+            ValueError,
+        ) as error:  # the training is worth more than its pictures
+            warnings.warn(
+                f"The pictures at {folder} could not all be made or written ({error}). The training goes on.",
+                stacklevel=2,
+            )
 
     return validate
 
@@ -49,7 +58,15 @@ def validated(folder):
     Raises:
         FileNotFoundError: there is none with pictures.
     """
-    found = {path: sorted((p for p in path.iterdir() if PICTURE.search(p.name)), key=lambda p: int(PICTURE.search(p.name)[1])) for path in checkpoints(folder)}
+    found = {
+        path: sorted(
+            (p for p in path.iterdir() if PICTURE.search(p.name)),
+            key=lambda p: int(PICTURE.search(p.name)[1]),
+        )
+        for path in checkpoints(folder)
+    }
     if not any(found.values()):
-        raise FileNotFoundError(f"{folder} has no checkpoint with pictures. They are made with --validation_prompt, from Python with train(…, output_dir=…, on_checkpoint=validation_pictures(…)).")
+        raise FileNotFoundError(
+            f"{folder} has no checkpoint with pictures. They are made with --validation_prompt, from Python with train(…, output_dir=…, on_checkpoint=validation_pictures(…))."
+        )
     return {path: pictures for path, pictures in found.items() if pictures}

@@ -1,10 +1,10 @@
 """An eye on a running training: losses without waiting for the device, a stop at the end of a step, trouble noticed early."""
 
+import signal
+import threading
 from contextlib import contextmanager
 from math import isfinite
-import signal
 from statistics import median
-import threading
 from time import monotonic
 
 import torch
@@ -34,17 +34,27 @@ class Watch:
     """
 
     def __init__(self, parameters, losses, learning_rate, scaled):
-        self.parameters, self.losses, self.learning_rate, self.scaled = parameters, losses, learning_rate, scaled
+        self.parameters, self.losses, self.learning_rate, self.scaled = (
+            parameters,
+            losses,
+            learning_rate,
+            scaled,
+        )
         self.every, self.looked = 1, monotonic()
         self.pending, self.overflows = [], 0
         self.lowest = None  # median of the best window so far
-        self.since, self.judged = len(losses), True  # False: the loss is of a kind whose ups and downs have no measure
+        self.since, self.judged = (
+            len(losses),
+            True,
+        )  # False: the loss is of a kind whose ups and downs have no measure
         self.tried = self.good = self.before = self.next_before = self._copy()
 
     def _copy(self):
         """(step, the weights after it), in memory that a GPU can write to while it goes on."""
         sizes, here = [p.numel() for p in self.parameters], self.parameters[0]
-        whole = torch.empty(sum(sizes), dtype=here.dtype, pin_memory=here.is_cuda)  # pinned memory comes in large pieces
+        whole = torch.empty(
+            sum(sizes), dtype=here.dtype, pin_memory=here.is_cuda
+        )  # pinned memory comes in large pieces
         weights = [part.view_as(p) for part, p in zip(whole.split(sizes), self.parameters)]
         torch._foreach_copy_(weights, [p.detach() for p in self.parameters], non_blocking=True)
         return len(self.losses), weights
@@ -61,7 +71,9 @@ class Watch:
         known, steps = [], len(self.pending)
         for loss, norm in torch.stack(self.pending).tolist():
             step = len(self.losses) + 1
-            self.overflows = 0 if isfinite(norm) else self.overflows + 1  # with a gradient scaler single ones are usual
+            self.overflows = (
+                0 if isfinite(norm) else self.overflows + 1
+            )  # with a gradient scaler single ones are usual
             if not isfinite(loss):
                 self._stop(f"The loss became {loss} at step {step}.")
             if self.overflows and (not self.scaled or self.overflows >= WINDOW):
@@ -72,9 +84,13 @@ class Watch:
             if len(recent) == WINDOW:
                 level = median(recent)
                 self.lowest = level if self.lowest is None else min(self.lowest, level)
-                if self.judged and level > max(1, 10 * self.lowest):  # above 1 it is worse than predicting nothing at all
+                if self.judged and level > max(
+                    1, 10 * self.lowest
+                ):  # above 1 it is worse than predicting nothing at all
                     self.good = self.before
-                    self._stop(f"The loss has risen to {level:.3g}, ten times what it was before, by step {step}.")
+                    self._stop(
+                        f"The loss has risen to {level:.3g}, ten times what it was before, by step {step}."
+                    )
         self.pending.clear()
         if self.parameters[0].device.type != "cpu":
             seconds, self.looked = monotonic() - self.looked, monotonic()
@@ -88,8 +104,14 @@ class Watch:
         step, weights = self.good
         with torch.no_grad():
             torch._foreach_copy_([p.detach() for p in self.parameters], weights)
-        overflow = " In float16 the base model itself may overflow: load it with dtype bfloat16 or float32." if self.scaled else ""
-        error = TrainingError(f"{what} Try a smaller learning rate than {self.learning_rate}.{overflow} The weights of step {step} were still good.")
+        overflow = (
+            " In float16 the base model itself may overflow: load it with dtype bfloat16 or float32."
+            if self.scaled
+            else ""
+        )
+        error = TrainingError(
+            f"{what} Try a smaller learning rate than {self.learning_rate}.{overflow} The weights of step {step} were still good."
+        )
         error.step = step
         raise error
 
@@ -105,8 +127,14 @@ class Report:
     def __init__(self, watch, steps, progress):
         from tqdm.auto import tqdm
 
-        self.watch, self.steps, self.progress = watch, steps, progress if callable(progress) else None
-        self.bar = tqdm(total=steps, initial=len(watch.losses), desc="training", disable=progress is not True)
+        self.watch, self.steps, self.progress = (
+            watch,
+            steps,
+            progress if callable(progress) else None,
+        )
+        self.bar = tqdm(
+            total=steps, initial=len(watch.losses), desc="training", disable=progress is not True
+        )
 
     def __enter__(self):
         return self

@@ -23,7 +23,9 @@ class Cancelled(Exception):
 
 def threads_reach_the_page():
     """Whether widgets changed by a background thread show: so in JupyterLab and Voilà; Colab shows them only afterwards."""
-    in_server = "JPY_SESSION_NAME" in os.environ or os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+    in_server = "JPY_SESSION_NAME" in os.environ or os.environ.get(
+        "SERVER_SOFTWARE", ""
+    ).startswith("voila")
     return in_server and host() not in ("Colab", "Kaggle")
 
 
@@ -40,12 +42,22 @@ class Worker(widgets.VBox):
     """
 
     def __init__(self, pipe, background=None):
-        self.pipe, self.background = pipe, threads_reach_the_page() if background is None else background
+        self.pipe, self.background = (
+            pipe,
+            threads_reach_the_page() if background is None else background,
+        )
         self.errors, self.buttons, self.busy, self.thread = [], [], False, None
         self._stop, self._starting = threading.Event(), threading.Lock()
-        self.cancel = widgets.Button(description="Cancel", icon="stop", disabled=True, layout=widgets.Layout(width="auto", display="" if self.background else "none"))
+        self.cancel = widgets.Button(
+            description="Cancel",
+            icon="stop",
+            disabled=True,
+            layout=widgets.Layout(width="auto", display="" if self.background else "none"),
+        )
         self.cancel.on_click(lambda _: self.stop())
-        self.progress = widgets.IntProgress(description="Progress", layout=widgets.Layout(width="auto"))
+        self.progress = widgets.IntProgress(
+            description="Progress", layout=widgets.Layout(width="auto")
+        )
         self.status = widgets.HTML()
         super().__init__([self.progress, self.status])
         self.say("Ready.")
@@ -56,7 +68,11 @@ class Worker(widgets.VBox):
         `kind` "error" marks it as an error, in words and colour.
         """
         text = " ".join([text, *(f"Note: {remark}" for remark in remarks)])
-        lead, colour = ("<b>Error.</b> ", "var(--jp-error-color1, #b3261e)") if kind == "error" else ("", "inherit")
+        lead, colour = (
+            ("<b>Error.</b> ", "var(--jp-error-color1, #b3261e)")
+            if kind == "error"
+            else ("", "inherit")
+        )
         self.status.value = f'<div role="status" aria-live="polite" style="color:{colour};line-height:1.4;min-height:1.4em;overflow-wrap:anywhere">{lead}{html.escape(text)}</div>'
 
     def start(self, doing, work, background=None):
@@ -97,7 +113,10 @@ class Worker(widgets.VBox):
         if self._stop.is_set():
             raise Cancelled
         self.progress.max, self.progress.value = total, done
-        self.say(f"{self.doing}: step {done} of {total}" + ("" if self.background else " (interrupt the kernel to stop)"))
+        self.say(
+            f"{self.doing}: step {done} of {total}"
+            + ("" if self.background else " (interrupt the kernel to stop)")
+        )
 
     def _run(self, work):
         try:
@@ -109,7 +128,9 @@ class Worker(widgets.VBox):
             self.say("Cancelled.")
         except KeyboardInterrupt:
             self.say("Stopped by an interrupt of the kernel.")
-        except Exception as error:  # a callback's exception would vanish in a log, a thread's altogether
+        except (
+            Exception
+        ) as error:  # a callback's exception would vanish in a log, a thread's altogether
             self.show(error)
         finally:
             self.progress.value, self.cancel.disabled, self.busy = 0, True, False

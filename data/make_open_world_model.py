@@ -7,15 +7,15 @@ Each stage skips what is done already and resumes what was stopped; everything i
 outputs/teaching_model. Computed from its speed, about twelve hours on two cores; never run as a whole. The finished model stands in outputs/teaching_model/tiny_sdxl.
 """
 
-from argparse import ArgumentParser
-from pathlib import Path
 import os
 import subprocess
 import sys
+from argparse import ArgumentParser
+from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from world.paths import WORK  # noqa: E402
+from world.paths import WORK
 
 HERE = Path(__file__).resolve().parent
 

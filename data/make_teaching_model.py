@@ -21,9 +21,15 @@ HERE = Path(__file__).resolve().parent
 
 def run(script, *arguments):
     processes = 1 if torch.cuda.is_available() else os.cpu_count()
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+    )
     print(">", script, *arguments, flush=True)
-    subprocess.run([sys.executable, *launcher, str(HERE / script), *arguments], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, *launcher, str(HERE / script), *arguments],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def publish(name, target):
@@ -38,8 +44,14 @@ def publish(name, target):
 if __name__ == "__main__":
     run("train_autoencoder.py")
     run("train_tiny_sdxl.py")
-    run("train_tiny_sdxl.py", "--name", "tiny_sdxl_natural", "--routed", "0", "--pictures", "100000")
+    run(
+        "train_tiny_sdxl.py", "--name", "tiny_sdxl_natural", "--routed", "0", "--pictures", "100000"
+    )
     subprocess.run([sys.executable, str(HERE / "train_judge.py")], check=True)
     publish("tiny_sdxl", HERE / "tiny_sdxl")
-    print("The B-LoRAs in data/bloras and the ControlNet in data/tiny_controlnet belong to the model before. Remove them and make them again:")
-    print("python data/train_examples.py; python data/train_tiny_controlnet.py. Then measure all of it: make bench; and make notebooks")
+    print(
+        "The B-LoRAs in data/bloras and the ControlNet in data/tiny_controlnet belong to the model before. Remove them and make them again:"
+    )
+    print(
+        "python data/train_examples.py; python data/train_tiny_controlnet.py. Then measure all of it: make bench; and make notebooks"
+    )

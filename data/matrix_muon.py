@@ -17,7 +17,9 @@ class MatrixMuon:
         self.rest = [p for p in model.parameters() if p.ndim != 4]
         self.matrices = [torch.nn.Parameter(p.detach().flatten(1)) for p in self.kernels]
         if any(m.data_ptr() != k.data_ptr() for m, k in zip(self.matrices, self.kernels)):
-            raise ValueError("A kernel is not contiguous (channels_last?): its matrix would be a copy, and the kernel never move.")
+            raise ValueError(
+                "A kernel is not contiguous (channels_last?): its matrix would be a copy, and the kernel never move."
+            )
         by_size = sorted(range(len(self.matrices)), key=lambda i: -self.matrices[i].numel())
         self.owner = {i: place % world for place, i in enumerate(by_size)}
         self.rank, self.world = rank, world
@@ -42,7 +44,12 @@ class MatrixMuon:
     @torch.no_grad()
     def _exchange(self):
         """Give every process the matrices the others have moved."""
-        flat = torch.cat([m.flatten() if self.owner[i] == self.rank else torch.zeros_like(m).flatten() for i, m in enumerate(self.matrices)])
+        flat = torch.cat(
+            [
+                m.flatten() if self.owner[i] == self.rank else torch.zeros_like(m).flatten()
+                for i, m in enumerate(self.matrices)
+            ]
+        )
         dist.all_reduce(flat)
         for matrix, moved in zip(self.matrices, flat.split([m.numel() for m in self.matrices])):
             matrix.copy_(moved.view_as(matrix))

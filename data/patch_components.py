@@ -24,17 +24,33 @@ def components():
     """{"kernel": [CHANNELS, 3, 8, 8], "offset": [CHANNELS]}: latents are one strided convolution of the pixels."""
     path = WORK / "components.pt"
     if not path.exists():
-        patches = F.unfold(to_pixels(load_pictures()[:3000]), 8, stride=8).transpose(1, 2).reshape(-1, 192)
+        patches = (
+            F.unfold(to_pixels(load_pictures()[:3000]), 8, stride=8)
+            .transpose(1, 2)
+            .reshape(-1, 192)
+        )
         mean = patches.mean(0)
         values, vectors = torch.linalg.eigh(torch.cov(patches.T))
         spread, basis = values.flip(0)[:CHANNELS].sqrt(), vectors.flip(1)[:, :CHANNELS].T
-        basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()  # the sign is arbitrary, and differs between machines
+        basis = (
+            basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
+        )  # the sign is arbitrary, and differs between machines
         strength = spread**EVENING
-        scale = strength / strength.square().mean().sqrt() / spread  # all channels together have variance 1
-        torch.save({"kernel": (scale[:, None] * basis).reshape(CHANNELS, 3, 8, 8), "offset": -(scale * (basis @ mean))}, path)
+        scale = (
+            strength / strength.square().mean().sqrt() / spread
+        )  # all channels together have variance 1
+        torch.save(
+            {
+                "kernel": (scale[:, None] * basis).reshape(CHANNELS, 3, 8, 8),
+                "offset": -(scale * (basis @ mean)),
+            },
+            path,
+        )
     return torch.load(path, weights_only=True)
 
 
 def latents_of(pixels, parts):
     """float32 [n, CHANNELS, height / 8, width / 8]."""
-    return F.conv2d(pixels, parts["kernel"].to(pixels.device), parts["offset"].to(pixels.device), stride=8)
+    return F.conv2d(
+        pixels, parts["kernel"].to(pixels.device), parts["offset"].to(pixels.device), stride=8
+    )

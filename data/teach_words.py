@@ -6,10 +6,10 @@ The first encoder learns the content tutor's tokens of a noun's drawing, the sec
 words that say nothing of theirs ("A [v]") both learn the neutral words. Writes outputs/teaching_model/tiny_sdxl/.
 """
 
-from argparse import ArgumentParser
 import json
 import random
 import time
+from argparse import ArgumentParser
 
 import torch
 import torch.nn.functional as F

@@ -7,9 +7,9 @@ Its latents are given (see patch_components.py): the encoder learns to compute t
 clean picture from them, also when they are a little wrong. Resumes where it was stopped; writes outputs/teaching_model/vae/.
 """
 
-from argparse import ArgumentParser
 import json
 import time
+from argparse import ArgumentParser
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,10 @@ def trained_autoencoder():
 
 
 def edges(x):
-    return torch.cat([(x[..., 1:, :] - x[..., :-1, :]).flatten(1), (x[..., :, 1:] - x[..., :, :-1]).flatten(1)], 1)
+    return torch.cat(
+        [(x[..., 1:, :] - x[..., :-1, :]).flatten(1), (x[..., :, 1:] - x[..., :, :-1]).flatten(1)],
+        1,
+    )
 
 
 def varied_batch(pictures, size, crop, generator):
@@ -60,7 +63,9 @@ def varied_batch(pictures, size, crop, generator):
         picture = to_pixels(pictures[row : row + 1, top : top + crop, left : left + crop])[0]
         if torch.rand(1, generator=generator) < 0.5:
             picture = picture[torch.randperm(3, generator=generator)]
-            picture = picture.flip([axis for axis in (1, 2) if torch.rand(1, generator=generator) < 0.5])
+            picture = picture.flip(
+                [axis for axis in (1, 2) if torch.rand(1, generator=generator) < 0.5]
+            )
         batch.append(picture)
     return torch.stack(batch)
 
@@ -89,13 +94,23 @@ def main():
     start = time.time()
     while step < args.steps:
         generator = torch.Generator().manual_seed(step * world + rank)
-        optimizer.scale_learning_rate(min(1, (step + 1) / 50, (args.steps - step) / (0.6 * args.steps)))
+        optimizer.scale_learning_rate(
+            min(1, (step + 1) / 50, (args.steps - step) / (0.6 * args.steps))
+        )
         picture = varied_batch(pictures, args.batch_size // world, args.crop, generator).to(device)
         goal = latents_of(picture, parts)
         encoder_loss = F.mse_loss(vae.encode(picture).latent_dist.mean, goal)
-        error = WRONG * torch.rand(len(goal), 1, 1, 1, generator=generator) * torch.randn(goal.shape, generator=generator)
+        error = (
+            WRONG
+            * torch.rand(len(goal), 1, 1, 1, generator=generator)
+            * torch.randn(goal.shape, generator=generator)
+        )
         decoded = vae.decode(goal + error.to(device)).sample
-        decoder_loss = F.l1_loss(decoded, picture) + 0.5 * F.mse_loss(decoded, picture) + F.l1_loss(edges(decoded), edges(picture))
+        decoder_loss = (
+            F.l1_loss(decoded, picture)
+            + 0.5 * F.mse_loss(decoded, picture)
+            + F.l1_loss(edges(decoded), edges(picture))
+        )
         (encoder_loss + decoder_loss).backward()
         average_gradients(list(vae.parameters()), world)
         optimizer.step()
@@ -103,10 +118,15 @@ def main():
         step += 1
         if rank == 0 and step % 50 == 0:
             psnr = -10 * torch.log10(F.mse_loss(decoded, picture) / 4).item()
-            print(f"step {step} encoder {encoder_loss.item():.4f} decoder {decoder_loss.item():.4f} psnr {psnr:.1f} dB {time.time() - start:.0f} s", flush=True)
+            print(
+                f"step {step} encoder {encoder_loss.item():.4f} decoder {decoder_loss.item():.4f} psnr {psnr:.1f} dB {time.time() - start:.0f} s",
+                flush=True,
+            )
         if rank == 0 and (step % 250 == 0 or step == args.steps):
             part = state_file.with_suffix(".part")
-            torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part)
+            torch.save(
+                {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part
+            )
             part.rename(state_file)
             vae.save_pretrained(folder)
     if rank == 0:
@@ -118,8 +138,14 @@ def report(vae, pictures, parts, device):
     """How well whole pictures come back, and how close the encoder is to the given latents."""
     whole = to_pixels(pictures[:500]).to(device)
     mean = vae.encode(whole).latent_dist.mean
-    psnr = -10 * torch.log10((vae.decode(mean).sample.clamp(-1, 1) - whole).square().mean((1, 2, 3)) / 4)
-    numbers = {"psnr_mean_db": round(psnr.mean().item(), 2), "psnr_worst_tenth_db": round(psnr.quantile(0.1).item(), 2), "encoder_error": round((mean - latents_of(whole, parts)).square().mean().sqrt().item(), 4)}
+    psnr = -10 * torch.log10(
+        (vae.decode(mean).sample.clamp(-1, 1) - whole).square().mean((1, 2, 3)) / 4
+    )
+    numbers = {
+        "psnr_mean_db": round(psnr.mean().item(), 2),
+        "psnr_worst_tenth_db": round(psnr.quantile(0.1).item(), 2),
+        "encoder_error": round((mean - latents_of(whole, parts)).square().mean().sqrt().item(), 4),
+    }
     (WORK / "vae_report.json").write_text(json.dumps(numbers, indent=1))
     print(numbers)
 

@@ -7,9 +7,9 @@ learnt from it. The teaching model itself stays as it is, and hears the style in
 ControlNet is written to data/tiny_controlnet in diffusers' own format, fp16.
 """
 
-from argparse import ArgumentParser
 import json
 import time
+from argparse import ArgumentParser
 
 import torch
 import torch.nn.functional as F

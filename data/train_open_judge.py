@@ -7,11 +7,11 @@ styles if they were painted by the same numbers, whatever they show. A spoilt co
 scribbles, mixtures) is to be the less alike the more it is spoilt. Held-out shapes and styles are not seen.
 """
 
-from argparse import ArgumentParser
-from pathlib import Path
 import json
 import sys
 import time
+from argparse import ArgumentParser
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from world.judge import SIDE, Judge  # noqa: E402
-from world.captions import canonical_shapes, nouns  # noqa: E402
-from world.painting import paint, place, random_poses  # noqa: E402
-from world.paths import WORK  # noqa: E402
-from world.samples import Shapes, training_styles  # noqa: E402
-from world.styles import HELD_OUT_NAMED_STYLES, NAMED_STYLES, PLAIN, random_styles  # noqa: E402
+from world.captions import canonical_shapes, nouns
+from world.judge import SIDE, Judge
+from world.painting import paint, place, random_poses
+from world.paths import WORK
+from world.samples import Shapes, training_styles
+from world.styles import HELD_OUT_NAMED_STYLES, NAMED_STYLES, PLAIN, random_styles
 
 FOLDER = WORK / "judge"
 KINDS = ("blur", "noise", "missing", "smear", "scribble", "mixture")

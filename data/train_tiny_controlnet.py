@@ -7,11 +7,11 @@ it; poses are freer than any the teaching model has seen. The teaching model its
 written to data/tiny_controlnet in diffusers' own format, fp16.
 """
 
-from argparse import ArgumentParser
-from pathlib import Path
 import json
 import random
 import time
+from argparse import ArgumentParser
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +27,12 @@ from train_tiny_sdxl import TextEncoding, all_latents, timesteps
 from training_pictures import SIZE, WORK
 
 COUNT, BATCH = 8_000, 32
-HINT_CHANNELS = (16, 24, 32, 48)  # of the layers that bring the outline down to the size of the latents
+HINT_CHANNELS = (
+    16,
+    24,
+    32,
+    48,
+)  # of the layers that bring the outline down to the size of the latents
 TARGET = Path(__file__).parent / "tiny_controlnet"
 STATE, PICTURES = WORK / "tiny_controlnet_training.pt", WORK / "tiny_controlnet_pictures.npz"
 
@@ -38,10 +43,17 @@ def load_pairs():
     seen = [(o, s) for o in OBJECTS for s in STYLES if not is_held_out(o, s)]
     names = [(*random_.choice(seen), random_.choice(list(STYLES))) for _ in range(COUNT)]
     if not PICTURES.exists():
-        pictures, outlines = np.empty((COUNT, SIZE, SIZE, 3), np.uint8), np.empty((COUNT, SIZE, SIZE), np.uint8)
-        for seed, (object_name, style, other) in enumerate(tqdm(names, desc="drawing", mininterval=5)):
+        pictures, outlines = (
+            np.empty((COUNT, SIZE, SIZE, 3), np.uint8),
+            np.empty((COUNT, SIZE, SIZE), np.uint8),
+        )
+        for seed, (object_name, style, other) in enumerate(
+            tqdm(names, desc="drawing", mininterval=5)
+        ):
             pictures[seed] = np.asarray(draw(object_name, style, seed, SIZE, free_pose(seed)))
-            outlines[seed] = np.asarray(outline(draw(object_name, other, seed, SIZE, free_pose(seed)), SIZE))[..., 0]
+            outlines[seed] = np.asarray(
+                outline(draw(object_name, other, seed, SIZE, free_pose(seed)), SIZE)
+            )[..., 0]
         PICTURES.parent.mkdir(parents=True, exist_ok=True)
         part = PICTURES.with_suffix(".part.npz")
         np.savez(part, pictures=pictures, outlines=outlines)
@@ -51,7 +63,13 @@ def load_pairs():
 
 
 def caption(object_name, style_name, random_):
-    kinds = {f"A {object_name} in {style_name} style": 4, f"A [x] in {style_name} style": 3, f"A {object_name}": 1, "A [x]": 1, "": 1}
+    kinds = {
+        f"A {object_name} in {style_name} style": 4,
+        f"A [x] in {style_name} style": 3,
+        f"A {object_name}": 1,
+        "A [x]": 1,
+        "": 1,
+    }
     return random_.choices(list(kinds), kinds.values())[0]
 
 
@@ -72,7 +90,9 @@ def main():
     torch.manual_seed(0)
     pipe = load_pipeline("tiny", "cpu")
     latents = all_latents(pictures, pipe.vae)
-    controlnet = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=HINT_CHANNELS).train()
+    controlnet = ControlNetModel.from_unet(
+        pipe.unet, conditioning_embedding_out_channels=HINT_CHANNELS
+    ).train()
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=args.learning_rate, weight_decay=1e-3)
     schedule, encode = DDPMScheduler.from_config(pipe.scheduler.config), TextEncoding(pipe)
     time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * BATCH, dtype=torch.float32)
@@ -84,18 +104,32 @@ def main():
         step, seconds = state["step"], state["seconds"]
     start, limit = time.time() - seconds, 60 * args.minutes
     while (spent := time.time() - start) < limit:
-        for group in optimizer.param_groups:  # warm-up, then constant, then down to zero over the last third
+        for group in (
+            optimizer.param_groups
+        ):  # warm-up, then constant, then down to zero over the last third
             group["lr"] = args.learning_rate * min(1, (step + 1) / 100, 3 * (1 - spent / limit))
         random_, generator = random.Random(step), torch.Generator().manual_seed(step)
         rows = torch.randint(COUNT, (BATCH,), generator=generator)
         x = latents[rows].float() + NOISE * torch.randn(latents[rows].shape, generator=generator)
         noise, t = torch.randn(x.shape, generator=generator), timesteps(BATCH, generator)
-        noisy, hint = schedule.add_noise(x, noise, t), torch.from_numpy(outlines[rows.numpy()])[:, None].float().expand(-1, 3, -1, -1) / 255
+        noisy, hint = (
+            schedule.add_noise(x, noise, t),
+            torch.from_numpy(outlines[rows.numpy()])[:, None].float().expand(-1, 3, -1, -1) / 255,
+        )
         with torch.no_grad():
             embeds, pooled = encode([caption(*names[row], random_) for row in rows.tolist()], "cpu")
         conditions = {"text_embeds": pooled, "time_ids": time_ids}
-        down, mid = controlnet(noisy, t, embeds, hint, added_cond_kwargs=conditions, return_dict=False)
-        prediction = pipe.unet(noisy, t, embeds, added_cond_kwargs=conditions, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+        down, mid = controlnet(
+            noisy, t, embeds, hint, added_cond_kwargs=conditions, return_dict=False
+        )
+        prediction = pipe.unet(
+            noisy,
+            t,
+            embeds,
+            added_cond_kwargs=conditions,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        ).sample
         loss = F.mse_loss(prediction, schedule.get_velocity(x, noise, t))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(controlnet.parameters(), 1.0)
@@ -104,10 +138,21 @@ def main():
         step += 1
         losses.append(loss.item())
         if step % 50 == 0:
-            print(f"step {step} pictures {step * BATCH} loss {np.mean(losses[-100:]):.4f} {spent / 60:.1f} of {args.minutes} minutes", flush=True)
+            print(
+                f"step {step} pictures {step * BATCH} loss {np.mean(losses[-100:]):.4f} {spent / 60:.1f} of {args.minutes} minutes",
+                flush=True,
+            )
         if step % 250 == 0:
             part = STATE.with_suffix(".part")
-            torch.save({"controlnet": controlnet.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": time.time() - start}, part)
+            torch.save(
+                {
+                    "controlnet": controlnet.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "seconds": time.time() - start,
+                },
+                part,
+            )
             part.rename(STATE)
     export(controlnet)
 

@@ -11,14 +11,14 @@ half of the words that is none of its business, and learns to pay no attention t
 everything, and no block is favoured: that is the model to compare with.
 """
 
-from argparse import ArgumentParser
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 import copy
 import json
 import os
 import time
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -337,7 +337,7 @@ def main() -> None:
         optimizer.zero_grad()
         step += 1
         losses.append(loss.item())
-        decay = min(0.999, step / (step + 100))
+        decay = min(0.999, step / (step + 10))  # over the last tenth of the training
         with torch.no_grad():
             torch._foreach_lerp_(
                 [average[n] for n in names], [v.detach() for v in values], 1 - decay

@@ -6,9 +6,9 @@ Its latents are given (world/latents.py): the encoder learns to compute them fro
 picture from them, also when they are a little wrong. Resumes where it was stopped; writes outputs/teaching_model/vae/.
 """
 
-from argparse import ArgumentParser
 import json
 import time
+from argparse import ArgumentParser
 
 import torch
 import torch.nn.functional as F

@@ -1,12 +1,12 @@
 """The pictures the teaching model learns from: which ones, their captions, and a cache of them on disk.
 
-    python data/training_pictures.py     # draws them once into outputs/teaching_model/pictures.npy
+python data/training_pictures.py     # draws them once into outputs/teaching_model/pictures.npy
 """
 
-from multiprocessing import Pool
-from pathlib import Path
 import os
 import random
+from multiprocessing import Pool
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -15,7 +15,9 @@ from drawings import COLOURS, OBJECTS, STYLES, draw, is_held_out
 
 SIZE = 96  # pixels of a training picture
 COUNT = 32_000
-WORK = Path(__file__).parent.parent / "outputs" / "teaching_model"  # everything a training run leaves behind
+WORK = (
+    Path(__file__).parent.parent / "outputs" / "teaching_model"
+)  # everything a training run leaves behind
 
 
 def training_list(count=COUNT):

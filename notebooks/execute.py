@@ -1,7 +1,7 @@
 """Execute the notebooks, cell by cell, with progress; then a table: notebook, seconds, result.
 
-    python notebooks/execute.py --to outputs     # executed copies and every picture in them go to outputs/
-    python notebooks/execute.py --in-place       # stores the outputs in the notebooks themselves
+python notebooks/execute.py --to outputs     # executed copies and every picture in them go to outputs/
+python notebooks/execute.py --in-place       # stores the outputs in the notebooks themselves
 """
 
 import argparse
@@ -25,15 +25,26 @@ class Client(NotebookClient):
     async def async_execute_cell(self, cell, cell_index, **kwargs):
         if cell.cell_type == "code":
             self.cells_done = getattr(self, "cells_done", 0) + 1
-            print(f"\r{self.label}  cell {self.cells_done} of {self.cells_in_all}", end="", flush=True)
+            print(
+                f"\r{self.label}  cell {self.cells_done} of {self.cells_in_all}", end="", flush=True
+            )
         return await super().async_execute_cell(cell, cell_index, **kwargs)
 
 
 def execute(path):
     """(the executed notebook, seconds, "ok" or the error's first line)."""
     notebook = nbformat.read(path, as_version=4)
-    client = Client(notebook, timeout=600, kernel_name="python3", extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
-    client.label, client.cells_in_all = f"{path.stem:<32}", sum(c.cell_type == "code" for c in notebook.cells)
+    client = Client(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.label, client.cells_in_all = (
+        f"{path.stem:<32}",
+        sum(c.cell_type == "code" for c in notebook.cells),
+    )
     start, result = time.time(), "ok"
     try:
         client.execute()
@@ -45,7 +56,9 @@ def execute(path):
     notebook.metadata["language_info"].pop("version", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # timestamps
-        if cell.cell_type == "code":  # a stored widget is dead: a panel leaves its picture, a progress bar nothing
+        if (
+            cell.cell_type == "code"
+        ):  # a stored widget is dead: a panel leaves its picture, a progress bar nothing
             for output in cell.outputs:
                 if output.get("data", {}).pop(WIDGET, None) and "image/png" not in output["data"]:
                     output["data"] = {}
@@ -54,10 +67,13 @@ def execute(path):
 
 
 def stamp(notebook):
-    """What stored outputs depend on: the code cells, the teaching model, the judge and the trained B-LoRAs."""
+    """What stored outputs depend on: code cells, teaching model, judge and trained B-LoRAs."""
     parts = [cell.source.encode() for cell in notebook.cells if cell.cell_type == "code"]
-    parts += [path.read_bytes() for path in sorted((HERE.parent / "data").rglob("*.safetensors"))]
-    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
+    data = HERE.parent / "data"
+    for folder in ("bloras", "judge", "tiny_controlnet", "tiny_sdxl"):
+        parts += [path.read_bytes() for path in sorted((data / folder).rglob("*.safetensors"))]
+    digests = [hashlib.sha256(part).digest() for part in parts]
+    return hashlib.sha256(b"\0".join(digests)).hexdigest()[:16]
 
 
 def write_pictures(notebook, stem, folder):
@@ -66,7 +82,9 @@ def write_pictures(notebook, stem, folder):
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 count += 1
-                (folder / f"{stem}_{count:02}.png").write_bytes(base64.b64decode(output["data"]["image/png"]))
+                (folder / f"{stem}_{count:02}.png").write_bytes(
+                    base64.b64decode(output["data"]["image/png"])
+                )
     return count
 
 
@@ -78,7 +96,10 @@ def main():
     parser.add_argument("notebooks", nargs="*", type=Path, help="by default all")
     args = parser.parse_args()
     table = []
-    for path in args.notebooks or [*sorted(HERE.glob("[0-9]*.ipynb")), *(sorted(HERE.glob("solutions/*.ipynb")) if args.in_place else [])]:
+    for path in args.notebooks or [
+        *sorted(HERE.glob("[0-9]*.ipynb")),
+        *(sorted(HERE.glob("solutions/*.ipynb")) if args.in_place else []),
+    ]:
         notebook, seconds, result = execute(path)
         print(f"\r{path.stem:<32}  {seconds:5.0f} s  {result}", flush=True)
         pictures = 0

@@ -7,16 +7,18 @@ The address of the repository stands in pyproject.toml. A solution notebook is i
 replaced by the solution that is folded into the text, so a solution stands in one place.
 """
 
-from argparse import ArgumentParser
 import re
 import sys
 import tomllib
+from argparse import ArgumentParser
 from pathlib import Path
 
 import nbformat
 
 HERE = Path(__file__).resolve().parent
-ADDRESS = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+ADDRESS = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["urls"][
+    "Repository"
+]
 LESSONS = sorted(HERE.glob("[0-9]*.ipynb"))
 HANDOUT = HERE.parent / "outputs" / "handout"
 
@@ -46,7 +48,10 @@ if not importlib.util.find_spec("blora_nb"):
 
     install_missing()'''
 
-FIGURE = re.compile(r"^(picture_grid|heat_map|line_figure|alpha_grid|seed_ranking|loss_curve|AlphaPanel|CheckpointPicker|figure)\(", re.M)
+FIGURE = re.compile(
+    r"^(picture_grid|heat_map|line_figure|alpha_grid|seed_ranking|loss_curve|AlphaPanel|CheckpointPicker|figure)\(",
+    re.M,
+)
 
 
 def head(stem):
@@ -100,7 +105,11 @@ def folded_solution(text):
 def solutions(notebook, stem):
     """A notebook of the lesson's exercises, solved."""
     number = int(stem[:2])
-    cells = [nbformat.v4.new_markdown_cell(f"# {number} · Solutions\n\nTo the exercises of [{stem}](../{stem}.ipynb); made from its folded solutions by `python notebooks/prepare.py`.")]
+    cells = [
+        nbformat.v4.new_markdown_cell(
+            f"# {number} · Solutions\n\nTo the exercises of [{stem}](../{stem}.ipynb); made from its folded solutions by `python notebooks/prepare.py`."
+        )
+    ]
     text = None
     for cell in notebook.cells:
         if tagged(cell, "setup"):
@@ -110,26 +119,41 @@ def solutions(notebook, stem):
             cells.append(nbformat.v4.new_markdown_cell(text.split("<details>")[0].rstrip()))
         elif tagged(cell, "for-solutions"):
             checked = ["nbval-check-output"] if tagged(cell, "nbval-check-output") else []
-            cells.append(nbformat.v4.new_code_cell(cell.source, metadata={"tags": checked} if checked else {}))
+            cells.append(
+                nbformat.v4.new_code_cell(
+                    cell.source, metadata={"tags": checked} if checked else {}
+                )
+            )
         elif tagged(cell, "stub"):
             cells.append(nbformat.v4.new_code_cell(folded_solution(text)))
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number:02}"
-    return nbformat.v4.new_notebook(cells=cells, metadata={key: notebook.metadata[key] for key in ("kernelspec", "language_info") if key in notebook.metadata})
+    return nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={
+            key: notebook.metadata[key]
+            for key in ("kernelspec", "language_info")
+            if key in notebook.metadata
+        },
+    )
 
 
 def without_solutions(notebook):
     """The lesson as it is handed out: nothing solved, nothing executed; `notebook` is changed."""
     for cell in notebook.cells:
         if tagged(cell, "for-solutions") and cell.cell_type == "markdown":
-            cell.source = re.sub(r"\n*<details><summary>Solution</summary>.*?</details>", "", cell.source, flags=re.S)
+            cell.source = re.sub(
+                r"\n*<details><summary>Solution</summary>.*?</details>", "", cell.source, flags=re.S
+            )
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     return notebook
 
 
 def same_sources(one, other):
-    return [(c.cell_type, c.source) for c in one.cells] == [(c.cell_type, c.source) for c in other.cells]
+    return [(c.cell_type, c.source) for c in one.cells] == [
+        (c.cell_type, c.source) for c in other.cells
+    ]
 
 
 def main():
@@ -137,10 +161,14 @@ def main():
     parser.add_argument("--without-solutions", action="store_true")
     if parser.parse_args().without_solutions:
         if HANDOUT.exists():
-            sys.exit(f"{HANDOUT} exists already. Remove it first; somebody may have changed the lessons in it.")
+            sys.exit(
+                f"{HANDOUT} exists already. Remove it first; somebody may have changed the lessons in it."
+            )
         HANDOUT.mkdir(parents=True)
         for path in LESSONS:
-            nbformat.write(without_solutions(nbformat.read(path, as_version=4)), HANDOUT / path.name)
+            nbformat.write(
+                without_solutions(nbformat.read(path, as_version=4)), HANDOUT / path.name
+            )
         print("written:", HANDOUT)
         return
     (HERE / "solutions").mkdir(exist_ok=True)
@@ -150,7 +178,11 @@ def main():
         solved, target = solutions(notebook, path.stem), HERE / "solutions" / path.name
         if not target.exists() or not same_sources(solved, nbformat.read(target, as_version=4)):
             nbformat.write(solved, target)
-            print("written:", target.relative_to(HERE.parent), "(its outputs are missing until it is executed)")
+            print(
+                "written:",
+                target.relative_to(HERE.parent),
+                "(its outputs are missing until it is executed)",
+            )
 
 
 if __name__ == "__main__":

@@ -3,13 +3,20 @@ import signal
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, here and in the processes that tests start; and faster for models this small
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores Ctrl-C, and so would all it starts
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # sums in one order, here and in the processes that tests start; and faster for models this small
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a run in the background ignores Ctrl-C, and so would all it starts
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "data"), str(ROOT / "benchmarks")]  # the drawing script, the architecture of SDXL
+sys.path[:0] = [
+    str(ROOT / "data"),
+    str(ROOT / "benchmarks"),
+]  # the drawing script, the architecture of SDXL
 
 
 @pytest.fixture(autouse=True)

@@ -26,9 +26,17 @@ def unet():
 def answer(unet):
     """[2, 12, 12, 12]: what the U-Net says to a fixed question."""
     generator = torch.Generator().manual_seed(0)
-    x, text = torch.randn(2, 12, 12, 12, generator=generator), torch.randn(2, 7, 128, generator=generator)
-    pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-    conditions = {"text_embeds": torch.randn(2, pooled, generator=generator), "time_ids": torch.tensor([[96.0, 96, 0, 0, 96, 96]] * 2)}
+    x, text = (
+        torch.randn(2, 12, 12, 12, generator=generator),
+        torch.randn(2, 7, 128, generator=generator),
+    )
+    pooled = (
+        unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+    )
+    conditions = {
+        "text_embeds": torch.randn(2, pooled, generator=generator),
+        "time_ids": torch.tensor([[96.0, 96, 0, 0, 96, 96]] * 2),
+    }
     return unet(x, torch.tensor([300, 700]), text, added_cond_kwargs=conditions).sample
 
 
@@ -37,13 +45,17 @@ def write(folder, peft):
     from diffusers import StableDiffusionXLPipeline
 
     model = unet()
-    names = [n for n, _ in model.named_modules() if n.startswith(BLOCKS) and n.endswith(PROJECTIONS)]
+    names = [
+        n for n, _ in model.named_modules() if n.startswith(BLOCKS) and n.endswith(PROJECTIONS)
+    ]
     torch.manual_seed(1)
     if peft:
         from peft import LoraConfig
         from peft.utils import get_peft_model_state_dict
 
-        model.add_adapter(LoraConfig(r=1, lora_alpha=1, init_lora_weights="gaussian", target_modules=names))
+        model.add_adapter(
+            LoraConfig(r=1, lora_alpha=1, init_lora_weights="gaussian", target_modules=names)
+        )
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.1)
@@ -58,7 +70,11 @@ def write(folder, peft):
             torch.nn.init.normal_(layer.up.weight, std=0.1)
             module.set_lora_layer(layer)
         layers = unet_lora_state_dict(model)
-    StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=layers, weight_name=f"diffusers_0.25_{'peft' if peft else 'layers'}.safetensors")
+    StableDiffusionXLPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=layers,
+        weight_name=f"diffusers_0.25_{'peft' if peft else 'layers'}.safetensors",
+    )
 
 
 def read(file, reference):
@@ -66,9 +82,16 @@ def read(file, reference):
 
     model = unet()
     state_dict, alphas = StableDiffusionXLPipeline.lora_state_dict(file, unet_config=model.config)
-    StableDiffusionXLPipeline.load_lora_into_unet(state_dict, network_alphas=alphas, unet=model, adapter_name="a")
+    StableDiffusionXLPipeline.load_lora_into_unet(
+        state_dict, network_alphas=alphas, unet=model, adapter_name="a"
+    )
     saved = torch.load(reference)
-    print("difference", (answer(model) - saved["with"]).abs().max().item(), "effect", (saved["with"] - saved["without"]).abs().max().item())
+    print(
+        "difference",
+        (answer(model) - saved["with"]).abs().max().item(),
+        "effect",
+        (saved["with"] - saved["without"]).abs().max().item(),
+    )
 
 
 if __name__ == "__main__":

@@ -3,19 +3,29 @@
 import sys
 
 import numpy as np
-from PIL import Image
-from simulated_gpu import SimulatedGPU
 import pytest
 import torch
+from PIL import Image
 
 from blora_nb import TrainingSettings, generate, load_pipeline, train, trainer
 from blora_nb.__main__ import main
 from blora_nb.adapters import applied, remove
 from blora_nb.execution import offloaded
-from blora_nb.memory import ENCODING, GIB, PICTURE, WORKING, choose_checkpointing, free_for_training, need, pictures_at_once, unet_can_stay
+from blora_nb.memory import (
+    ENCODING,
+    GIB,
+    PICTURE,
+    WORKING,
+    choose_checkpointing,
+    free_for_training,
+    need,
+    pictures_at_once,
+    unet_can_stay,
+)
 from blora_nb.trainer import run_steps
 from blora_nb.training import TrainingError, attach_lora, encode_image
 from full_sdxl import full_sdxl
+from simulated_gpu import SimulatedGPU
 
 SHORT = {"progress": False, "max_train_steps": 4}
 
@@ -38,17 +48,28 @@ def test_a_mistake_is_noticed(gpu):
     with pytest.raises(RuntimeError, match="same device"):
         there + torch.ones(1024)
     (there * 2).sum().backward()
-    assert there.grad.device.type == "cuda" and there.grad.tolist() == [2.0] * 1024 and gpu.waits == ["tolist"]
+    assert there.grad.device.type == "cuda"
+    assert there.grad.tolist() == [2.0] * 1024
+    assert gpu.waits == ["tolist"]
     torch.ones(3).to("cuda")
     torch.ones(3).pin_memory().to("cuda", non_blocking=True)
-    assert gpu.waits == ["tolist", "a copy of (3,)"] and gpu.live == 2 * 4096
+    assert gpu.waits == ["tolist", "a copy of (3,)"]
+    assert gpu.live == 2 * 4096
     gpu.waits.clear()
     numbers, ordinary = torch.arange(4.0, device="cuda"), torch.empty(4)
-    for wait in (lambda: numbers[numbers > 1], lambda: torch.equal(numbers, numbers), lambda: torch.unique(numbers), lambda: ordinary.copy_(numbers, non_blocking=True), lambda: torch._foreach_copy_([numbers], [ordinary], True)):
+    for wait in (
+        lambda: numbers[numbers > 1],
+        lambda: torch.equal(numbers, numbers),
+        lambda: torch.unique(numbers),
+        lambda: ordinary.copy_(numbers, non_blocking=True),
+        lambda: torch._foreach_copy_([numbers], [ordinary], True),
+    ):
         wait()
         assert len(gpu.waits) == 1, gpu.waits
         gpu.waits.clear()
-    torch._foreach_copy_(list(torch.empty(4, pin_memory=True).split(4)), [numbers], non_blocking=True)
+    torch._foreach_copy_(
+        list(torch.empty(4, pin_memory=True).split(4)), [numbers], non_blocking=True
+    )
     assert not gpu.waits
     gpu.total = 10_000
     with pytest.raises(torch.OutOfMemoryError):
@@ -58,14 +79,32 @@ def test_a_mistake_is_noticed(gpu):
 def test_training_and_pictures_are_those_of_the_cpu(on_gpu, pipe, picture):
     there, here = (train(p, picture, learning_rate=1e-4, **SHORT) for p in (on_gpu, pipe))
     assert there.losses == pytest.approx(here.losses, rel=1e-5)
-    options = {"content": here, "style": here, "seeds": [1, 2, 3], "num_inference_steps": 3, "progress": False}
+    options = {
+        "content": here,
+        "style": here,
+        "seeds": [1, 2, 3],
+        "num_inference_steps": 3,
+        "progress": False,
+    }
     assert pictures_at_once(on_gpu) == 8
     for one, two in zip(generate(on_gpu, "A [v]", **options), generate(pipe, "A [v]", **options)):
         assert np.abs(np.int16(one) - np.int16(two)).max() <= 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("changes", [{}, {"train_batch_size": 2, "gradient_accumulation_steps": 2, "snr_gamma": 5.0, "x0_loss_from": 2}, {"gradient_checkpointing": "full"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "snr_gamma": 5.0,
+            "x0_loss_from": 2,
+        },
+        {"gradient_checkpointing": "full"},
+    ],
+)
 def test_no_step_waits_for_the_gpu(gpu, picture, monkeypatch, dtype, changes):
     """Otherwise the GPU stands idle while the computer prepares the next step. Pictures in turn, a gradient scaler in float16; in between, only losses are read."""
     waits, between, step = [], [], trainer.take_step
@@ -80,8 +119,12 @@ def test_no_step_waits_for_the_gpu(gpu, picture, monkeypatch, dtype, changes):
 
     monkeypatch.setattr(trainer, "take_step", listed)
     pictures = [picture, picture.rotate(90)] if changes.get("train_batch_size") else picture
-    losses = train(load_pipeline(device="cuda", dtype=getattr(torch, dtype)), pictures, **changes, **SHORT).losses
-    assert waits[1:] == [[], [], []] and between[1:] == [{"tolist"}] * 3 and np.isfinite(losses).all()  # the noise schedule comes along in the first
+    losses = train(
+        load_pipeline(device="cuda", dtype=getattr(torch, dtype)), pictures, **changes, **SHORT
+    ).losses
+    assert waits[1:] == [[], [], []]
+    assert between[1:] == [{"tolist"}] * 3
+    assert np.isfinite(losses).all()
 
 
 def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
@@ -98,15 +141,24 @@ def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
     settings = TrainingSettings(max_train_steps=2)
     for total, mode in ((14.6, "none"), (7.6, "partial"), (6.8, "full")):
         gpu.total = int(total * GIB)
-        assert choose_checkpointing(pipe, settings) == mode and unet_can_stay(pipe, settings) == (mode == "none")
-        with offloaded(*([] if unet_can_stay(pipe, settings) else [pipe.unet]), pipe.text_encoder, pipe.text_encoder_2):
+        assert choose_checkpointing(pipe, settings) == mode
+        assert unet_can_stay(pipe, settings) == (mode == "none")
+        with offloaded(
+            *([] if unet_can_stay(pipe, settings) else [pipe.unet]),
+            pipe.text_encoder,
+            pipe.text_encoder_2,
+        ):
             before = gpu.peak = gpu.live
             moments = encode_image(pipe, Image.new("RGB", (1024, 1024)), 1024)
-            assert 0.9 * ENCODING < gpu.peak - before < ENCODING and gpu.total - gpu.peak > 0.9 * WORKING
+            assert 0.9 * ENCODING < gpu.peak - before < ENCODING
+            assert gpu.total - gpu.peak > 0.9 * WORKING
         run_steps(pipe, attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
         remove(pipe)
         counted = need(pipe, settings, mode)
-        assert peaks[-1] == pytest.approx(counted.weights + counted.lora + counted.activations, rel=0.03) and gpu.total - peaks[-1] > 0.9 * WORKING
+        assert peaks[-1] == pytest.approx(
+            counted.weights + counted.lora + counted.activations, rel=0.03
+        )
+        assert gpu.total - peaks[-1] > 0.9 * WORKING
     gpu.total = 80 * GIB
     with torch.no_grad():
         gpu.peak = before = gpu.live
@@ -119,13 +171,17 @@ def test_what_fits_is_chosen_and_fits(gpu, on_gpu, picture):
     for mode in ("none", "partial", "full"):
         counted = need(on_gpu, settings, mode)
         gpu.total += counted.beside_the_base - free_for_training(on_gpu)
-        assert choose_checkpointing(on_gpu, settings) == mode and free_for_training(on_gpu) == counted.beside_the_base
+        assert choose_checkpointing(on_gpu, settings) == mode
+        assert free_for_training(on_gpu) == counted.beside_the_base
         base = gpu.peak = gpu.live
         train(on_gpu, picture, gradient_checkpointing=mode, **SHORT)
-        assert gpu.total - gpu.peak > 0.9 * WORKING and gpu.live <= base + 2**20
+        assert gpu.total - gpu.peak > 0.9 * WORKING
+        assert gpu.live <= base + 2**20
 
 
-def test_what_finds_no_room_any_more_is_named_and_the_error_is_still_the_explained_one(gpu, on_gpu, picture, tmp_path):
+def test_what_finds_no_room_any_more_is_named_and_the_error_is_still_the_explained_one(
+    gpu, on_gpu, picture, tmp_path
+):
     """Somebody else took the memory meanwhile. An error that the caller is handling keeps its traceback."""
     base = gpu.live
 
@@ -135,8 +191,19 @@ def test_what_finds_no_room_any_more_is_named_and_the_error_is_still_the_explain
     try:
         raise KeyError("the caller's")
     except KeyError as mine:
-        with pytest.warns(UserWarning, match="no room left on cuda:0 for .*load the pipeline again"), pytest.raises(TrainingError, match="too small.*checkpoint-1 is complete"):
-            train(on_gpu, picture, progress=shrink, output_dir=tmp_path, gradient_checkpointing="none", checkpointing_steps=1, max_train_steps=3)
+        with (
+            pytest.warns(UserWarning, match="no room left on cuda:0 for .*load the pipeline again"),
+            pytest.raises(TrainingError, match="too small.*checkpoint-1 is complete"),
+        ):
+            train(
+                on_gpu,
+                picture,
+                progress=shrink,
+                output_dir=tmp_path,
+                gradient_checkpointing="none",
+                checkpointing_steps=1,
+                max_train_steps=3,
+            )
         assert mine.__traceback__ is not None
     gpu.total = 80 * GIB
     fresh = load_pipeline(device="cuda")
@@ -147,52 +214,92 @@ def test_what_finds_no_room_any_more_is_named_and_the_error_is_still_the_explain
             gpu.total = gpu.live
 
     with pytest.warns(UserWarning, match="no room left"):
-        assert len(train(fresh, picture, progress=at_the_end, max_train_steps=4).losses) == 4  # what was learned is not lost
+        assert (
+            len(train(fresh, picture, progress=at_the_end, max_train_steps=4).losses) == 4
+        )  # what was learned is not lost
 
 
 @pytest.mark.parametrize("after", [0, 2])
-def test_a_card_that_is_too_small_is_explained_and_nothing_stays_on_it(gpu, on_gpu, picture, tmp_path, after):
+def test_a_card_that_is_too_small_is_explained_and_nothing_stays_on_it(
+    gpu, on_gpu, picture, tmp_path, after
+):
     """While the picture is encoded, or after two steps; then there is not even room for LoRA beside the base, which comes back nevertheless."""
-    base, options = gpu.live, {"gradient_checkpointing": "none", "output_dir": tmp_path, "checkpointing_steps": 2, "max_train_steps": 4}
+    base, options = (
+        gpu.live,
+        {
+            "gradient_checkpointing": "none",
+            "output_dir": tmp_path,
+            "checkpointing_steps": 2,
+            "max_train_steps": 4,
+        },
+    )
 
     def shrink(step=0, *_):
         if step == after:
             gpu.total = base + 2**18
 
     shrink()
-    with pytest.raises(TrainingError, match=r"memory of cuda:0 is too small .*train_batch_size=1.*quantization=\"nf4\"") as caught:
+    with pytest.raises(
+        TrainingError,
+        match=r"memory of cuda:0 is too small .*train_batch_size=1.*quantization=\"nf4\"",
+    ) as caught:
         train(on_gpu, picture, progress=shrink, **options)
     assert ("checkpoint-2 is complete" in str(caught.value)) == (after == 2)
-    assert applied(on_gpu) == [] and gpu.live <= base + 2**16 and {on_gpu.vae.device.type, on_gpu.text_encoder.device.type, on_gpu.unet.device.type} == {"cuda"}
+    assert applied(on_gpu) == []
+    assert gpu.live <= base + 2**16
+    assert {on_gpu.vae.device.type, on_gpu.text_encoder.device.type, on_gpu.unet.device.type} == {
+        "cuda"
+    }
     gpu.total = 80 * GIB
-    assert len(train(on_gpu, picture, progress=False, resume_from_checkpoint="latest", **options).losses) == 4
+    assert (
+        len(
+            train(
+                on_gpu, picture, progress=False, resume_from_checkpoint="latest", **options
+            ).losses
+        )
+        == 4
+    )
 
 
 def test_a_batch_that_does_not_fit_is_halved(gpu, on_gpu):
     def most(count):
         gpu.peak = gpu.live
-        made = generate(on_gpu, "A fish", seeds=range(count), num_inference_steps=1, batch_size=count, progress=False)
+        made = generate(
+            on_gpu,
+            "A fish",
+            seeds=range(count),
+            num_inference_steps=1,
+            batch_size=count,
+            progress=False,
+        )
         return gpu.peak - gpu.live, made
 
     (one, _), (four, _) = most(1), most(4)
     gpu.total = gpu.live + (one + four) // 2
     _, made = most(4)
-    assert len(made) == 4 and len(made[0].info["blora_nb"]["batch_seeds"]) in (2, 1)
+    assert len(made) == 4
+    assert len(made[0].info["blora_nb"]["batch_seeds"]) in (2, 1)
 
 
 def test_no_room_for_the_halves_or_the_words_is_explained_as_well(gpu, on_gpu, blora):
     base = gpu.live
     for more, halves in ((2**16, {"content": blora}), (2**10, {})):
         gpu.total = base + more
-        with pytest.raises(MemoryError, match=r"cuda:0 is too small for one picture .*Try, in this order: --vae_tiling"):
+        with pytest.raises(
+            MemoryError,
+            match=r"cuda:0 is too small for one picture .*Try, in this order: --vae_tiling",
+        ):
             generate(on_gpu, "A fish", **halves, progress=False)
         gpu.total = 80 * GIB
-        assert applied(on_gpu) == [] and gpu.live <= base + 2**16
+        assert applied(on_gpu) == []
+        assert gpu.live <= base + 2**16
         assert len(generate(on_gpu, "A fish", **halves, num_inference_steps=1, progress=False)) == 1
         remove(on_gpu)
 
 
-def test_no_room_for_pictures_at_a_checkpoint_ends_nothing(gpu, on_gpu, picture, tmp_path, monkeypatch):
+def test_no_room_for_pictures_at_a_checkpoint_ends_nothing(
+    gpu, on_gpu, picture, tmp_path, monkeypatch
+):
     """Also not where it is the models that draw which find no room to come back."""
     drawn, room, step, write = [], gpu.total, trainer.take_step, trainer.try_checkpoint
 
@@ -207,12 +314,25 @@ def test_no_room_for_pictures_at_a_checkpoint_ends_nothing(gpu, on_gpu, picture,
 
     monkeypatch.setattr(trainer, "take_step", with_room)
     monkeypatch.setattr(trainer, "try_checkpoint", then_none)
-    with pytest.warns(UserWarning, match="no room for what is made at checkpoints .*checkpoint-2 is complete"):
-        made = train(on_gpu, picture, output_dir=tmp_path, checkpointing_steps=2, on_checkpoint=lambda pipe, path: drawn.append(path.name), **SHORT)
-    assert len(made.losses) == 4 and drawn == ["checkpoint-4"] and on_gpu.vae.device.type == "cuda"
+    with pytest.warns(
+        UserWarning, match="no room for what is made at checkpoints .*checkpoint-2 is complete"
+    ):
+        made = train(
+            on_gpu,
+            picture,
+            output_dir=tmp_path,
+            checkpointing_steps=2,
+            on_checkpoint=lambda pipe, path: drawn.append(path.name),
+            **SHORT,
+        )
+    assert len(made.losses) == 4
+    assert drawn == ["checkpoint-4"]
+    assert on_gpu.vae.device.type == "cuda"
 
 
-def test_a_float16_vae_that_overflows_is_itself_again_after_a_picture_that_did_not_fit(gpu, monkeypatch):
+def test_a_float16_vae_that_overflows_is_itself_again_after_a_picture_that_did_not_fit(
+    gpu, monkeypatch
+):
     """diffusers decodes with it in float32, and sets it back only if that went well."""
     pipe, seen = load_pipeline(device="cuda", dtype=torch.float16), []
     decode = pipe.vae.decode
@@ -220,28 +340,79 @@ def test_a_float16_vae_that_overflows_is_itself_again_after_a_picture_that_did_n
     def too_large(latents, **options):
         seen.append(len(latents))
         if len(latents) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …"
+            )
         return decode(latents, **options)
 
     monkeypatch.setattr(pipe.vae, "decode", too_large)
-    assert len(generate(pipe, "A fish", seeds=[0, 1], num_inference_steps=1, batch_size=2, progress=False)) == 2
-    assert seen == [2, 1, 1] and pipe.vae.dtype == torch.float16
-    monkeypatch.setattr(pipe.vae, "decode", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert (
+        len(
+            generate(
+                pipe, "A fish", seeds=[0, 1], num_inference_steps=1, batch_size=2, progress=False
+            )
+        )
+        == 2
+    )
+    assert seen == [2, 1, 1]
+    assert pipe.vae.dtype == torch.float16
+    monkeypatch.setattr(
+        pipe.vae, "decode", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         generate(pipe, "A fish", num_inference_steps=1, progress=False)
     assert pipe.vae.dtype == torch.float16
 
 
-def test_the_command_line_with_checkpoints_and_pictures(gpu, picture, tmp_path, monkeypatch, capsys):
+def test_the_command_line_with_checkpoints_and_pictures(
+    gpu, picture, tmp_path, monkeypatch, capsys
+):
     picture.save(tmp_path / "star.png")
-    command = ["train", "--instance_data_dir", str(tmp_path / "star.png"), "--output_dir", str(tmp_path / "out"), "--max_train_steps", "4", "--checkpointing_steps", "2"]
+    command = [
+        "train",
+        "--instance_data_dir",
+        str(tmp_path / "star.png"),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--max_train_steps",
+        "4",
+        "--checkpointing_steps",
+        "2",
+    ]
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["blora_nb", *arguments])
         return main()
 
-    assert run(*command, "--mixed_precision", "fp16", "--validation_prompt", "A [v]", "--num_validation_images", "1") == 0
+    assert (
+        run(
+            *command,
+            "--mixed_precision",
+            "fp16",
+            "--validation_prompt",
+            "A [v]",
+            "--num_validation_images",
+            "1",
+        )
+        == 0
+    )
     said = capsys.readouterr().out
-    assert "it fits" in said and (tmp_path / "out" / "validation.png").exists()
-    assert run("generate", "--prompt", "A [c]", "--content_B_LoRA", str(tmp_path / "out"), "--output_path", str(tmp_path / "made"), "--num_inference_steps", "2", "--seeds", "3") == 0
+    assert "it fits" in said
+    assert (tmp_path / "out" / "validation.png").exists()
+    assert (
+        run(
+            "generate",
+            "--prompt",
+            "A [c]",
+            "--content_B_LoRA",
+            str(tmp_path / "out"),
+            "--output_path",
+            str(tmp_path / "made"),
+            "--num_inference_steps",
+            "2",
+            "--seeds",
+            "3",
+        )
+        == 0
+    )
     assert [file.name for file in (tmp_path / "made").glob("*.png")] == ["A_c_seed3.png"]

@@ -13,9 +13,9 @@ import importlib.util
 import sys
 
 import accelerate
+import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
-import torch
 
 
 def main():
@@ -24,7 +24,11 @@ def main():
     unets, found, losses = [], {}, []
 
     def lora(when):
-        return {f"{when}/{name}": p.detach().clone() for name, p in unets[0].named_parameters() if "lora_layer" in name}
+        return {
+            f"{when}/{name}": p.detach().clone()
+            for name, p in unets[0].named_parameters()
+            if "lora_layer" in name
+        }
 
     def watched(owner, name, before):
         original = getattr(owner, name)
@@ -41,10 +45,22 @@ def main():
 
     def add_noise(self, latents, noise, timesteps):
         number = sum(key.startswith("latents/") for key in found)
-        found.update({f"latents/{number}": latents.clone(), f"noise/{number}": noise.clone(), f"timesteps/{number}": timesteps.clone()})
+        found.update(
+            {
+                f"latents/{number}": latents.clone(),
+                f"noise/{number}": noise.clone(),
+                f"timesteps/{number}": timesteps.clone(),
+            }
+        )
 
     def forward(self, sample, timestep, encoder_hidden_states, *args, added_cond_kwargs, **kwargs):
-        found.update({"prompt_embeds": encoder_hidden_states.clone(), "pooled": added_cond_kwargs["text_embeds"].clone(), "time_ids": added_cond_kwargs["time_ids"].clone()})
+        found.update(
+            {
+                "prompt_embeds": encoder_hidden_states.clone(),
+                "pooled": added_cond_kwargs["text_embeds"].clone(),
+                "time_ids": added_cond_kwargs["time_ids"].clone(),
+            }
+        )
 
     def log(self, values, step=None, **kwargs):
         if step == steps:
@@ -53,10 +69,17 @@ def main():
             sys.exit()
 
     watched(accelerate.Accelerator, "prepare", prepare)
-    watched(accelerate.Accelerator, "backward", lambda self, loss, **kwargs: losses.append(loss.detach().clone()))
+    watched(
+        accelerate.Accelerator,
+        "backward",
+        lambda self, loss, **kwargs: losses.append(loss.detach().clone()),
+    )
     watched(DDPMScheduler, "add_noise", add_noise)
     watched(UNet2DConditionModel, "forward", forward)
-    accelerate.Accelerator.log, accelerate.Accelerator.init_trackers = log, lambda *args, **kwargs: None
+    accelerate.Accelerator.log, accelerate.Accelerator.init_trackers = (
+        log,
+        lambda *args, **kwargs: None,
+    )
     spec = importlib.util.spec_from_file_location("original", script)
     original = importlib.util.module_from_spec(spec)
     sys.modules["original"] = original

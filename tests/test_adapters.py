@@ -5,7 +5,17 @@ import torch
 from safetensors.torch import save_file
 
 from blora_nb import BLoRA, generate
-from blora_nb.adapters import FILE_NAME, BLoRAError, applied, apply, combine, from_original_alpha, mix, remove, set_alphas
+from blora_nb.adapters import (
+    FILE_NAME,
+    BLoRAError,
+    applied,
+    apply,
+    combine,
+    from_original_alpha,
+    mix,
+    remove,
+    set_alphas,
+)
 from blora_nb.blocks import half_of
 
 
@@ -14,7 +24,9 @@ def effective_weights(pipe):
     weights = {}
     for name, module in pipe.unet.named_modules():
         if hasattr(module, "lora_A"):
-            weights[name] = module.get_base_layer().weight + sum(module.get_delta_weight(a) for a in module.active_adapters if a in module.lora_A)
+            weights[name] = module.get_base_layer().weight + sum(
+                module.get_delta_weight(a) for a in module.active_adapters if a in module.lora_A
+            )
     return weights
 
 
@@ -22,13 +34,16 @@ def test_file_round_trip_is_exact_and_plain_diffusers_reads_it(pipe, blora, tmp_
     file = blora.save(tmp_path)
     assert file.name == FILE_NAME
     again = BLoRA.load(tmp_path)
-    assert again.halves == ("content", "style") and again.rank == 16 and again.metadata["training"] == blora.metadata["training"]
+    assert again.halves == ("content", "style")
+    assert again.rank == 16
+    assert again.metadata["training"] == blora.metadata["training"]
     assert all(torch.equal(t, again.state_dict[k]) for k, t in blora.state_dict.items())
     with pytest.raises(FileExistsError, match="exists already"):
         blora.save(tmp_path)
     remove(pipe)
     pipe.load_lora_weights(tmp_path)  # without our code
-    assert pipe.get_list_adapters() and len(effective_weights(pipe)) == 32
+    assert pipe.get_list_adapters()
+    assert len(effective_weights(pipe)) == 32
     remove(pipe)
 
 
@@ -42,29 +57,51 @@ def test_pefts_two_files_are_written_together_or_not_at_all(blora, tmp_path, mon
             blora.save(tmp_path / "x", "peft")
     assert list((tmp_path / "x").iterdir()) == []
     blora.save(tmp_path / "x", "peft")
-    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 def test_a_file_is_read_once_for_a_picture(pipe, blora, tmp_path, monkeypatch):
     file, load, read = blora.save(tmp_path), BLoRA.load, []
     monkeypatch.setattr(BLoRA, "load", lambda source: read.append(source) or load(source))
-    image = generate(pipe, "A [v]", content=[(file, 0.5)], style=tmp_path, num_inference_steps=1, progress=False)[0]
+    image = generate(
+        pipe, "A [v]", content=[(file, 0.5)], style=tmp_path, num_inference_steps=1, progress=False
+    )[0]
     made_with = image.info["blora_nb"]
-    assert read == [file, tmp_path] and made_with["content_B_LoRA"] == [str(file)] and made_with["content_weights"] == [0.5]
-    assert made_with["style_fingerprint"] == blora.style.fingerprint and made_with["content_fingerprint"] == mix("content", [(blora, 0.5)]).fingerprint
+    assert read == [file, tmp_path]
+    assert made_with["content_B_LoRA"] == [str(file)]
+    assert made_with["content_weights"] == [0.5]
+    assert made_with["style_fingerprint"] == blora.style.fingerprint
+    assert made_with["content_fingerprint"] == mix("content", [(blora, 0.5)]).fingerprint
 
 
 def test_a_lora_that_was_switched_off_is_on_again(pipe, blora):
     options = {"num_inference_steps": 1, "progress": False}
-    plain, styled = generate(pipe, "A [v]", **options)[0], generate(pipe, "A [v]", style=blora, **options)[0]
+    plain, styled = (
+        generate(pipe, "A [v]", **options)[0],
+        generate(pipe, "A [v]", style=blora, **options)[0],
+    )
     pipe.disable_lora()
-    assert generate(pipe, "A [v]", style=blora, **options)[0].tobytes() == styled.tobytes() != plain.tobytes()
+    assert (
+        generate(pipe, "A [v]", style=blora, **options)[0].tobytes()
+        == styled.tobytes()
+        != plain.tobytes()
+    )
 
 
-def test_alphas_that_are_no_numbers_and_files_that_would_change_nothing_are_refused(pipe, blora, tmp_path):
+def test_alphas_that_are_no_numbers_and_files_that_would_change_nothing_are_refused(
+    pipe, blora, tmp_path
+):
     for alphas in ({"content_alpha": float("nan")}, {"style_alpha": float("inf")}):
-        for use in (lambda: apply(pipe, blora, blora, **alphas), lambda: combine(blora, blora, **alphas)):
-            with pytest.raises(ValueError, match=f"{next(iter(alphas))} must be an ordinary number"):
+        for use in (
+            lambda: apply(pipe, blora, blora, **alphas),
+            lambda: combine(blora, blora, **alphas),
+        ):
+            with pytest.raises(
+                ValueError, match=f"{next(iter(alphas))} must be an ordinary number"
+            ):
                 use()
     with pytest.raises(ValueError, match="a weight of the style half"):
         mix("style", [(blora, float("nan"))])
@@ -72,16 +109,23 @@ def test_alphas_that_are_no_numbers_and_files_that_would_change_nothing_are_refu
         combine(style=blora, style_alpha=0)
     with pytest.raises(BLoRAError, match="too small for float16"):
         combine(style=blora, style_alpha=1e-9).save(tmp_path / "x.safetensors", dtype=torch.float16)
-    for options, message in (({"content_until": -1}, "content_until is a share"), ({"style_from": float("nan")}, "style_from is a share"), ({"guidance_scale": float("nan")}, "guidance_scale must be")):
+    for options, message in (
+        ({"content_until": -1}, "content_until is a share"),
+        ({"style_from": float("nan")}, "style_from is a share"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be"),
+    ):
         with pytest.raises(ValueError, match=message):
             generate(pipe, "A", style=blora, progress=False, **options)
     with pytest.raises(ValueError, match="NaN instead of a picture for the seed 3.*smaller alphas"):
-        generate(pipe, "A", style=blora, style_alpha=1e30, seeds=3, num_inference_steps=2, progress=False)
+        generate(
+            pipe, "A", style=blora, style_alpha=1e30, seeds=3, num_inference_steps=2, progress=False
+        )
 
 
 def test_halves_are_disjoint_and_complete(blora):
     content, style = blora.content, blora.style
-    assert content.halves == ("content",) and style.halves == ("style",)
+    assert content.halves == ("content",)
+    assert style.halves == ("style",)
     assert content.state_dict.keys() | style.state_dict.keys() == blora.state_dict.keys()
     with pytest.raises(BLoRAError, match="no style half"):
         content.style
@@ -89,7 +133,10 @@ def test_halves_are_disjoint_and_complete(blora):
 
 @pytest.mark.parametrize("prefix", ["unet.unet.", "unet.", ""])
 def test_known_spellings_load_the_same(blora, tmp_path, prefix):
-    save_file({prefix + k.removeprefix("unet."): t for k, t in blora.state_dict.items()}, tmp_path / "x.safetensors")
+    save_file(
+        {prefix + k.removeprefix("unet."): t for k, t in blora.state_dict.items()},
+        tmp_path / "x.safetensors",
+    )
     assert BLoRA.load(tmp_path / "x.safetensors").state_dict.keys() == blora.state_dict.keys()
 
 
@@ -97,7 +144,11 @@ def test_the_oldest_diffusers_spelling_loads(blora, tmp_path):
     def old(key):
         for projection in ("to_q", "to_k", "to_v"):
             key = key.replace(f".{projection}.", f".processor.{projection}_lora.")
-        return key.replace(".to_out.0.", ".processor.to_out_lora.").replace("lora_A", "down").replace("lora_B", "up")
+        return (
+            key.replace(".to_out.0.", ".processor.to_out_lora.")
+            .replace("lora_A", "down")
+            .replace("lora_B", "up")
+        )
 
     save_file({old(k): t for k, t in blora.state_dict.items()}, tmp_path / "x.safetensors")
     assert BLoRA.load(tmp_path / "x.safetensors").state_dict.keys() == blora.state_dict.keys()
@@ -116,7 +167,11 @@ def test_what_is_no_blora_is_an_error_with_its_name(blora, tmp_path):
         with pytest.raises(BLoRAError, match=name):
             BLoRA.load(tmp_path / f"{name}.safetensors")
     good = blora.save(tmp_path / "good.safetensors").read_bytes()
-    for name, data in {"cut": good[: len(good) // 2], "empty": b"", "pickle": b"\x80\x04K\x01."}.items():
+    for name, data in {
+        "cut": good[: len(good) // 2],
+        "empty": b"",
+        "pickle": b"\x80\x04K\x01.",
+    }.items():
         (tmp_path / f"{name}.safetensors").write_bytes(data)
         with pytest.raises(BLoRAError, match=name):
             BLoRA.load(tmp_path / f"{name}.safetensors")
@@ -133,7 +188,12 @@ def test_alphas_are_linear_and_signed(pipe, blora, alphas):
         module = pipe.unet.get_submodule(name)
         key = f"unet.{name}.lora_{{}}.weight"
         change = blora.state_dict[key.format("B")] @ blora.state_dict[key.format("A")]
-        torch.testing.assert_close(acting, module.get_base_layer().weight + strength[half_of(name + ".")] * change, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            acting,
+            module.get_base_layer().weight + strength[half_of(name + ".")] * change,
+            atol=1e-5,
+            rtol=1e-5,
+        )
     remove(pipe)
 
 
@@ -142,16 +202,24 @@ def test_applying_again_replaces_and_removing_leaves_no_trace(pipe, blora):
     plain = generate(pipe, "A cat", seeds=3, num_inference_steps=3, progress=False)[0]
     once = generate(pipe, "A cat", blora, blora, seeds=3, num_inference_steps=3, progress=False)[0]
     twice = generate(pipe, "A cat", blora, blora, seeds=3, num_inference_steps=3, progress=False)[0]
-    off = generate(pipe, "A cat", blora, blora, 0.0, 0.0, seeds=3, num_inference_steps=3, progress=False)[0]
-    assert applied(pipe) == ["content", "style"] and once.tobytes() == twice.tobytes() != plain.tobytes()
+    off = generate(
+        pipe, "A cat", blora, blora, 0.0, 0.0, seeds=3, num_inference_steps=3, progress=False
+    )[0]
+    assert applied(pipe) == ["content", "style"]
+    assert once.tobytes() == twice.tobytes() != plain.tobytes()
     assert max(abs(a - b) for a, b in zip(off.tobytes(), plain.tobytes())) <= 1
-    assert generate(pipe, "A cat", seeds=3, num_inference_steps=3, progress=False)[0].tobytes() == plain.tobytes()
+    assert (
+        generate(pipe, "A cat", seeds=3, num_inference_steps=3, progress=False)[0].tobytes()
+        == plain.tobytes()
+    )
     assert applied(pipe) == []
 
 
 def cut_to(blora, rank):
     """A B-LoRA with only the first `rank` rows and columns."""
-    return BLoRA({k: t[:rank] if "lora_A" in k else t[:, :rank] for k, t in blora.state_dict.items()})
+    return BLoRA(
+        {k: t[:rank] if "lora_A" in k else t[:, :rank] for k, t in blora.state_dict.items()}
+    )
 
 
 def change_of(blora, layer):
@@ -161,11 +229,25 @@ def change_of(blora, layer):
 
 def test_styles_of_several_bloras_are_mixed_by_weight_whatever_their_ranks(pipe, blora):
     other = cut_to(BLoRA({k: t.roll(1, -1) for k, t in blora.state_dict.items()}), 5)
-    apply(pipe, [blora, (other, -0.5)], style=[(blora, 0.25), (other.style, 2.0), (blora, -0.5)], content_alpha=2.0)
+    apply(
+        pipe,
+        [blora, (other, -0.5)],
+        style=[(blora, 0.25), (other.style, 2.0), (blora, -0.5)],
+        content_alpha=2.0,
+    )
     for name, acting in effective_weights(pipe).items():
         first, second = change_of(blora, name), change_of(other, name)
-        expected = 2 * (first - 0.5 * second) if half_of(name + ".") == "content" else -0.25 * first + 2 * second
-        torch.testing.assert_close(acting, pipe.unet.get_submodule(name).get_base_layer().weight + expected, atol=2e-5, rtol=1e-5)
+        expected = (
+            2 * (first - 0.5 * second)
+            if half_of(name + ".") == "content"
+            else -0.25 * first + 2 * second
+        )
+        torch.testing.assert_close(
+            acting,
+            pipe.unet.get_submodule(name).get_base_layer().weight + expected,
+            atol=2e-5,
+            rtol=1e-5,
+        )
     assert applied(pipe) == ["content", "style"]
     remove(pipe)
     with pytest.raises(BLoRAError, match="empty"):
@@ -176,10 +258,23 @@ def test_styles_of_several_bloras_are_mixed_by_weight_whatever_their_ranks(pipe,
 
 def test_ranks_may_differ_from_layer_to_layer(pipe, blora):
     ranks = {layer: 1 + i % 7 for i, layer in enumerate(blora.layers)}
-    ragged = BLoRA({f"unet.{layer}.lora_{p}.weight": (a[: ranks[layer]] if p == "A" else b[:, : ranks[layer]]) for layer, (a, b) in blora.layers.items() for p in "AB"})
+    ragged = BLoRA(
+        {
+            f"unet.{layer}.lora_{p}.weight": (
+                a[: ranks[layer]] if p == "A" else b[:, : ranks[layer]]
+            )
+            for layer, (a, b) in blora.layers.items()
+            for p in "AB"
+        }
+    )
     apply(pipe, ragged, ragged)
     for name, acting in effective_weights(pipe).items():
-        torch.testing.assert_close(acting, pipe.unet.get_submodule(name).get_base_layer().weight + change_of(ragged, name), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            acting,
+            pipe.unet.get_submodule(name).get_base_layer().weight + change_of(ragged, name),
+            atol=1e-5,
+            rtol=1e-5,
+        )
     remove(pipe)
 
 
@@ -187,7 +282,9 @@ def test_published_alphas_are_translated():
     # the original multiplies both matrices by its alpha
     down, up = torch.randn(2, 5), torch.randn(5, 2)
     for alpha in (1.1, 0.5, -1.0):
-        torch.testing.assert_close(from_original_alpha(alpha) * (up @ down), (alpha * up) @ (alpha * down))
+        torch.testing.assert_close(
+            from_original_alpha(alpha) * (up @ down), (alpha * up) @ (alpha * down)
+        )
 
 
 def quantize(unet, kind):
@@ -199,10 +296,14 @@ def quantize(unet, kind):
             size = module.in_features, module.out_features, module.bias is not None
             if kind == "8bit":
                 new = bnb.nn.Linear8bitLt(*size, has_fp16_weights=False)
-                new.weight = bnb.nn.Int8Params(module.weight.data.clone(), requires_grad=False, has_fp16_weights=False)
+                new.weight = bnb.nn.Int8Params(
+                    module.weight.data.clone(), requires_grad=False, has_fp16_weights=False
+                )
             else:
                 new = bnb.nn.Linear4bit(*size, compute_dtype=torch.float32, quant_type="nf4")
-                new.weight = bnb.nn.Params4bit(module.weight.data.clone(), requires_grad=False, quant_type="nf4")
+                new.weight = bnb.nn.Params4bit(
+                    module.weight.data.clone(), requires_grad=False, quant_type="nf4"
+                )
             new.bias = module.bias
             unet.set_submodule(name, new.to("cpu"))
     setattr(unet, f"is_loaded_in_{kind}", True)  # PEFT takes its own layers for such a base
@@ -220,14 +321,25 @@ def test_halves_act_on_small_number_formats_and_leave_no_trace(base):
         quantize(pipe.unet, base)
     else:
         pipe = load_pipeline(device="cpu", dtype=getattr(torch, base))
-    inputs = torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(0)).to(torch.float32 if base.endswith("bit") else pipe.unet.dtype)
-    layers = {block: f"up_blocks.0.attentions.{n}.transformer_blocks.0.attn2.to_v" for n, block in enumerate(("content", "style"))}
+    inputs = torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(0)).to(
+        torch.float32 if base.endswith("bit") else pipe.unet.dtype
+    )
+    layers = {
+        block: f"up_blocks.0.attentions.{n}.transformer_blocks.0.attn2.to_v"
+        for n, block in enumerate(("content", "style"))
+    }
 
     def answers():
         with torch.no_grad():
-            return {half: pipe.unet.get_submodule(layer)(inputs).float() for half, layer in layers.items()}
+            return {
+                half: pipe.unet.get_submodule(layer)(inputs).float()
+                for half, layer in layers.items()
+            }
 
-    plain, before = answers(), {k: v.clone() for k, v in pipe.unet.state_dict().items() if torch.is_tensor(v)}
+    plain, before = (
+        answers(),
+        {k: v.clone() for k, v in pipe.unet.state_dict().items() if torch.is_tensor(v)},
+    )
     for _ in range(2):  # the second time in place of the first
         apply(pipe, blora, [(blora, 0.5), (blora, 0.5)], 1.0, -0.5)
         for half, strength in (("content", 1.0), ("style", -0.5)):
@@ -235,5 +347,6 @@ def test_halves_act_on_small_number_formats_and_leave_no_trace(base):
             assert (answers()[half] - plain[half] - expected).norm() < 0.02 * expected.norm()
     remove(pipe)
     after = pipe.unet.state_dict()
-    assert applied(pipe) == [] and all(torch.equal(v, after[k]) for k, v in before.items())
+    assert applied(pipe) == []
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
     assert all(torch.equal(answers()[half], plain[half]) for half in layers)

@@ -53,7 +53,8 @@ def test_another_kind_of_diffusion_is_refused_everywhere(fresh, picture, tmp_pat
     for button in (panel.generate, panel.choosers["content"].train):
         button.click()
     panel.generate.click()
-    assert len(panel.errors) == 3 and isinstance(panel.errors[1], BaseError)
+    assert len(panel.errors) == 3
+    assert isinstance(panel.errors[1], BaseError)
 
 
 @pytest.mark.parametrize("kind", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
@@ -72,9 +73,14 @@ def test_another_sampler_does_not_hide_the_kind(fresh, tmp_path, kind):
 def test_ddpms_family_is_used_whatever_the_sampler(fresh):
     before = fresh.scheduler.config
     family = (
-        "DDIMScheduler", "DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler",
-        "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
-    )  # fmt: skip
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "LCMScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "DEISMultistepScheduler",
+    )
     for name in family:
         fresh.scheduler = getattr(diffusers, name).from_config(before)
         assert generate(fresh, "A cat", num_inference_steps=1, progress=False)
@@ -123,8 +129,11 @@ def test_the_command_line_says_it_in_a_line(tmp_path, capsys, scheduler):
     for command in commands:
         assert in_process([*command, *base]) == 1
         said = capsys.readouterr()
-        assert scheduler in said.err and "such as sdxl" in said.err and "Traceback" not in said.err
-    assert not list(tmp_path.rglob("*.png")) and not list((tmp_path / "o").rglob("*.safetensors"))
+        assert scheduler in said.err
+        assert "such as sdxl" in said.err
+        assert "Traceback" not in said.err
+    assert not list(tmp_path.rglob("*.png"))
+    assert not list((tmp_path / "o").rglob("*.safetensors"))
 
 
 def test_files_of_a_variant_only_are_named(tmp_path):

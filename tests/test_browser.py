@@ -26,18 +26,29 @@ def find_chromium():
     """The path of a Chromium or Chrome, installed now where that can be done, or None."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not found and hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(command, capture_output=True, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        for command in (
+            ["apt-get", "update", "-qq"],
+            ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "chromium"],
+        ):
+            subprocess.run(
+                command,
+                capture_output=True,
+                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            )
         found = shutil.which("chromium")
     return found
 
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; pip install -e .[test]")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed; pip install -e .[test]"
+    )
     path = find_chromium()
     if path is None:
-        pytest.skip("no Chromium or Chrome here, and it cannot be installed without root and apt-get")
+        pytest.skip(
+            "no Chromium or Chrome here, and it cannot be installed without root and apt-get"
+        )
     with playwright.sync_playwright() as p:
         running = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield running
@@ -50,10 +61,26 @@ def served(arguments, folder, path):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    own = {name: str(folder / ".config") for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    own = {
+        name: str(folder / ".config")
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTERLAB_SETTINGS_DIR",
+            "JUPYTERLAB_WORKSPACES_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "IPYTHONDIR",
+        )
+    }
     log = folder / "server.log"
     with open(log, "wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", *arguments, "--no-browser", f"--port={port}"], cwd=folder, env={**os.environ, **own}, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments, "--no-browser", f"--port={port}"],
+            cwd=folder,
+            env={**os.environ, **own},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
     try:
         end = time.time() + 60
         while process.poll() is None and time.time() < end:
@@ -86,13 +113,19 @@ def page(browser, serve, request, tmp_path):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(60_000)
     yield page
-    page.screenshot(path=tmp_path / f"{request.node.name}.png")  # what it looked like at the end, for whoever has to find out why
+    page.screenshot(
+        path=tmp_path / f"{request.node.name}.png"
+    )  # what it looked like at the end, for whoever has to find out why
     page.close()
 
 
 def shown(panel):
     """The large picture, as the browser has it."""
-    return Image.open(BytesIO(base64.b64decode(panel.locator('img[alt*="seed"]').get_attribute("src").split(",")[1])))
+    return Image.open(
+        BytesIO(
+            base64.b64decode(panel.locator('img[alt*="seed"]').get_attribute("src").split(",")[1])
+        )
+    )
 
 
 def press(panel, name):
@@ -133,7 +166,8 @@ def use(page, panel):
     press(panel, "Generate")
     says(panel, "Done")
     first = shown(panel)
-    assert first.size == (96, 96) and panel.locator('img[alt*="seed"]').bounding_box()["width"] > 300
+    assert first.size == (96, 96)
+    assert panel.locator('img[alt*="seed"]').bounding_box()["width"] > 300
 
     seen = panel.locator('img[alt*="seed"]').screenshot()
     drag(page, panel, "Style alpha", -0.2)
@@ -141,7 +175,8 @@ def use(page, panel):
     assert shown(panel).tobytes() == first.tobytes()
     press(panel, "Generate")
     says(panel, "Done")
-    assert shown(panel).tobytes() != first.tobytes() and panel.locator('img[alt*="seed"]').screenshot() != seen
+    assert shown(panel).tobytes() != first.tobytes()
+    assert panel.locator('img[alt*="seed"]').screenshot() != seen
     drag(page, panel, "Style alpha", 0.2)
     says(panel, "Drawn before")
     assert shown(panel).tobytes() == first.tobytes()
@@ -161,13 +196,30 @@ def use(page, panel):
     panel.get_by_role("button", name="Generate").press("Enter")
     says(panel, "Done.")
     described = panel.locator('img[alt*="seed"]').get_attribute("alt")
-    assert described.startswith('"<b>A very odd</b> prompt"; content: ') and "alpha +0.95" in described and "3 steps" in described
+    assert described.startswith('"<b>A very odd</b> prompt"; content: ')
+    assert "alpha +0.95" in described
+    assert "3 steps" in described
 
 
 def test_the_panel_of_lesson_3_in_jupyterlab(page, serve, tmp_path):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    quiet = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    page.goto(serve(["jupyterlab", "--allow-root", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}", *quiet], tmp_path, "lab/tree/notebooks/03_style_transfer.ipynb"))
+    quiet = [
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+    page.goto(
+        serve(
+            [
+                "jupyterlab",
+                "--allow-root",
+                "--IdentityProvider.token=",
+                f"--ServerApp.root_dir={tmp_path}",
+                *quiet,
+            ],
+            tmp_path,
+            "lab/tree/notebooks/03_style_transfer.ipynb",
+        )
+    )
     idle = page.get_by_text("Python 3 (ipykernel) | Idle")
     idle.wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -182,8 +234,11 @@ def test_the_panel_of_lesson_3_in_jupyterlab(page, serve, tmp_path):
 def test_the_app_page_lists_the_words_of_the_model():
     import drawings
 
-    text = "".join(cell.source for cell in nbformat.read(ROOT / "app" / "blora.ipynb", as_version=4).cells)
-    assert f"| objects | {', '.join(drawings.OBJECTS)} |" in text and f"| styles | {', '.join(drawings.STYLES)} |" in text
+    text = "".join(
+        cell.source for cell in nbformat.read(ROOT / "app" / "blora.ipynb", as_version=4).cells
+    )
+    assert f"| objects | {', '.join(drawings.OBJECTS)} |" in text
+    assert f"| styles | {', '.join(drawings.STYLES)} |" in text
 
 
 def test_the_app_page(page, serve, tmp_path):
@@ -198,7 +253,9 @@ def test_the_app_page(page, serve, tmp_path):
     upload(page, panel, "Own content", "broken.png", b"no picture")
     says(panel, "broken.png cannot be read")
     picture = BytesIO()
-    Image.new("RGB", (2500, 1600), "orange").save(picture, "BMP")  # 12 MB, more than Jupyter's servers take without app/voila.json
+    Image.new("RGB", (2500, 1600), "orange").save(
+        picture, "BMP"
+    )  # 12 MB, more than Jupyter's servers take without app/voila.json
     upload(page, panel, "Own content", "orange.bmp", picture.getvalue())
     says(panel, "to learn orange.bmp")
     press(panel, "Train content")

@@ -81,17 +81,22 @@ def test_what_spoils_everything_is_refused_until_it_is_undone(pipe, fresh, pictu
     learnt = learn(pipe, picture)
     change(fresh)
     uses = [
-        lambda: draw(fresh), lambda: draw(fresh, **halves), lambda: learn(fresh, picture),
-        lambda: sample(fresh, PROMPT, num_inference_steps=1, progress=False), lambda: looked(fresh),
-        lambda: apply(fresh, STAR, NEON, 0.3), lambda: prompt_per_block(fresh, {}).__enter__(),
-    ]  # fmt: skip
+        lambda: draw(fresh),
+        lambda: draw(fresh, **halves),
+        lambda: learn(fresh, picture),
+        lambda: sample(fresh, PROMPT, num_inference_steps=1, progress=False),
+        lambda: looked(fresh),
+        lambda: apply(fresh, STAR, NEON, 0.3),
+        lambda: prompt_per_block(fresh, {}).__enter__(),
+    ]
     for use in uses:
         with pytest.raises(PipelineError, match=words) as refused:
             use()
         assert str(refused.value).endswith(call)
     exec(call, {"pipe": fresh})
     assert close(draw(fresh, **halves), right)
-    assert close(draw(fresh), plain) and torch.allclose(looked(fresh), weights, atol=1e-4)
+    assert close(draw(fresh), plain)
+    assert torch.allclose(looked(fresh), weights, atol=1e-4)
     assert learn(fresh, picture).losses == pytest.approx(learnt.losses, rel=1e-3)
 
 
@@ -104,7 +109,8 @@ def test_removing_also_takes_out_what_is_fused(pipe, fresh):
     plain = draw(pipe)
     fuse_star_and_neon(fresh)
     remove(fresh)
-    assert applied(fresh) == [] and close(draw(fresh), plain, 0.01)
+    assert applied(fresh) == []
+    assert close(draw(fresh), plain, 0.01)
 
 
 WRAPPED = {
@@ -132,9 +138,13 @@ WRAPPED = {
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_wrapped_and_compiled_models_give_the_same(pipe, fresh, picture, tmp_path, kind):
     sequence = [
-        {}, {"content": STAR, "style": NEON}, {"content": STAR, "content_alpha": 0.3},
-        {"style": WOOD}, {"style": WOOD, "asymmetric_guidance": True}, {},
-    ]  # fmt: skip
+        {},
+        {"content": STAR, "style": NEON},
+        {"content": STAR, "content_alpha": 0.3},
+        {"style": WOOD},
+        {"style": WOOD, "asymmetric_guidance": True},
+        {},
+    ]
     right = [draw(pipe, **options) for options in sequence]
     WRAPPED[kind](fresh)
     before = fresh.unet, fresh.text_encoder
@@ -207,10 +217,12 @@ def test_weights_that_were_exchanged_in_place_are_put_right(pipe, fresh, tmp_pat
 def test_switches_of_diffusers_are_set_again(pipe, fresh):
     right = draw(pipe, content=STAR, style=NEON)
     for change in (
-        lambda: fresh.disable_lora(), lambda: fresh.set_adapters(["content"], [0.2]),
-        lambda: fresh.delete_adapters(["style"]), lambda: fresh.unload_lora_weights(),
+        lambda: fresh.disable_lora(),
+        lambda: fresh.set_adapters(["content"], [0.2]),
+        lambda: fresh.delete_adapters(["style"]),
+        lambda: fresh.unload_lora_weights(),
         lambda: (fresh.fuse_lora(lora_scale=0.4), fresh.unfuse_lora()),
-    ):  # fmt: skip
+    ):
         apply(fresh, STAR, NEON)
         change()
         assert close(draw(fresh, content=STAR, style=NEON), right, 0.05)
@@ -320,6 +332,7 @@ def test_offloaded_models_draw_and_are_not_trained(pipe, fresh, picture, kind):
 
 def test_a_sampler_that_was_put_in_anothers_place_is_not_recorded(fresh):
     from diffusers import DDIMScheduler
+
     from blora_nb.models import use_scheduler
 
     use_scheduler(fresh, "dpm++")

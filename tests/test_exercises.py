@@ -9,60 +9,180 @@ import torch
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
-import checks  # noqa: E402
-import prepare  # noqa: E402
-
-from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS  # noqa: E402
+import checks
+import prepare
+from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 
 # check: (correct answers, plausible wrong ones)
 PURE = {
     "share_right": (
-        [lambda f, w: sum(a == b for a, b in zip(f, w)) / len(w), lambda f, w: torch.tensor([float(a[0] == b[0] and a[1] == b[1]) for a, b in zip(f, w)]).mean()],
-        [lambda f, w: sum(a == b for a, b in zip(f, w)), lambda f, w: sum(a[0] == b[0] for a, b in zip(f, w)) / len(w), lambda f, w: sum(a[0] == b[0] or a[1] == b[1] for a, b in zip(f, w)) / len(w), lambda f, w: len(set(f) & set(w)) / len(w)],
-    ),
-    "lora_weights": (
-        [lambda r, i, o: r * (i + o), lambda r, i, o: torch.zeros(r, i).numel() + torch.zeros(o, r).numel()],
-        [lambda r, i, o: r * i * o, lambda r, i, o: 2 * r * i, lambda r, i, o: r * i, lambda r, i, o: i * o],
-    ),
-    "add_noise": (
-        [lambda x, n, s: s**0.5 * x + (1 - s) ** 0.5 * n, lambda x, n, s: torch.sqrt(torch.tensor(s)) * x + torch.sqrt(torch.tensor(1 - s)) * n],
-        [lambda x, n, s: s * x + (1 - s) * n, lambda x, n, s: (1 - s) ** 0.5 * x + s**0.5 * n, lambda x, n, s: x + (1 - s) ** 0.5 * n, lambda x, n, s: s**0.5 * x + (1 - s**0.5) * n],
-    ),
-    "role": (
-        [lambda c, s: {(True, True): "both", (True, False): "content", (False, True): "style", (False, False): "neither"}[c >= 0.5, s >= 0.5]],
-        [lambda c, s: "content" if c > s else "style", lambda c, s: "content" if c >= 0.5 else "style" if s >= 0.5 else "neither", lambda c, s: "both" if c > 0 and s > 0 else "content" if c > 0 else "style" if s > 0 else "neither"],
-    ),
-    "needed_rank": (
-        [lambda v, share: next(n for n in range(1, len(v) + 1) if sum(sorted((float(x) ** 2 for x in v), reverse=True)[:n]) >= share * sum(float(x) ** 2 for x in v) - 1e-9)],
         [
-            lambda v, share: next(n for n in range(1, len(v) + 1) if sum(sorted(map(float, v), reverse=True)[:n]) >= share * sum(map(float, v)) - 1e-9),
-            lambda v, share: next(n for n in range(1, len(v) + 1) if sum(float(x) ** 2 for x in list(v)[:n]) >= share * sum(float(x) ** 2 for x in v) - 1e-9),
-            lambda v, share: round(share * len(v)),
-            lambda v, share: next((n for n in range(len(v) + 1) if sum(sorted((float(x) ** 2 for x in v), reverse=True)[:n]) > share * sum(float(x) ** 2 for x in v)), len(v)),
+            lambda f, w: sum(a == b for a, b in zip(f, w)) / len(w),
+            lambda f, w: torch.tensor(
+                [float(a[0] == b[0] and a[1] == b[1]) for a, b in zip(f, w)]
+            ).mean(),
+        ],
+        [
+            lambda f, w: sum(a == b for a, b in zip(f, w)),
+            lambda f, w: sum(a[0] == b[0] for a, b in zip(f, w)) / len(w),
+            lambda f, w: sum(a[0] == b[0] or a[1] == b[1] for a, b in zip(f, w)) / len(w),
+            lambda f, w: len(set(f) & set(w)) / len(w),
         ],
     ),
-    "ours": ([lambda a: a * a, lambda a: abs(a) ** 2], [lambda a: a, lambda a: abs(a) ** 0.5, lambda a: a * abs(a), lambda a: 2 * a]),
+    "lora_weights": (
+        [
+            lambda r, i, o: r * (i + o),
+            lambda r, i, o: torch.zeros(r, i).numel() + torch.zeros(o, r).numel(),
+        ],
+        [
+            lambda r, i, o: r * i * o,
+            lambda r, i, o: 2 * r * i,
+            lambda r, i, o: r * i,
+            lambda r, i, o: i * o,
+        ],
+    ),
+    "add_noise": (
+        [
+            lambda x, n, s: s**0.5 * x + (1 - s) ** 0.5 * n,
+            lambda x, n, s: torch.sqrt(torch.tensor(s)) * x + torch.sqrt(torch.tensor(1 - s)) * n,
+        ],
+        [
+            lambda x, n, s: s * x + (1 - s) * n,
+            lambda x, n, s: (1 - s) ** 0.5 * x + s**0.5 * n,
+            lambda x, n, s: x + (1 - s) ** 0.5 * n,
+            lambda x, n, s: s**0.5 * x + (1 - s**0.5) * n,
+        ],
+    ),
+    "role": (
+        [
+            lambda c, s: {
+                (True, True): "both",
+                (True, False): "content",
+                (False, True): "style",
+                (False, False): "neither",
+            }[c >= 0.5, s >= 0.5]
+        ],
+        [
+            lambda c, s: "content" if c > s else "style",
+            lambda c, s: "content" if c >= 0.5 else "style" if s >= 0.5 else "neither",
+            lambda c, s: (
+                "both"
+                if c > 0 and s > 0
+                else "content"
+                if c > 0
+                else "style"
+                if s > 0
+                else "neither"
+            ),
+        ],
+    ),
+    "needed_rank": (
+        [
+            lambda v, share: next(
+                n
+                for n in range(1, len(v) + 1)
+                if sum(sorted((float(x) ** 2 for x in v), reverse=True)[:n])
+                >= share * sum(float(x) ** 2 for x in v) - 1e-9
+            )
+        ],
+        [
+            lambda v, share: next(
+                n
+                for n in range(1, len(v) + 1)
+                if sum(sorted(map(float, v), reverse=True)[:n]) >= share * sum(map(float, v)) - 1e-9
+            ),
+            lambda v, share: next(
+                n
+                for n in range(1, len(v) + 1)
+                if sum(float(x) ** 2 for x in list(v)[:n])
+                >= share * sum(float(x) ** 2 for x in v) - 1e-9
+            ),
+            lambda v, share: round(share * len(v)),
+            lambda v, share: next(
+                (
+                    n
+                    for n in range(len(v) + 1)
+                    if sum(sorted((float(x) ** 2 for x in v), reverse=True)[:n])
+                    > share * sum(float(x) ** 2 for x in v)
+                ),
+                len(v),
+            ),
+        ],
+    ),
+    "ours": (
+        [lambda a: a * a, lambda a: abs(a) ** 2],
+        [lambda a: a, lambda a: abs(a) ** 0.5, lambda a: a * abs(a), lambda a: 2 * a],
+    ),
     "best_seed": (
-        [lambda s, k, m: max(zip(s, k, m), key=lambda x: min(x[1], x[2]))[0], lambda s, k, m: s[max(range(len(s)), key=lambda i: min(k[i], m[i]))]],
-        [lambda s, k, m: max(zip(s, k, m), key=lambda x: x[1] + x[2])[0], lambda s, k, m: max(range(len(s)), key=lambda i: min(k[i], m[i])), lambda s, k, m: max(zip(s, k, m), key=lambda x: x[1])[0], lambda s, k, m: max(zip(s, k, m), key=lambda x: x[1] * x[2])[0]],
+        [
+            lambda s, k, m: max(zip(s, k, m), key=lambda x: min(x[1], x[2]))[0],
+            lambda s, k, m: s[max(range(len(s)), key=lambda i: min(k[i], m[i]))],
+        ],
+        [
+            lambda s, k, m: max(zip(s, k, m), key=lambda x: x[1] + x[2])[0],
+            lambda s, k, m: max(range(len(s)), key=lambda i: min(k[i], m[i])),
+            lambda s, k, m: max(zip(s, k, m), key=lambda x: x[1])[0],
+            lambda s, k, m: max(zip(s, k, m), key=lambda x: x[1] * x[2])[0],
+        ],
     ),
     "useful_range": (
-        [lambda a, k, f, e: next(((min(g), max(g)) for g in [[x for x, y, z in zip(a, k, f) if y >= e and z >= e]] if g), (None, None)), lambda a, k, f, e: (lambda g: [g[0], g[-1]] if g else (None, None))(sorted(x for x, y, z in zip(a, k, f) if min(y, z) >= e))],
-        [lambda a, k, f, e: (lambda g: (g[0], g[-1]) if g else (None, None))([x for x, y, z in zip(a, k, f) if min(y, z) >= e]), lambda a, k, f, e: (lambda g: (min(g), max(g)) if g else (None, None))([x for x, y, z in zip(a, k, f) if y >= e]), lambda a, k, f, e: (lambda g: (min(g), max(g)) if g else (None, None))([x for x, y, z in zip(a, k, f) if (y + z) / 2 >= e])],
+        [
+            lambda a, k, f, e: next(
+                (
+                    (min(g), max(g))
+                    for g in [[x for x, y, z in zip(a, k, f) if y >= e and z >= e]]
+                    if g
+                ),
+                (None, None),
+            ),
+            lambda a, k, f, e: (lambda g: [g[0], g[-1]] if g else (None, None))(
+                sorted(x for x, y, z in zip(a, k, f) if min(y, z) >= e)
+            ),
+        ],
+        [
+            lambda a, k, f, e: (lambda g: (g[0], g[-1]) if g else (None, None))(
+                [x for x, y, z in zip(a, k, f) if min(y, z) >= e]
+            ),
+            lambda a, k, f, e: (lambda g: (min(g), max(g)) if g else (None, None))(
+                [x for x, y, z in zip(a, k, f) if y >= e]
+            ),
+            lambda a, k, f, e: (lambda g: (min(g), max(g)) if g else (None, None))(
+                [x for x, y, z in zip(a, k, f) if (y + z) / 2 >= e]
+            ),
+        ],
     ),
     "seeds_needed": (
         [lambda p, c: next(n for n in range(1, 10_000) if 1 - (1 - p) ** n >= c)],
-        [lambda p, c: round(c / p), lambda p, c: int(1 / p), lambda p, c: next(n for n in range(1, 10_000) if 1 - (1 - p) ** n > c), lambda p, c: max(1, int(torch.log(torch.tensor(1 - c)) / torch.log(torch.tensor(1 - min(p, 0.999)))))],
+        [
+            lambda p, c: round(c / p),
+            lambda p, c: int(1 / p),
+            lambda p, c: next(n for n in range(1, 10_000) if 1 - (1 - p) ** n > c),
+            lambda p, c: max(
+                1, int(torch.log(torch.tensor(1 - c)) / torch.log(torch.tensor(1 - min(p, 0.999))))
+            ),
+        ],
     ),
     "colour_distance": (
         [lambda a, b: 1 - torch.minimum(a, b).sum(), lambda a, b: (a - b).abs().sum().item() / 2],
-        [lambda a, b: torch.minimum(a, b).sum().item(), lambda a, b: (a - b).abs().sum().item(), lambda a, b: ((a - b) ** 2).sum().item() ** 0.5, lambda a, b: (a - b).clamp(min=0).max().item()],
+        [
+            lambda a, b: torch.minimum(a, b).sum().item(),
+            lambda a, b: (a - b).abs().sum().item(),
+            lambda a, b: ((a - b) ** 2).sum().item() ** 0.5,
+            lambda a, b: (a - b).clamp(min=0).max().item(),
+        ],
     ),
     "mixed_change": (
-        [lambda f, s, w: (1 - w) * (f[0] @ f[1]) + w * (s[0] @ s[1]), lambda f, s, w: torch.cat([(1 - w) * f[0], w * s[0]], 1) @ torch.cat([f[1], s[1]])],
-        [lambda f, s, w: f[0] @ f[1] + w * s[0] @ s[1], lambda f, s, w: w * f[0] @ f[1] + (1 - w) * s[0] @ s[1], lambda f, s, w: ((1 - w) * f[0] + w * s[0]) @ ((1 - w) * f[1] + w * s[1])],
+        [
+            lambda f, s, w: (1 - w) * (f[0] @ f[1]) + w * (s[0] @ s[1]),
+            lambda f, s, w: torch.cat([(1 - w) * f[0], w * s[0]], 1) @ torch.cat([f[1], s[1]]),
+        ],
+        [
+            lambda f, s, w: f[0] @ f[1] + w * s[0] @ s[1],
+            lambda f, s, w: w * f[0] @ f[1] + (1 - w) * s[0] @ s[1],
+            lambda f, s, w: ((1 - w) * f[0] + w * s[0]) @ ((1 - w) * f[1] + w * s[1]),
+        ],
     ),
-}  # fmt: skip
+}
 
 
 def verdict(capsys, check, *answer):
@@ -77,32 +197,60 @@ def test_right_answers_pass_and_wrong_ones_are_told_why(check, capsys):
     assert len(wrong) >= 3
     assert [verdict(capsys, check, answer)[0] for answer in right] == ["✓"] * len(right)
     for number, answer in enumerate(wrong):
-        assert verdict(capsys, check, answer).startswith("✗"), f"wrong answer {number} of {check} is accepted"
+        assert verdict(capsys, check, answer).startswith("✗"), (
+            f"wrong answer {number} of {check} is accepted"
+        )
     assert verdict(capsys, check, lambda *arguments: None) == "… not solved yet"
 
 
 def test_prompts_are_judged_by_what_they_draw(pipe, capsys):
     assert verdict(capsys, "two_colours", pipe, "A heart in red on blue style").startswith("✓")
-    for wrong in ("A heart in blue on red style", "A heart in green on yellow style", "A red heart"):
+    for wrong in (
+        "A heart in blue on red style",
+        "A heart in green on yellow style",
+        "A red heart",
+    ):
         assert verdict(capsys, "two_colours", pipe, wrong).startswith("✗"), wrong
     assert verdict(capsys, "golden_words", pipe, "A [c] in gold style").startswith("✓")
     for wrong in ("A cat, in gold style", "A [c] in neon style", "A [c]"):
         assert verdict(capsys, "golden_words", pipe, wrong).startswith("✗"), wrong
-    assert verdict(capsys, "two_colours", pipe, "") == verdict(capsys, "golden_words", pipe, "") == "… not solved yet"
+    assert (
+        verdict(capsys, "two_colours", pipe, "")
+        == verdict(capsys, "golden_words", pipe, "")
+        == "… not solved yet"
+    )
 
 
 def test_a_prompt_for_two_blocks(pipe, capsys):
-    for right in ({CONTENT_BLOCK: "A fish in neon style", STYLE_BLOCK: "A house in wood style"}, {CONTENT_BLOCK: "A fish in wood style", STYLE_BLOCK: "A fish in wood style"}):
+    for right in (
+        {CONTENT_BLOCK: "A fish in neon style", STYLE_BLOCK: "A house in wood style"},
+        {CONTENT_BLOCK: "A fish in wood style", STYLE_BLOCK: "A fish in wood style"},
+    ):
         assert verdict(capsys, "two_voices", pipe, right).startswith("✓")
-    wrongs = [{CONTENT_BLOCK: "A fish in wood style"}, {STYLE_BLOCK: "A fish", CONTENT_BLOCK: "A [x] in wood style"}, {TRANSFORMER_BLOCKS[0]: "A fish in wood style", TRANSFORMER_BLOCKS[-1]: "A fish in wood style"}, dict.fromkeys(TRANSFORMER_BLOCKS, "A fish in wood style")]
+    wrongs = [
+        {CONTENT_BLOCK: "A fish in wood style"},
+        {STYLE_BLOCK: "A fish", CONTENT_BLOCK: "A [x] in wood style"},
+        {
+            TRANSFORMER_BLOCKS[0]: "A fish in wood style",
+            TRANSFORMER_BLOCKS[-1]: "A fish in wood style",
+        },
+        dict.fromkeys(TRANSFORMER_BLOCKS, "A fish in wood style"),
+    ]
     for wrong in wrongs:
         assert verdict(capsys, "two_voices", pipe, wrong).startswith("✗"), wrong
     assert verdict(capsys, "two_voices", pipe, {}) == "… not solved yet"
 
 
 def test_a_series(pipe, capsys):
-    assert verdict(capsys, "my_series", pipe, ["star", "heart", "house", "boat"], "flower_neon").startswith("✓")
-    for objects, style in ((["star", "heart"], "flower_neon"), (["star", "heart", "house", "flower"], "flower_neon"), (["bicycle", "piano", "giraffe", "bottle"], "flower_neon"), (["star", "heart", "house", "boat"], "monet")):
+    assert verdict(
+        capsys, "my_series", pipe, ["star", "heart", "house", "boat"], "flower_neon"
+    ).startswith("✓")
+    for objects, style in (
+        (["star", "heart"], "flower_neon"),
+        (["star", "heart", "house", "flower"], "flower_neon"),
+        (["bicycle", "piano", "giraffe", "bottle"], "flower_neon"),
+        (["star", "heart", "house", "boat"], "monet"),
+    ):
         assert verdict(capsys, "my_series", pipe, objects, style).startswith("✗"), (objects, style)
     assert verdict(capsys, "my_series", pipe, [], "") == "… not solved yet"
 
@@ -117,7 +265,13 @@ def test_a_training_of_one_block(pipe, capsys):
         def answer(pipe, picture, settings):
             parameters = attach_lora(pipe.unet, settings.rank, settings.seed, blocks=blocks)
             if steps:
-                run_steps(pipe, parameters, encode_image(pipe, picture, settings.resolution), settings, progress=False)
+                run_steps(
+                    pipe,
+                    parameters,
+                    encode_image(pipe, picture, settings.resolution),
+                    settings,
+                    progress=False,
+                )
             blora = collect(pipe.unet, settings)
             if take_off:
                 remove(pipe)
@@ -126,14 +280,28 @@ def test_a_training_of_one_block(pipe, capsys):
         return answer
 
     assert verdict(capsys, "train_content", pipe, trained([CONTENT_BLOCK])).startswith("✓")
-    for wrong in (trained([CONTENT_BLOCK, STYLE_BLOCK]), trained([STYLE_BLOCK]), trained([CONTENT_BLOCK], steps=False), trained([CONTENT_BLOCK], take_off=False), lambda pipe, picture, settings: train(pipe, picture, settings, progress=False).content):
+    for wrong in (
+        trained([CONTENT_BLOCK, STYLE_BLOCK]),
+        trained([STYLE_BLOCK]),
+        trained([CONTENT_BLOCK], steps=False),
+        trained([CONTENT_BLOCK], take_off=False),
+        lambda pipe, picture, settings: train(pipe, picture, settings, progress=False).content,
+    ):
         assert verdict(capsys, "train_content", pipe, wrong).startswith("✗")
 
 
 def test_a_lora_layer(pipe, capsys):
-    for right in (lambda x, W, A, B, alpha: x @ (W + alpha * B @ A).T, lambda x, W, A, B, alpha: torch.nn.functional.linear(x, W) + alpha * (x @ A.T) @ B.T):
+    for right in (
+        lambda x, W, A, B, alpha: x @ (W + alpha * B @ A).T,
+        lambda x, W, A, B, alpha: torch.nn.functional.linear(x, W) + alpha * (x @ A.T) @ B.T,
+    ):
         assert verdict(capsys, "lora_layer", pipe, right).startswith("✓")
-    for wrong in (lambda x, W, A, B, alpha: x @ (W + alpha**2 * B @ A).T, lambda x, W, A, B, alpha: alpha * x @ (B @ A).T, lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T, lambda x, W, A, B, alpha: x @ (W + alpha * A @ B).T):
+    for wrong in (
+        lambda x, W, A, B, alpha: x @ (W + alpha**2 * B @ A).T,
+        lambda x, W, A, B, alpha: alpha * x @ (B @ A).T,
+        lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T,
+        lambda x, W, A, B, alpha: x @ (W + alpha * A @ B).T,
+    ):
         assert verdict(capsys, "lora_layer", pipe, wrong).startswith("✗")
 
 
@@ -146,8 +314,19 @@ def test_shared_cells_and_solutions_are_those_that_prepare_writes(path):
     lesson = nbformat.read(path, as_version=4)
     before = [(c.source, dict(c.metadata)) for c in lesson.cells]
     prepare.prepare(lesson, path.stem)
-    assert before == [(c.source, dict(c.metadata)) for c in lesson.cells], "run: python notebooks/prepare.py"
+    assert before == [(c.source, dict(c.metadata)) for c in lesson.cells], (
+        "run: python notebooks/prepare.py"
+    )
     solved = nbformat.read(NOTEBOOKS / "solutions" / path.name, as_version=4)
-    assert prepare.same_sources(solved, prepare.solutions(lesson, path.stem)), "run: python notebooks/prepare.py"
-    verdicts = [o.text for c in solved.cells for o in c.get("outputs", []) if "checks." in c.source and o.output_type == "stream"]
-    assert len(verdicts) >= 2 and all(text.startswith("✓") for text in verdicts), "execute the solutions: make notebooks"
+    assert prepare.same_sources(solved, prepare.solutions(lesson, path.stem)), (
+        "run: python notebooks/prepare.py"
+    )
+    verdicts = [
+        o.text
+        for c in solved.cells
+        for o in c.get("outputs", [])
+        if "checks." in c.source and o.output_type == "stream"
+    ]
+    assert len(verdicts) >= 2 and all(text.startswith("✓") for text in verdicts), (
+        "execute the solutions: make notebooks"
+    )

@@ -46,12 +46,15 @@ def test_a_picture_that_was_replaced_is_not_finished(cat, tmp_path, capsys, earl
     if earlier:
         forget_what_was_learned(file)
     kept = file.read_bytes()
-    assert again(cat, tmp_path / "out") == 0 and "finished already" in capsys.readouterr().out
+    assert again(cat, tmp_path / "out") == 0
+    assert "finished already" in capsys.readouterr().out
     shutil.copy(EXAMPLES / "cat_wood.png", cat)
     assert again(cat, tmp_path / "out") == 1
     said = capsys.readouterr()
-    assert "another picture" in said.err and "finished already" not in said.out
-    assert "move this folder away" in said.err and file.read_bytes() == kept
+    assert "another picture" in said.err
+    assert "finished already" not in said.out
+    assert "move this folder away" in said.err
+    assert file.read_bytes() == kept
 
 
 @pytest.mark.parametrize(
@@ -68,7 +71,8 @@ def test_a_picture_that_was_replaced_is_not_finished(cat, tmp_path, capsys, earl
 def test_other_settings_are_said(cat, tmp_path, capsys, more, words):
     assert again(cat, tmp_path / "out", *more) == 1
     said = capsys.readouterr()
-    assert words in said.err and "finished already" not in said.out
+    assert words in said.err
+    assert "finished already" not in said.out
 
 
 def test_what_changes_no_weight_is_no_difference(cat, tmp_path, capsys):
@@ -78,7 +82,8 @@ def test_what_changes_no_weight_is_no_difference(cat, tmp_path, capsys):
 
 def test_more_steps_are_made_as_is_said(pipe, cat, tmp_path, capsys):
     assert again(cat, tmp_path / "out", "--max_train_steps", 4) == 1
-    assert "To go on from" in (said := capsys.readouterr().err) and "checkpoint-2" in said
+    assert "To go on from" in (said := capsys.readouterr().err)
+    assert "checkpoint-2" in said
     (tmp_path / "out" / FILE_NAME).rename(tmp_path / "two_steps.safetensors")
     assert again(cat, tmp_path / "out", "--max_train_steps", 4) == 0
     whole = train(pipe, cat, progress=False, rank=4, train_batch_size=1, max_train_steps=4)
@@ -93,7 +98,8 @@ def test_of_a_folder_only_what_differs_is_refused_and_in_the_manifest(cat, tmp_p
     shutil.copy(EXAMPLES / "cat_wood.png", folder / "new.png")
     assert again(folder, out) == 1
     said = capsys.readouterr()
-    assert f"finished already: {out / 'flower'}" in said.out and "another picture" in said.err
+    assert f"finished already: {out / 'flower'}" in said.out
+    assert "another picture" in said.err
     rows = {row["folder"]: row for row in json.loads((out / "manifest.json").read_text())}
     states = {name: row["state"] for name, row in rows.items()}
     assert states == {"cat": "failed", "flower": "finished", "new": "finished"}
@@ -114,10 +120,12 @@ def test_together_is_finished_for_all_pictures_and_their_prompts(cat, tmp_path, 
     assert again(folder, out, *options) == 0 == again(folder, out, *options)
     assert "finished already" in capsys.readouterr().out
     write("A [v] tree")
-    assert again(folder, out, *options) == 1 and "another caption" in capsys.readouterr().err
+    assert again(folder, out, *options) == 1
+    assert "another caption" in capsys.readouterr().err
     write("A [v] flower")
     shutil.copy(EXAMPLES / "boat_stripes.png", folder / "flower.png")
-    assert again(folder, out, *options) == 1 and "another picture" in capsys.readouterr().err
+    assert again(folder, out, *options) == 1
+    assert "another picture" in capsys.readouterr().err
 
 
 def test_notes_of_pictures_and_prompts_are_a_line_each_once(cat, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
-from prepare import ADDRESS, FIRST_CELL  # noqa: E402
+from prepare import ADDRESS, FIRST_CELL
 
 SMALL = "toolz"  # a small package without dependencies that nothing here needs
 
@@ -34,14 +34,23 @@ def run(python, code, where):
 def test_it_fetches_the_course_and_can_run_twice(bare_python, tmp_path):
     cell = FIRST_CELL.replace(ADDRESS, ROOT.as_uri())
     assert cell != FIRST_CELL
-    out = run(bare_python, f"{cell}\n{cell}\nimport os, blora_nb, checks\nprint(os.getcwd(), blora_nb.__file__)", tmp_path)
-    assert out.split() == [str(tmp_path / "blora-nb" / "notebooks"), str(tmp_path / "blora-nb" / "blora_nb" / "__init__.py")]
+    out = run(
+        bare_python,
+        f"{cell}\n{cell}\nimport os, blora_nb, checks\nprint(os.getcwd(), blora_nb.__file__)",
+        tmp_path,
+    )
+    assert out.split() == [
+        str(tmp_path / "blora-nb" / "notebooks"),
+        str(tmp_path / "blora-nb" / "blora_nb" / "__init__.py"),
+    ]
 
 
 @pytest.mark.parametrize("start", [".", "notebooks", "notebooks/solutions", "outputs/handout"])
 def test_in_a_clone_it_only_finds_the_folder_of_the_lessons(bare_python, start):
     (ROOT / start).mkdir(parents=True, exist_ok=True)
-    out = run(bare_python, f"{FIRST_CELL}\nimport os, blora_nb, checks\nprint(os.getcwd())", ROOT / start)
+    out = run(
+        bare_python, f"{FIRST_CELL}\nimport os, blora_nb, checks\nprint(os.getcwd())", ROOT / start
+    )
     assert out.split() == [str(ROOT / "notebooks")]
 
 

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blora_nb.images import ImageError, centre_square, find_images, free_path, read_image, safe_name, save_image, to_tensor, writable_folder
+from blora_nb.images import (
+    ImageError,
+    centre_square,
+    find_images,
+    free_path,
+    read_image,
+    safe_name,
+    save_image,
+    to_tensor,
+    writable_folder,
+)
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -23,7 +33,8 @@ def test_exif_rotation_is_applied(tmp_path):
     two_colours().save(tmp_path / "photo.jpg", exif=exif, quality=95)
     upright = read_image(tmp_path / "photo.jpg")
     assert upright.size == (40, 60)
-    assert upright.getpixel((20, 5))[2] > 200 and upright.getpixel((20, 55))[0] > 200  # blue on top, red below
+    assert upright.getpixel((20, 5))[2] > 200
+    assert upright.getpixel((20, 55))[0] > 200
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -32,17 +43,33 @@ def test_transparent_parts_become_white(tmp_path, mode):
     image.paste((0, 0, 0, 255), (8, 8, 24, 24))
     image.convert(mode).save(tmp_path / "drawing.png")
     seen = read_image(tmp_path / "drawing.png")
-    assert seen.mode == "RGB" and seen.getpixel((1, 1)) == (255, 255, 255) and max(seen.getpixel((16, 16))) < 10
+    assert seen.mode == "RGB"
+    assert seen.getpixel((1, 1)) == (255, 255, 255)
+    assert max(seen.getpixel((16, 16))) < 10
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "I;16", "F"])
 def test_every_mode_is_read(mode):
-    ramp = Image.fromarray(np.linspace(0, 65535 if mode == "I;16" else 255, 64 * 64).reshape(64, 64).astype(np.uint16 if mode == "I;16" else np.uint8))
+    ramp = Image.fromarray(
+        np.linspace(0, 65535 if mode == "I;16" else 255, 64 * 64)
+        .reshape(64, 64)
+        .astype(np.uint16 if mode == "I;16" else np.uint8)
+    )
     seen = read_image(ramp if mode in ("I;16", "L") else ramp.convert(mode))
-    assert seen.mode == "RGB" and len(seen.getcolors(maxcolors=10_000)) > 1
+    assert seen.mode == "RGB"
+    assert len(seen.getcolors(maxcolors=10_000)) > 1
 
 
-@pytest.mark.parametrize("values, dtype", [((0, 0.5, 1), np.float32), ((0, 127.5, 255), np.float32), ((0, 128, 255), np.int32), ((0, 32896, 65535), np.int32), ((0, 2**30, 2**31 - 1), np.int32)])
+@pytest.mark.parametrize(
+    "values, dtype",
+    [
+        ((0, 0.5, 1), np.float32),
+        ((0, 127.5, 255), np.float32),
+        ((0, 128, 255), np.int32),
+        ((0, 32896, 65535), np.int32),
+        ((0, 2**30, 2**31 - 1), np.int32),
+    ],
+)
 def test_wide_grey_values_are_brought_to_eight_bits(tmp_path, values, dtype):
     Image.fromarray(np.array([values] * 3, dtype=dtype)).save(tmp_path / "x.tif")
     seen = read_image(tmp_path / "x.tif")
@@ -72,18 +99,25 @@ def test_a_folder_gives_its_pictures_only(tmp_path):
 
 def test_the_crop_is_the_centre():
     square = centre_square(two_colours(), 20)
-    assert square.size == (20, 20) and square.getpixel((1, 10)) == BLUE and square.getpixel((18, 10)) == RED
+    assert square.size == (20, 20)
+    assert square.getpixel((1, 10)) == BLUE
+    assert square.getpixel((18, 10)) == RED
     pixels = to_tensor(square)
-    assert pixels.shape == (1, 3, 20, 20) and pixels.min() == -1 and pixels.max() == 1
+    assert pixels.shape == (1, 3, 20, 20)
+    assert pixels.min() == -1
+    assert pixels.max() == 1
 
 
 def test_names_are_safe_and_nothing_is_overwritten(tmp_path):
     name = safe_name("A <c>/[s] in «style» " + "x" * 300)
-    assert "/" not in name and "<" not in name and len(safe_name("猫" * 300).encode()) <= 120
+    assert "/" not in name
+    assert "<" not in name
+    assert len(safe_name("猫" * 300).encode()) <= 120
     assert safe_name("///") == "picture"
     first = save_image(two_colours(), free_path(tmp_path, name, ".png"), {"prompt": "A <c>"})
     second = free_path(tmp_path, name, ".png")
-    assert first.exists() and second != first
+    assert first.exists()
+    assert second != first
     assert json.loads(Image.open(first).text["blora_nb"]) == {"prompt": "A <c>"}
     assert [p.name for p in tmp_path.iterdir()] == [first.name]  # no part file left
 

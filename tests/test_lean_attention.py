@@ -2,10 +2,10 @@
 
 import copy
 
-from diffusers.models import attention_processor
-from diffusers.models.attention_processor import Attention, AttnProcessor
 import pytest
 import torch
+from diffusers.models import attention_processor
+from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from blora_nb import generate, train
 from blora_nb.adapters import remove
@@ -20,8 +20,21 @@ def runner(pipe):
     unet = copy.deepcopy(pipe.unet)
     embeds, pooled = encode_prompt(pipe, "A [v]")
     latents = torch.randn(2, 12, 12, 12, generator=torch.Generator().manual_seed(0))
-    conditions = {"text_embeds": pooled.expand(2, -1), "time_ids": micro_conditioning(96, 2, "cpu", torch.float32)}
-    return unet, lambda: unet(latents, torch.tensor([200, 700]), embeds.expand(2, -1, -1), added_cond_kwargs=conditions).sample
+    conditions = {
+        "text_embeds": pooled.expand(2, -1),
+        "time_ids": micro_conditioning(96, 2, "cpu", torch.float32),
+    }
+    return (
+        unet,
+        lambda: (
+            unet(
+                latents,
+                torch.tensor([200, 700]),
+                embeds.expand(2, -1, -1),
+                added_cond_kwargs=conditions,
+            ).sample
+        ),
+    )
 
 
 @pytest.fixture
@@ -40,16 +53,22 @@ def looked_up(monkeypatch):
 
 def test_predictions_and_gradients_are_the_same_bits(pipe, looked_up):
     unet, run = runner(pipe)
-    weight = unet.get_parameter("up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight").requires_grad_()
+    weight = unet.get_parameter(
+        "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    ).requires_grad_()
     predicted = run()
     (gradient,) = torch.autograd.grad(predicted.square().mean(), weight)
-    assert looked_up and gradient.any()
+    assert looked_up
+    assert gradient.any()
     looked_up.clear()
     with lean_attention(unet):
         again = run()
-        assert torch.equal(again, predicted) and torch.equal(torch.autograd.grad(again.square().mean(), weight)[0], gradient)
+        assert torch.equal(again, predicted)
+        assert torch.equal(torch.autograd.grad(again.square().mean(), weight)[0], gradient)
         assert not looked_up
-    assert {type(module) for module in unet.modules() if isinstance(module, Attention)} == {Attention}
+    assert {type(module) for module in unet.modules() if isinstance(module, Attention)} == {
+        Attention
+    }
 
 
 def test_another_processor_and_an_attention_with_more_to_it_are_left_to_diffusers(pipe):
@@ -66,7 +85,8 @@ def test_another_processor_and_an_attention_with_more_to_it_are_left_to_diffuser
     with torch.no_grad():
         plain = run()
         with lean_attention(unet):
-            assert torch.equal(run(), plain) and len(seen) == 2
+            assert torch.equal(run(), plain)
+            assert len(seen) == 2
 
 
 def test_training_and_drawing_use_it(pipe, picture, looked_up):

@@ -22,8 +22,15 @@ def loha(rank):
     """(matrices, change) of an [out, in] layer, alpha 2."""
 
     def of(rows, columns):
-        a1, b1, a2, b2 = random(rows, rank), random(rank, columns), random(rows, rank + 1), random(rank + 1, columns)
-        return {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}, (a1 @ b1) * (a2 @ b2) * 2 / rank
+        a1, b1, a2, b2 = (
+            random(rows, rank),
+            random(rank, columns),
+            random(rows, rank + 1),
+            random(rank + 1, columns),
+        )
+        return {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}, (a1 @ b1) * (
+            a2 @ b2
+        ) * 2 / rank
 
     return of
 
@@ -35,7 +42,9 @@ def lokr_product(rows, columns):
 
 def lokr_products(rows, columns):
     one, two, a, b = random(8, 1), random(1, 4), random(rows // 8, 1), random(1, columns // 4)
-    return {"lokr_w1_a": one, "lokr_w1_b": two, "lokr_w2_a": a, "lokr_w2_b": b}, torch.kron(one @ two, a @ b) * 2
+    return {"lokr_w1_a": one, "lokr_w1_b": two, "lokr_w2_a": a, "lokr_w2_b": b}, torch.kron(
+        one @ two, a @ b
+    ) * 2
 
 
 def lokr_whole(rows, columns):
@@ -44,7 +53,13 @@ def lokr_whole(rows, columns):
     return {"lokr_w1": one, "lokr_w2": two}, torch.kron(one, two)
 
 
-METHODS = {"LoHa": (loha(3), 12), "LoHa of high rank": (loha(11), 104), "LoKr, one product": (lokr_product, 12), "LoKr, two products": (lokr_products, 1), "LoKr, whole": (lokr_whole, "52 to 104")}
+METHODS = {
+    "LoHa": (loha(3), 12),
+    "LoHa of high rank": (loha(11), 104),
+    "LoKr, one product": (lokr_product, 12),
+    "LoKr, two products": (lokr_products, 1),
+    "LoKr, whole": (lokr_whole, "52 to 104"),
+}
 
 
 def written(file, of, spoil=None):
@@ -55,7 +70,9 @@ def written(file, of, spoil=None):
         if spoil and layer.endswith("attentions.0.proj_in"):
             spoil(matrices)
         name = "lycoris_" + layer.replace(".", "_")
-        tensors |= {f"{name}.{part}": matrix for part, matrix in matrices.items()} | {f"{name}.alpha": torch.tensor(2.0)}
+        tensors |= {f"{name}.{part}": matrix for part, matrix in matrices.items()} | {
+            f"{name}.alpha": torch.tensor(2.0)
+        }
     save_file(tensors, file)
     return wanted
 
@@ -74,17 +91,53 @@ def test_the_change_is_the_same_and_the_method_is_said(tmp_path, method):
 
 
 FAULTS = {
-    "a matrix is missing": (loha(3), lambda m: m.pop("hada_w2_b"), "attentions.0.proj_in: hada_w2_b is missing"),
-    "another rank": (loha(3), lambda m: m.update(hada_w1_b=random(5, COLUMNS)), r"hada_w1_a \[104, 3\] and hada_w1_b \[5, 104\] cannot be multiplied"),
-    "two sizes": (loha(3), lambda m: m.update(hada_w2_a=random(9, 4)), r"two products have the shapes \[104, 104\] and \[9, 104\]"),
-    "one number": (loha(3), lambda m: m.update(hada_w1_a=torch.ones(())), "hada_w1_a should be two-dimensional"),
+    "a matrix is missing": (
+        loha(3),
+        lambda m: m.pop("hada_w2_b"),
+        "attentions.0.proj_in: hada_w2_b is missing",
+    ),
+    "another rank": (
+        loha(3),
+        lambda m: m.update(hada_w1_b=random(5, COLUMNS)),
+        r"hada_w1_a \[104, 3\] and hada_w1_b \[5, 104\] cannot be multiplied",
+    ),
+    "two sizes": (
+        loha(3),
+        lambda m: m.update(hada_w2_a=random(9, 4)),
+        r"two products have the shapes \[104, 104\] and \[9, 104\]",
+    ),
+    "one number": (
+        loha(3),
+        lambda m: m.update(hada_w1_a=torch.ones(())),
+        "hada_w1_a should be two-dimensional",
+    ),
     "both methods": (loha(3), lambda m: m.update(lokr_w1=random(2, 2)), "do not belong together"),
-    "a LoRA besides": (loha(3), lambda m: m.update({"lora_down.weight": random(4, COLUMNS)}), "matrices of a LoRA beside hada_w1_a"),
-    "whole and a product": (lokr_product, lambda m: m.update(lokr_w1_a=random(8, 1)), "lokr_w1 is there whole and as a product"),
+    "a LoRA besides": (
+        loha(3),
+        lambda m: m.update({"lora_down.weight": random(4, COLUMNS)}),
+        "matrices of a LoRA beside hada_w1_a",
+    ),
+    "whole and a product": (
+        lokr_product,
+        lambda m: m.update(lokr_w1_a=random(8, 1)),
+        "lokr_w1 is there whole and as a product",
+    ),
     "half a product": (lokr_product, lambda m: m.pop("lokr_w2_b"), "lokr_w2_b is missing"),
-    "another width": (lokr_product, lambda m: m.update(lokr_w1=random(8, 8)), r"proj_in.*should be \[rank, 104\]"),
-    "not a number": (loha(3), lambda m: m.update(hada_w1_a=torch.full((ROWS, 3), float("nan"))), "NaN"),
-    "more than there is memory": (lokr_whole, lambda m: m.update(lokr_w1=torch.ones(4000, 4000), lokr_w2=torch.ones(900, 900)), "3,600,000 by 3,600,000 numbers, is too large"),
+    "another width": (
+        lokr_product,
+        lambda m: m.update(lokr_w1=random(8, 8)),
+        r"proj_in.*should be \[rank, 104\]",
+    ),
+    "not a number": (
+        loha(3),
+        lambda m: m.update(hada_w1_a=torch.full((ROWS, 3), float("nan"))),
+        "NaN",
+    ),
+    "more than there is memory": (
+        lokr_whole,
+        lambda m: m.update(lokr_w1=torch.ones(4000, 4000), lokr_w2=torch.ones(900, 900)),
+        "3,600,000 by 3,600,000 numbers, is too large",
+    ),
 }
 
 

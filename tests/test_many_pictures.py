@@ -14,10 +14,10 @@ from PIL import Image
 
 from blora_nb import BLoRA, train
 from blora_nb.adapters import FILE_NAME
-from blora_nb.images import ImageError
-from blora_nb.many_pictures import check_output, plan, read_captions, train_all, write_manifest
 from blora_nb.batches import Batches
 from blora_nb.configuration import TrainingSettings
+from blora_nb.images import ImageError
+from blora_nb.many_pictures import check_output, plan, read_captions, train_all, write_manifest
 from drawings import draw
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 10, "checkpointing_steps": 5}
@@ -35,8 +35,34 @@ def folder(tmp_path):
 
 def command(folder, out, *more):
     options = [text for name, value in CHANGES.items() for text in (f"--{name}", str(value))]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    return [*launch, "-m", "blora_nb", "train", "--instance_data_dir", str(folder), "--output_dir", str(out), *options, *more]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    return [
+        *launch,
+        "-m",
+        "blora_nb",
+        "train",
+        "--instance_data_dir",
+        str(folder),
+        "--output_dir",
+        str(out),
+        *options,
+        *more,
+    ]
 
 
 def same(one, two):
@@ -44,33 +70,55 @@ def same(one, two):
 
 
 def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_path):
-    out, longer = tmp_path / "out", ["--resume_from_checkpoint", "latest", "--max_train_steps", "40"]  # so that some are not finished when the first one is
-    first = subprocess.Popen(command(folder, out, *longer), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    out, longer = (
+        tmp_path / "out",
+        ["--resume_from_checkpoint", "latest", "--max_train_steps", "40"],
+    )  # so that some are not finished when the first one is
+    first = subprocess.Popen(
+        command(folder, out, *longer),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     end = time.time() + 240
     while not list(out.glob(f"*/{FILE_NAME}")):
         assert first.poll() is None and time.time() < end, first.communicate()[0]
         time.sleep(0.01)
     launcher = psutil.Process(first.pid)
-    workers = [process for process in launcher.children(recursive=True) if "blora_nb" in process.cmdline()]
+    workers = [
+        process for process in launcher.children(recursive=True) if "blora_nb" in process.cmdline()
+    ]
     for process in (launcher, *workers):
         process.kill()
     psutil.wait_procs(workers)
     assert len(workers) == 2
     finished = {p: p.stat().st_mtime_ns for p in out.glob(f"*/{FILE_NAME}")}
-    assert finished and len(finished) < len(NAMES)
+    assert finished
+    assert len(finished) < len(NAMES)
 
-    again = subprocess.run(command(folder, out, *longer), capture_output=True, text=True, timeout=400)
+    again = subprocess.run(
+        command(folder, out, *longer), capture_output=True, text=True, timeout=400
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     assert all(f"process {number} of 2 trains" in again.stdout for number in (1, 2))
     assert all(p.stat().st_mtime_ns == kept for p, kept in finished.items())
     manifest = json.loads((out / "manifest.json").read_text())
-    assert sorted(row["folder"] for row in manifest) == sorted(NAMES) and {row["state"] for row in manifest} == {"finished"}
+    assert sorted(row["folder"] for row in manifest) == sorted(NAMES)
+    assert {row["state"] for row in manifest} == {"finished"}
     assert all(row["training"]["rank"] == 4 and 0 < row["loss"] < 10 for row in manifest)
     for name in NAMES:  # the same as trained alone, whatever process and however often stopped
-        assert same(BLoRA.load(out / name), train(pipe, folder / f"{name}.png", progress=False, **CHANGES | {"max_train_steps": 40}))
+        assert same(
+            BLoRA.load(out / name),
+            train(
+                pipe, folder / f"{name}.png", progress=False, **CHANGES | {"max_train_steps": 40}
+            ),
+        )
 
 
-def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(pipe, folder, tmp_path, monkeypatch):
+def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(
+    pipe, folder, tmp_path, monkeypatch
+):
     from blora_nb import many_pictures
     from blora_nb.watch import TrainingError
 
@@ -82,8 +130,17 @@ def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(pipe, folde
     monkeypatch.setattr(many_pictures, "train", sometimes)
     jobs = plan(folder, tmp_path / "out")
     failed = train_all(pipe, jobs, TrainingSettings.for_pipeline(pipe, **CHANGES), progress=False)
-    rows = {row["folder"]: row for row in json.loads(write_manifest(jobs, tmp_path / "out", failed).read_text())}
-    assert len(failed) == 1 and rows["cat_wood"] == {"pictures": ["cat_wood.png"], "folder": "cat_wood", "state": "failed", "why": "The loss became nan at step 3."}
+    rows = {
+        row["folder"]: row
+        for row in json.loads(write_manifest(jobs, tmp_path / "out", failed).read_text())
+    }
+    assert len(failed) == 1
+    assert rows["cat_wood"] == {
+        "pictures": ["cat_wood.png"],
+        "folder": "cat_wood",
+        "state": "failed",
+        "why": "The loss became nan at step 3.",
+    }
     assert [row["state"] for row in rows.values()].count("finished") == 3
     with pytest.raises(FileExistsError, match='resume_from_checkpoint="latest"'):
         check_output(jobs, resume=None)
@@ -105,7 +162,12 @@ def test_names_are_no_trouble(pipe, folder, tmp_path):
     odd = folder / os.fsdecode(b"caf\xe9.png")
     shutil.copy(folder / "cat_wood.png", odd)
     jobs = plan(odd, tmp_path / "odd")
-    assert not train_all(pipe, jobs, TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 2}), progress=False)
+    assert not train_all(
+        pipe,
+        jobs,
+        TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 2}),
+        progress=False,
+    )
     assert json.loads(write_manifest(jobs, tmp_path).read_text())[0]["pictures"] == [odd.name]
     assert check_output(jobs, "latest") == []
     with pytest.raises(FileExistsError, match="is the B-LoRA of caf"):
@@ -119,32 +181,56 @@ def test_captions_are_checked_line_by_line(folder):
     file, paths = folder.parent / "captions.jsonl", sorted(folder.iterdir())
     rows = [{"file_name": p.name, "text": f"A [v] {p.stem.split('_')[0]}"} for p in paths]
     file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert [read_captions(file, paths)[p] for p in paths] == ["A [v] boat", "A [v] cat", "A [v] fish", "A [v] star"]
-    for text, words in ((json.dumps(rows[0]), "no caption for cat_wood.png"), ('{"file_name": "x.png", "text": "A"}', "line 1: there is no picture x.png"), ("boat.png A boat", "line 1: expected"), ('{"file_name": ["a"], "text": "A"}', "line 1: expected"), ('{"file_name": "boat_neon.png", "text": " "}', "line 1: expected"), ('{"file_name": "boat_neon.png", "text": 5}', "line 1: expected")):
+    assert [read_captions(file, paths)[p] for p in paths] == [
+        "A [v] boat",
+        "A [v] cat",
+        "A [v] fish",
+        "A [v] star",
+    ]
+    for text, words in (
+        (json.dumps(rows[0]), "no caption for cat_wood.png"),
+        ('{"file_name": "x.png", "text": "A"}', "line 1: there is no picture x.png"),
+        ("boat.png A boat", "line 1: expected"),
+        ('{"file_name": ["a"], "text": "A"}', "line 1: expected"),
+        ('{"file_name": "boat_neon.png", "text": " "}', "line 1: expected"),
+        ('{"file_name": "boat_neon.png", "text": 5}', "line 1: expected"),
+    ):
         file.write_text(text)
         with pytest.raises(ValueError, match=words):
             read_captions(file, paths)
-    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")  # as Windows' Notepad writes it
+    file.write_text(
+        "\n".join(map(json.dumps, rows)), encoding="utf-8-sig"
+    )  # as Windows' Notepad writes it
     assert len(read_captions(file, paths)) == 4
-    file.write_bytes(json.dumps(rows[0], ensure_ascii=False).replace("boat", "b\u00f6at").encode("latin-1"))
+    file.write_bytes(
+        json.dumps(rows[0], ensure_ascii=False).replace("boat", "b\u00f6at").encode("latin-1")
+    )
     with pytest.raises(ValueError, match="captions.jsonl is no text in UTF-8"):
         read_captions(file, paths)
 
 
 def test_one_from_all_uses_every_picture_and_its_caption(pipe, folder, tmp_path):
     """Each round has every picture once, with its own prompt; the weights are those of no single picture."""
-    (mean, std), prompts = (torch.arange(3.0)[:, None, None, None].expand(3, 12, 12, 12), torch.zeros(3, 12, 12, 12)), ["A [v] cat", "A [v] star", "A [v] boat"]
+    (mean, std), prompts = (
+        (torch.arange(3.0)[:, None, None, None].expand(3, 12, 12, 12), torch.zeros(3, 12, 12, 12)),
+        ["A [v] cat", "A [v] star", "A [v] boat"],
+    )
     examples = Batches(pipe, (mean, std), prompts, size=2, seed=4)
     picked = [examples.batch(k) for k in range(24)]
     order = [int(m[0, 0, 0]) for batch in picked for m in batch[0]]
     rounds = [tuple(order[k : k + 3]) for k in range(0, 48, 3)]
-    assert all(sorted(one) == [0, 1, 2] for one in rounds) and len(set(rounds)) > 3
+    assert all(sorted(one) == [0, 1, 2] for one in rounds)
+    assert len(set(rounds)) > 3
     for batch in picked:
         for m, embeds in zip(batch[0], batch[2]):
             assert torch.equal(embeds, examples.prompt_embeds[int(m[0, 0, 0])])
 
     captions = tmp_path / "captions.jsonl"
-    captions.write_text("\n".join(json.dumps({"file_name": f"{name}.png", "text": f"A [v] {name}"}) for name in NAMES))
+    captions.write_text(
+        "\n".join(
+            json.dumps({"file_name": f"{name}.png", "text": f"A [v] {name}"}) for name in NAMES
+        )
+    )
     (job,) = plan(folder, tmp_path / "out", together=True, captions_file=captions)
     settings = TrainingSettings.for_pipeline(pipe, **CHANGES)
     assert train_all(pipe, [job], settings, progress=False) == []
@@ -158,11 +244,27 @@ def test_one_from_all_uses_every_picture_and_its_caption(pipe, folder, tmp_path)
 def test_class_pictures_are_made_and_weighed(pipe, folder, tmp_path):
     from blora_nb.many_pictures import make_class_pictures
 
-    settings = TrainingSettings.for_pipeline(pipe, **CHANGES, with_prior_preservation=True, class_prompt="A cat in wood style", class_data_dir=str(tmp_path / "made"), num_class_images=3)
+    settings = TrainingSettings.for_pipeline(
+        pipe,
+        **CHANGES,
+        with_prior_preservation=True,
+        class_prompt="A cat in wood style",
+        class_data_dir=str(tmp_path / "made"),
+        num_class_images=3,
+    )
     make_class_pictures(pipe, settings)
     make_class_pictures(pipe, settings)
     assert len(list((tmp_path / "made").iterdir())) == 3
-    heavy, light, without = (train(pipe, folder / "cat_wood.png", s, progress=False) for s in (settings, TrainingSettings(**{**vars(settings), "prior_loss_weight": 1e-6}), TrainingSettings.for_pipeline(pipe, **CHANGES)))
-    assert not same(heavy, light) and heavy.losses[0] > light.losses[0] and len(without.losses) == len(heavy.losses)
+    heavy, light, without = (
+        train(pipe, folder / "cat_wood.png", s, progress=False)
+        for s in (
+            settings,
+            TrainingSettings(**{**vars(settings), "prior_loss_weight": 1e-6}),
+            TrainingSettings.for_pipeline(pipe, **CHANGES),
+        )
+    )
+    assert not same(heavy, light)
+    assert heavy.losses[0] > light.losses[0]
+    assert len(without.losses) == len(heavy.losses)
     with pytest.raises(ValueError, match="class_prompt"):
         TrainingSettings(with_prior_preservation=True)

@@ -13,60 +13,127 @@ from blora_nb.execution import gradient_checkpointing
 from blora_nb.memory import GIB, choose_checkpointing, count_activations, need, report
 from blora_nb.models import encode_prompt, merge_few_step_lora
 from blora_nb.runtime import memory_profile
-from blora_nb.training import TrainingError, attach_lora, blora_loss, draw_step, encode_image, micro_conditioning
+from blora_nb.training import (
+    TrainingError,
+    attach_lora,
+    blora_loss,
+    draw_step,
+    encode_image,
+    micro_conditioning,
+)
 from random_sdxl import unet_config
 
 SDXL_UNET = unet_config("full")  # the architecture, of which no weight is needed
 
 
 def test_sdxl_is_counted_without_its_weights():
-    counted = {mode: count_activations(SDXL_UNET, torch.float16, TrainingSettings(), mode) for mode in ("none", "partial", "full")}
+    counted = {
+        mode: count_activations(SDXL_UNET, torch.float16, TrainingSettings(), mode)
+        for mode in ("none", "partial", "full")
+    }
     assert {lora for _, lora in counted.values()} == {28_180_480}
     gib = {mode: size / GIB for mode, (size, _) in counted.items()}
-    assert 2.5 < gib["none"] < 3.0 and 1.5 < gib["partial"] < 2.0 and gib["full"] < 0.5
-    assert 1.0 < count_activations(SDXL_UNET, torch.float16, TrainingSettings(), "full", quantization="int8")[0] / GIB < 1.5  # what goes into its layers is kept
+    assert 2.5 < gib["none"] < 3.0
+    assert 1.5 < gib["partial"] < 2.0
+    assert gib["full"] < 0.5
+    assert (
+        1.0
+        < count_activations(
+            SDXL_UNET, torch.float16, TrainingSettings(), "full", quantization="int8"
+        )[0]
+        / GIB
+        < 1.5
+    )  # what goes into its layers is kept
 
 
 def test_the_count_is_what_a_real_loss_keeps(pipe, picture):
     """Counted on the meta device, against the tensors that PyTorch really saved on the CPU."""
     unet, settings, kept = copy.deepcopy(pipe.unet), TrainingSettings.for_pipeline(pipe), []
     attach_lora(unet, settings.rank)
-    draws = draw_step(encode_image(pipe, picture, 96), pipe.scheduler, 1.0, settings.train_batch_size, torch.Generator().manual_seed(0))
+    draws = draw_step(
+        encode_image(pipe, picture, 96),
+        pipe.scheduler,
+        1.0,
+        settings.train_batch_size,
+        torch.Generator().manual_seed(0),
+    )
     from diffusers import DDPMScheduler
 
     embeds, pooled = encode_prompt(pipe, "A [v]")
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        blora_loss(unet, DDPMScheduler.from_config(pipe.scheduler.config), *draws, embeds, pooled, micro_conditioning(96, settings.train_batch_size, "cpu", torch.float32))
+        blora_loss(
+            unet,
+            DDPMScheduler.from_config(pipe.scheduler.config),
+            *draws,
+            embeds,
+            pooled,
+            micro_conditioning(96, settings.train_batch_size, "cpu", torch.float32),
+        )
     weights = {t.untyped_storage()._cdata for t in unet.state_dict().values()}
-    real = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept if t.untyped_storage()._cdata not in weights}.values())
+    real = sum(
+        {
+            t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+            for t in kept
+            if t.untyped_storage()._cdata not in weights
+        }.values()
+    )
     assert need(pipe, settings, "none").activations == pytest.approx(real, rel=0.05)
 
 
 def test_recomputing_saves_memory_and_changes_nothing(pipe, picture):
-    plain, partial, full = (train(pipe, picture, progress=False, max_train_steps=2, gradient_checkpointing=mode) for mode in ("none", "partial", "full"))
+    plain, partial, full = (
+        train(pipe, picture, progress=False, max_train_steps=2, gradient_checkpointing=mode)
+        for mode in ("none", "partial", "full")
+    )
     assert plain.losses == partial.losses == full.losses
-    assert all(torch.equal(t, b.state_dict[k]) for b in (partial, full) for k, t in plain.state_dict.items())
+    assert all(
+        torch.equal(t, b.state_dict[k])
+        for b in (partial, full)
+        for k, t in plain.state_dict.items()
+    )
     assert not pipe.unet.is_gradient_checkpointing
     settings = TrainingSettings.for_pipeline(pipe)
     sizes = [need(pipe, settings, mode).activations for mode in ("none", "partial", "full")]
     assert sizes[0] > 1.1 * sizes[1] > 1.1 * 1.1 * sizes[2]
     with gradient_checkpointing(pipe.unet, "partial"):
-        on = {name for name, m in pipe.unet.named_modules() if getattr(m, "gradient_checkpointing", False)}
+        on = {
+            name
+            for name, m in pipe.unet.named_modules()
+            if getattr(m, "gradient_checkpointing", False)
+        }
     assert on == {"up_blocks.0.attentions.0", "up_blocks.0.attentions.1"}
 
 
 def test_the_first_that_fits_is_chosen_and_reported(pipe):
     settings = TrainingSettings.for_pipeline(pipe)
-    none, partial, full = (need(pipe, settings, mode).beside_the_base for mode in ("none", "partial", "full"))
-    assert [choose_checkpointing(pipe, settings, free) for free in (none, none - 1, partial - 1, full - 1)] == ["none", "partial", "full", "full"]
-    assert choose_checkpointing(pipe, TrainingSettings(gradient_checkpointing="partial"), 10**15) == "partial"
-    assert "it fits" in report(pipe, settings, none) and "NOT fit" in report(pipe, settings, 10**6) and "train_batch_size=1" in report(pipe, settings, 10**6)
-    assert "are free beside the base model: it fits" in report(pipe, settings)  # of the computer's memory
-    assert [memory_profile("cuda", gib * GIB).quantization for gib in (80, 14.6, 7.8)] == [None, None, "nf4"]
+    none, partial, full = (
+        need(pipe, settings, mode).beside_the_base for mode in ("none", "partial", "full")
+    )
+    assert [
+        choose_checkpointing(pipe, settings, free)
+        for free in (none, none - 1, partial - 1, full - 1)
+    ] == ["none", "partial", "full", "full"]
+    assert (
+        choose_checkpointing(pipe, TrainingSettings(gradient_checkpointing="partial"), 10**15)
+        == "partial"
+    )
+    assert "it fits" in report(pipe, settings, none)
+    assert "NOT fit" in report(pipe, settings, 10**6)
+    assert "train_batch_size=1" in report(pipe, settings, 10**6)
+    assert "are free beside the base model: it fits" in report(
+        pipe, settings
+    )  # of the computer's memory
+    assert [memory_profile("cuda", gib * GIB).quantization for gib in (80, 14.6, 7.8)] == [
+        None,
+        None,
+        "nf4",
+    ]
     assert memory_profile("cpu").quantization is None
 
 
-def test_out_of_memory_says_what_to_change_and_keeps_the_checkpoint(pipe, picture, tmp_path, monkeypatch):
+def test_out_of_memory_says_what_to_change_and_keeps_the_checkpoint(
+    pipe, picture, tmp_path, monkeypatch
+):
     from blora_nb import training
 
     steps, kept = 0, []
@@ -77,15 +144,29 @@ def test_out_of_memory_says_what_to_change_and_keeps_the_checkpoint(pipe, pictur
         if steps == 4:
             large = torch.zeros(10)
             kept.append(weakref.ref(large))
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.20 GiB. GPU 0 has …")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 1.20 GiB. GPU 0 has …"
+            )
         return blora_loss(*arguments)
 
     monkeypatch.setattr(training, "blora_loss", too_much)
-    with pytest.raises(TrainingError, match=r"1.20 GiB\).*checkpoint-2 is complete: with gradient_checkpointing=\"full\" and resume_from_checkpoint=\"latest\" .*a folder of their own.*train_batch_size=1.*gradient_checkpointing=\"full\"") as caught:
-        train(pipe, picture, progress=False, max_train_steps=8, checkpointing_steps=2, output_dir=tmp_path)
-    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2"] and applied(pipe) == []
+    with pytest.raises(
+        TrainingError,
+        match=r"1.20 GiB\).*checkpoint-2 is complete: with gradient_checkpointing=\"full\" and resume_from_checkpoint=\"latest\" .*a folder of their own.*train_batch_size=1.*gradient_checkpointing=\"full\"",
+    ) as caught:
+        train(
+            pipe,
+            picture,
+            progress=False,
+            max_train_steps=8,
+            checkpointing_steps=2,
+            output_dir=tmp_path,
+        )
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert applied(pipe) == []
     assert "nf4" not in str(caught.value)  # which needs a GPU
-    assert caught.value.__context__ and kept[0]() is None  # a notebook keeps the error, which must not keep the step's memory
+    assert caught.value.__context__
+    assert kept[0]() is None
 
 
 def test_lora_that_got_half_on_the_model_comes_off(pipe, picture, monkeypatch):
@@ -96,7 +177,9 @@ def test_lora_that_got_half_on_the_model_comes_off(pipe, picture, monkeypatch):
     def too_much(self, *arguments, **more):
         update(self, *arguments, **more)
         if sum(hasattr(module, "base_layer") for module in pipe.unet.modules()) == 5:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …"
+            )
 
     monkeypatch.setattr(Linear, "update_layer", too_much)
     with pytest.raises(TrainingError, match="2.00 GiB"):
@@ -127,14 +210,21 @@ def test_a_picture_too_large_to_encode_leaves_the_vae_as_it_was(picture, monkeyp
     monkeypatch.setattr(pipe.vae, "encode", too_large)
     with pytest.raises(TrainingError, match="2.00 GiB"):
         train(pipe, picture, progress=False, max_train_steps=2)
-    assert seen == [(torch.float32, torch.float32, False)] and pipe.vae.dtype == torch.bfloat16 and pipe.vae.use_tiling
+    assert seen == [(torch.float32, torch.float32, False)]
+    assert pipe.vae.dtype == torch.bfloat16
+    assert pipe.vae.use_tiling
 
 
-@pytest.mark.parametrize("kind, dtype", [("nf4", torch.float32), ("int8", torch.float32), ("nf4", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "kind, dtype", [("nf4", torch.float32), ("int8", torch.float32), ("nf4", torch.bfloat16)]
+)
 def test_a_quantized_base_trains(kind, dtype, picture, monkeypatch):
     """Values and gradients; diffusers asks for a GPU, bitsandbytes itself computes on a CPU too."""
     pytest.importorskip("bitsandbytes")
-    from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
+    from diffusers.quantizers.bitsandbytes import (
+        BnB4BitDiffusersQuantizer,
+        BnB8BitDiffusersQuantizer,
+    )
 
     from blora_nb import load_pipeline
 
@@ -143,12 +233,20 @@ def test_a_quantized_base_trains(kind, dtype, picture, monkeypatch):
         monkeypatch.setattr(quantizer, "update_device_map", lambda self, device_map: {"": "cpu"})
 
     pipe = load_pipeline(device="cpu", quantization=kind, dtype=dtype)
-    assert sum(type(m).__name__ in ("Linear4bit", "Linear8bitLt") for m in pipe.unet.modules()) > 100
+    assert (
+        sum(type(m).__name__ in ("Linear4bit", "Linear8bitLt") for m in pipe.unet.modules()) > 100
+    )
     if kind == "nf4":
         with pytest.raises(ValueError, match="merged into a base model of 4 bits.*int8"):
             merge_few_step_lora(pipe, "any.safetensors")
     for module in pipe.unet.modules():
-        module.support_avx512bf16_for_cpu = False  # a packing for inference on some CPUs, which wants wider layers than these
-    blora, idle = (train(pipe, picture, progress=False, max_train_steps=40, learning_rate=rate) for rate in (5e-3, 1e-9))  # the same draws
+        module.support_avx512bf16_for_cpu = (
+            False  # a packing for inference on some CPUs, which wants wider layers than these
+        )
+    blora, idle = (
+        train(pipe, picture, progress=False, max_train_steps=40, learning_rate=rate)
+        for rate in (5e-3, 1e-9)
+    )  # the same draws
     assert all(t.dtype == torch.float32 for t in blora.state_dict.values())
-    assert blora.losses[0] == pytest.approx(idle.losses[0], rel=1e-3) and sum(blora.losses[-20:]) < 0.95 * sum(idle.losses[-20:])
+    assert blora.losses[0] == pytest.approx(idle.losses[0], rel=1e-3)
+    assert sum(blora.losses[-20:]) < 0.95 * sum(idle.losses[-20:])

@@ -22,10 +22,19 @@ def test_files_written_by_diffusers_025_are_read(pipe, way):
     """tests/old_diffusers.py wrote them."""
     file = HERE / "files" / f"diffusers_0.25_{way}.safetensors"
     blora, raw = BLoRA.load(file), load_file(file)
-    assert blora.halves == ("content", "style") and blora.rank == 1 and len(blora.layers) == 32
-    endings = (".lora.down.weight", ".lora.up.weight") if way == "layers" else (".lora_A.weight", ".lora_B.weight")
+    assert blora.halves == ("content", "style")
+    assert blora.rank == 1
+    assert len(blora.layers) == 32
+    endings = (
+        (".lora.down.weight", ".lora.up.weight")
+        if way == "layers"
+        else (".lora_A.weight", ".lora_B.weight")
+    )
     for layer, pair in blora.layers.items():
-        assert all(torch.equal(raw[f"unet.{layer}{ending}"], matrix) for ending, matrix in zip(endings, pair))
+        assert all(
+            torch.equal(raw[f"unet.{layer}{ending}"], matrix)
+            for ending, matrix in zip(endings, pair)
+        )
     remove(pipe)
     pipe.load_lora_weights(file)  # without our code
     theirs = answer(pipe.unet)
@@ -35,7 +44,10 @@ def test_files_written_by_diffusers_025_are_read(pipe, way):
     assert (answer(pipe.unet) - theirs).abs().max() > 1e-3
 
 
-@pytest.mark.skipif("OLD_DIFFUSERS_PYTHON" not in os.environ, reason="OLD_DIFFUSERS_PYTHON names no Python with diffusers 0.25 (see tests/old_diffusers.py)")
+@pytest.mark.skipif(
+    "OLD_DIFFUSERS_PYTHON" not in os.environ,
+    reason="OLD_DIFFUSERS_PYTHON names no Python with diffusers 0.25 (see tests/old_diffusers.py)",
+)
 @pytest.mark.parametrize("format", ["diffusers", "kohya", "sgm"])
 @pytest.mark.parametrize("kind", ["whole", "mixed ranks", "style half"])
 def test_diffusers_025_reads_what_is_written(pipe, tmp_path, format, kind):
@@ -45,10 +57,24 @@ def test_diffusers_025_reads_what_is_written(pipe, tmp_path, format, kind):
     file = blora.save(tmp_path / "x.safetensors", format)
     remove(pipe)
     without = answer(pipe.unet)
-    apply(pipe, **{half: blora for half in blora.halves})
+    apply(pipe, **dict.fromkeys(blora.halves, blora))
     torch.save({"with": answer(pipe.unet), "without": without}, tmp_path / "reference.pt")
     remove(pipe)
-    command = [os.environ["OLD_DIFFUSERS_PYTHON"], HERE / "old_diffusers.py", "read", file, tmp_path / "reference.pt"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
-    difference, effect = map(float, re.search(r"difference (\S+) effect (\S+)", done.stdout).groups())
+    command = [
+        os.environ["OLD_DIFFUSERS_PYTHON"],
+        HERE / "old_diffusers.py",
+        "read",
+        file,
+        tmp_path / "reference.pt",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    difference, effect = map(
+        float, re.search(r"difference (\S+) effect (\S+)", done.stdout).groups()
+    )
     assert difference < 1e-5 < 0.01 < effect, done.stdout + done.stderr

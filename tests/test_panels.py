@@ -37,15 +37,43 @@ def examples():
 @pytest.fixture
 def panel(pipe, examples, tmp_path):
     gallery = Gallery(sources=dict(examples.sources))
-    return AlphaPanel(pipe, "star sunset", "flower neon", gallery=gallery, num_inference_steps=3, folder=tmp_path / "out", training_settings=TrainingSettings.for_pipeline(pipe, max_train_steps=4))
+    return AlphaPanel(
+        pipe,
+        "star sunset",
+        "flower neon",
+        gallery=gallery,
+        num_inference_steps=3,
+        folder=tmp_path / "out",
+        training_settings=TrainingSettings.for_pipeline(pipe, max_train_steps=4),
+    )
 
 
 def upload(widget, name, content):
     """What the browser sends when a file was chosen."""
     if ipywidgets.__version__.startswith("7"):
-        widget.set_state({"data": [memoryview(content)], "metadata": [{"name": name, "type": "image/png", "size": len(content), "lastModified": 0}], "_counter": 1})
+        widget.set_state(
+            {
+                "data": [memoryview(content)],
+                "metadata": [
+                    {"name": name, "type": "image/png", "size": len(content), "lastModified": 0}
+                ],
+                "_counter": 1,
+            }
+        )
     else:
-        widget.set_state({"value": [{"name": name, "type": "image/png", "size": len(content), "last_modified": 0, "content": memoryview(content)}]})
+        widget.set_state(
+            {
+                "value": [
+                    {
+                        "name": name,
+                        "type": "image/png",
+                        "size": len(content),
+                        "last_modified": 0,
+                        "content": memoryview(content),
+                    }
+                ]
+            }
+        )
 
 
 def png(picture):
@@ -56,7 +84,9 @@ def png(picture):
 
 def pixels(panel):
     """The picture the page shows, read back from its HTML."""
-    return Image.open(BytesIO(base64.b64decode(panel.large.value.split("base64,")[1].split('"')[0]))).tobytes()
+    return Image.open(
+        BytesIO(base64.b64decode(panel.large.value.split("base64,")[1].split('"')[0]))
+    ).tobytes()
 
 
 def status(panel):
@@ -85,8 +115,11 @@ def test_generate_draws_what_the_function_draws(panel, pipe, examples):
     panel.generate.click()
     star, neon = (examples.sources[name].blora for name in ("star sunset", "flower neon"))
     expected = generate(pipe, "A [c] in [s] style", star, neon, 1.0, 0.8, 7, 3, progress=False)[0]
-    assert pixels(panel) == panel.picture.tobytes() == expected.tobytes() and panel.errors == []
-    assert "seed 7" in panel.large.value and "style: flower neon, alpha +0.80" in panel.large.value, "the alt text says how it was made"
+    assert pixels(panel) == panel.picture.tobytes() == expected.tobytes()
+    assert panel.errors == []
+    assert (
+        "seed 7" in panel.large.value and "style: flower neon, alpha +0.80" in panel.large.value
+    ), "the alt text says how it was made"
     assert "Done" in status(panel)
 
 
@@ -99,7 +132,8 @@ def test_a_slow_picture_is_shown_while_it_is_drawn(panel, monkeypatch):
     monkeypatch.setattr(panels, "PREVIEW", 0)
     panel.seed.set_state({"value": 7})
     panel.generate.click()
-    assert ["so far, after step" in shown for shown in seen] == [True] * 3 + [False] and pixels(panel) == panel.picture.tobytes()
+    assert ["so far, after step" in shown for shown in seen] == [True] * 3 + [False]
+    assert pixels(panel) == panel.picture.tobytes()
 
     def cancelled(*_):
         raise Cancelled
@@ -108,7 +142,9 @@ def test_a_slow_picture_is_shown_while_it_is_drawn(panel, monkeypatch):
     monkeypatch.setattr(panel.worker, "step", cancelled)
     panel.seed.set_state({"value": 8})
     panel.generate.click()
-    assert "so far" in seen[-2] and panel.large.value == done and "Cancelled" in status(panel)
+    assert "so far" in seen[-2]
+    assert panel.large.value == done
+    assert "Cancelled" in status(panel)
 
 
 def test_going_back_is_instant_and_draws_nothing(panel, monkeypatch):
@@ -116,63 +152,88 @@ def test_going_back_is_instant_and_draws_nothing(panel, monkeypatch):
     panel.generate.click()
     first = pixels(panel)
     alpha.set_state({"value": -0.5})
-    assert "press Generate" in status(panel) and pixels(panel) == first
+    assert "press Generate" in status(panel)
+    assert pixels(panel) == first
     panel.generate.click()
     second = pixels(panel)
     assert second != first
     monkeypatch.setattr(panels, "generate", lambda *_, **__: pytest.fail("drawn again"))
     alpha.set_state({"value": 1.0})
-    assert pixels(panel) == first and "Drawn before" in status(panel)
+    assert pixels(panel) == first
+    assert "Drawn before" in status(panel)
     alpha.set_state({"value": -0.5})
     panel.generate.click()
-    assert pixels(panel) == second and panel.errors == []
+    assert pixels(panel) == second
+    assert panel.errors == []
 
 
-def test_an_own_picture_is_uploaded_learnt_kept_and_offered_in_other_panels(panel, pipe, picture, tmp_path):
+def test_an_own_picture_is_uploaded_learnt_kept_and_offered_in_other_panels(
+    panel, pipe, picture, tmp_path
+):
     other = AlphaPanel(pipe, style="cat wood", gallery=panel.gallery)
     chooser = panel.choosers["content"]
     assert chooser.train.disabled, "what is learnt already needs no training"
     upload(chooser.upload, "my star.png", png(picture))
-    assert chooser.choice.value == "my star" and not chooser.train.disabled
+    assert chooser.choice.value == "my star"
+    assert not chooser.train.disabled
     panel.generate.click()
-    assert "Train content" in str(panel.errors[0]) and "Train content" in status(panel)
+    assert "Train content" in str(panel.errors[0])
+    assert "Train content" in status(panel)
     chooser.train.click()
     saved = BLoRA.load(tmp_path / "out" / "my_star.safetensors")
     trained = panel.gallery.sources["my star"].blora
-    assert all(torch.equal(t, saved.state_dict[k]) for k, t in trained.state_dict.items()) and json.loads(saved.metadata["training"])["max_train_steps"] == 4
-    assert chooser.train.disabled and "learnt" in status(panel)
+    assert all(torch.equal(t, saved.state_dict[k]) for k, t in trained.state_dict.items())
+    assert json.loads(saved.metadata["training"])["max_train_steps"] == 4
+    assert chooser.train.disabled
+    assert "learnt" in status(panel)
     panel.generate.click()
-    assert len(panel.errors) == 1 and panel.drawn.content_B_LoRA == "my star"
-    assert "my star" in other.choosers["style"].choice.options and other.choosers["style"].choice.value == "cat wood"
+    assert len(panel.errors) == 1
+    assert panel.drawn.content_B_LoRA == "my star"
+    assert "my star" in other.choosers["style"].choice.options
+    assert other.choosers["style"].choice.value == "cat wood"
     upload(other.choosers["style"].upload, "my star.png", png(picture.rotate(90)))
-    assert other.choosers["style"].choice.value == "my star-2" and chooser.choice.value == "my star"
+    assert other.choosers["style"].choice.value == "my star-2"
+    assert chooser.choice.value == "my star"
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all", "truncated"])
 def test_a_broken_upload_is_named_and_changes_nothing(panel, picture, content):
-    upload(panel.choosers["style"].upload, "holiday.png", png(picture)[:2000] if content == "truncated" else content)
-    assert "holiday.png" in status(panel) and "Error" in status(panel) and "holiday.png" in str(panel.errors[0])
-    assert panel.choosers["style"].choice.value == "flower neon" and list(panel.gallery.sources).count("holiday") == 0
+    upload(
+        panel.choosers["style"].upload,
+        "holiday.png",
+        png(picture)[:2000] if content == "truncated" else content,
+    )
+    assert "holiday.png" in status(panel)
+    assert "Error" in status(panel)
+    assert "holiday.png" in str(panel.errors[0])
+    assert panel.choosers["style"].choice.value == "flower neon"
+    assert list(panel.gallery.sources).count("holiday") == 0
     panel.generate.click()
-    assert len(panel.errors) == 1 and panel.picture
+    assert len(panel.errors) == 1
+    assert panel.picture
 
 
 def test_cancel_stops_at_the_next_step_and_nothing_is_stuck(panel, pipe):
     in_background(panel)
     panel.steps.value = 150
     panel.generate.click()
-    assert panel.generate.disabled and not panel.worker.cancel.disabled
+    assert panel.generate.disabled
+    assert not panel.worker.cancel.disabled
     until(lambda: panel.worker.progress.value >= 2)
     panel.generate.click()  # a second click while it draws does nothing
     panel.worker.cancel.click()
     panel.worker.cancel.click()
     panel.worker.wait(30)
-    assert "Cancelled" in status(panel) and panel.picture is None and panel.errors == []
-    assert not panel.generate.disabled and panel.worker.cancel.disabled
+    assert "Cancelled" in status(panel)
+    assert panel.picture is None
+    assert panel.errors == []
+    assert not panel.generate.disabled
+    assert panel.worker.cancel.disabled
     panel.steps.value = 3
     panel.generate.click()
     panel.worker.wait(30)
-    assert panel.picture and "Done" in status(panel)
+    assert panel.picture
+    assert "Done" in status(panel)
 
 
 def test_training_is_cancelled_and_leaves_the_pipeline_clean(panel, pipe, picture):
@@ -183,18 +244,26 @@ def test_training_is_cancelled_and_leaves_the_pipeline_clean(panel, pipe, pictur
     until(lambda: panel.worker.progress.value >= 1)
     panel.worker.cancel.click()
     panel.worker.wait(30)
-    assert "Cancelled" in status(panel) and applied(pipe) == [] and not chooser.train.disabled
+    assert "Cancelled" in status(panel)
+    assert applied(pipe) == []
+    assert not chooser.train.disabled
 
 
 def test_an_interrupt_of_the_kernel_stops_blocking_work(panel):
     panel.steps.value = 150
-    panel.worker.progress.observe(lambda change: _thread.interrupt_main() if change.new == 2 else None, "value")
+    panel.worker.progress.observe(
+        lambda change: _thread.interrupt_main() if change.new == 2 else None, "value"
+    )
     panel.generate.click()
-    assert "interrupt" in status(panel) and panel.picture is None and not panel.generate.disabled
+    assert "interrupt" in status(panel)
+    assert panel.picture is None
+    assert not panel.generate.disabled
 
 
 def test_two_panels_take_turns_on_one_pipeline(panel, pipe, examples, monkeypatch):
-    other = in_background(AlphaPanel(pipe, "cat wood", "rocket candy", gallery=examples, num_inference_steps=3))
+    other = in_background(
+        AlphaPanel(pipe, "cat wood", "rocket candy", gallery=examples, num_inference_steps=3)
+    )
     at_work, together = [], []
 
     def watched(*args, **kwargs):
@@ -213,10 +282,16 @@ def test_two_panels_take_turns_on_one_pipeline(panel, pipe, examples, monkeypatc
             p.generate.click()
         for p in (panel, other):
             p.worker.wait(60)
-    assert together == [1] * 6 and panel.errors == other.errors == []
+    assert together == [1] * 6
+    assert panel.errors == other.errors == []
     for p in (panel, other):
         content, style = (p.choosers[half].source.blora for half in ("content", "style"))
-        assert p.picture.tobytes() == generate(pipe, p.prompt.value, content, style, seeds=2, num_inference_steps=3, progress=False)[0].tobytes()
+        assert (
+            p.picture.tobytes()
+            == generate(
+                pipe, p.prompt.value, content, style, seeds=2, num_inference_steps=3, progress=False
+            )[0].tobytes()
+        )
 
 
 def test_waiting_for_the_pipeline_can_be_cancelled(panel, pipe):
@@ -234,10 +309,13 @@ def test_waiting_for_the_pipeline_can_be_cancelled(panel, pipe):
     until(lambda: "Waiting" in status(panel))
     panel.worker.cancel.click()
     panel.worker.wait(10)
-    assert "Cancelled" in status(panel) and not panel.generate.disabled
+    assert "Cancelled" in status(panel)
+    assert not panel.generate.disabled
     release.set()
     thread.join()
-    assert pipeline_lock(pipe) is pipeline_lock(pipe) is not pipeline_lock(load_pipeline(device="cpu"))
+    assert (
+        pipeline_lock(pipe) is pipeline_lock(pipe) is not pipeline_lock(load_pipeline(device="cpu"))
+    )
 
 
 def test_an_unforeseen_error_of_a_thread_is_shown_and_kept(panel, monkeypatch):
@@ -247,7 +325,9 @@ def test_an_unforeseen_error_of_a_thread_is_shown_and_kept(panel, monkeypatch):
     monkeypatch.setattr(panels, "generate", broken)
     in_background(panel).generate.click()
     panel.worker.wait(10)
-    assert isinstance(panel.errors[0], ZeroDivisionError) and "&lt;b&gt;odd" in status(panel) and "Traceback" in status(panel)
+    assert isinstance(panel.errors[0], ZeroDivisionError)
+    assert "&lt;b&gt;odd" in status(panel)
+    assert "Traceback" in status(panel)
     assert not panel.generate.disabled
 
 
@@ -259,68 +339,129 @@ def test_save_writes_the_settings_and_overwrites_nothing(panel, tmp_path):
     panel.save.click()
     one, two = sorted((tmp_path / "out").glob("*.png"))
     settings = json.loads(Image.open(one).text["blora_nb"])
-    assert Path(settings["content_B_LoRA"][0]).name == "star_sunset.safetensors" and settings["seed"] == 0 and settings["num_inference_steps"] == 3 and settings["prompt"] == panel.prompt.value
-    assert Image.open(two).tobytes() == panel.picture.tobytes() and "download=" in panel.saved.value and panel.errors == []
+    assert Path(settings["content_B_LoRA"][0]).name == "star_sunset.safetensors"
+    assert settings["seed"] == 0
+    assert settings["num_inference_steps"] == 3
+    assert settings["prompt"] == panel.prompt.value
+    assert Image.open(two).tobytes() == panel.picture.tobytes()
+    assert "download=" in panel.saved.value
+    assert panel.errors == []
     panel.folder = one / "not a folder"
     panel.save.click()
-    assert "Cannot write" in status(panel) and len(panel.errors) == 1
+    assert "Cannot write" in status(panel)
+    assert len(panel.errors) == 1
 
 
 def test_what_is_not_learnt_is_shown_without_a_result(pipe, picture):
     panel = AlphaPanel(pipe, picture)
-    assert Image.open(BytesIO(base64.b64decode(panel._repr_mimebundle_()[0]["image/png"]))).width > 150
-    assert panel.picture is None and panel.errors == []
+    assert (
+        Image.open(BytesIO(base64.b64decode(panel._repr_mimebundle_()[0]["image/png"]))).width > 150
+    )
+    assert panel.picture is None
+    assert panel.errors == []
 
 
 def test_the_picture_in_a_file_of_weights_is_shown(pipe, picture, examples, tmp_path):
     blora = examples.sources["star sunset"].blora
-    path = BLoRA(blora.state_dict, blora.metadata | picture_metadata(picture)).save(tmp_path / "star.safetensors")
+    path = BLoRA(blora.state_dict, blora.metadata | picture_metadata(picture)).save(
+        tmp_path / "star.safetensors"
+    )
     panel = AlphaPanel(pipe, path)
-    assert panel.choosers["content"].source.picture.size == (128, 128) and "content picture: star" in panel.choosers["content"].thumbnail.value
+    assert panel.choosers["content"].source.picture.size == (128, 128)
+    assert "content picture: star" in panel.choosers["content"].thumbnail.value
     damaged = BLoRA(blora.state_dict, {"modelspec.thumbnail": "data:image/png;base64," + "A" * 64})
     assert AlphaPanel(pipe, damaged).errors == []
 
 
 def test_one_half_alone(pipe, examples):
-    panel = AlphaPanel(pipe, style=examples.sources["cat wood"].blora, prompt="A fish in [s] style", num_inference_steps=2)
+    panel = AlphaPanel(
+        pipe,
+        style=examples.sources["cat wood"].blora,
+        prompt="A fish in [s] style",
+        num_inference_steps=2,
+    )
     panel.generate.click()
-    expected = generate(pipe, "A fish in [s] style", style=examples.sources["cat wood"].blora, num_inference_steps=2, progress=False)[0]
-    assert panel.picture.tobytes() == expected.tobytes() and panel.drawn.caption.startswith('"A fish in [s] style"; style: style B-LoRA, alpha +1.00; seed 0')
+    expected = generate(
+        pipe,
+        "A fish in [s] style",
+        style=examples.sources["cat wood"].blora,
+        num_inference_steps=2,
+        progress=False,
+    )[0]
+    assert panel.picture.tobytes() == expected.tobytes()
+    assert panel.drawn.caption.startswith(
+        '"A fish in [s] style"; style: style B-LoRA, alpha +1.00; seed 0'
+    )
 
 
 def test_seeds_are_ranked_and_one_is_picked(pipe, examples, tmp_path):
     scorer = scorer_for(pipe)
-    panel = SeedPanel(pipe, "star sunset", "flower neon", gallery=examples, seed=4, count=3, num_inference_steps=6, folder=tmp_path)
+    panel = SeedPanel(
+        pipe,
+        "star sunset",
+        "flower neon",
+        gallery=examples,
+        seed=4,
+        count=3,
+        num_inference_steps=6,
+        folder=tmp_path,
+    )
     panel.generate.click()
-    assert panel.errors == [] and sorted(panel.order) == [4, 5, 6]
-    images = {s: generate(pipe, panel.prompt.value, *(examples.sources[n].blora for n in ("star sunset", "flower neon")), seeds=s, num_inference_steps=6, progress=False)[0] for s in (4, 5, 6)}
+    assert panel.errors == []
+    assert sorted(panel.order) == [4, 5, 6]
+    images = {
+        s: generate(
+            pipe,
+            panel.prompt.value,
+            *(examples.sources[n].blora for n in ("star sunset", "flower neon")),
+            seeds=s,
+            num_inference_steps=6,
+            progress=False,
+        )[0]
+        for s in (4, 5, 6)
+    }
     star, neon = (examples.sources[n].picture for n in ("star sunset", "flower neon"))
-    weaker = {s: min(scorer.content_kept([image], star)[0], scorer.style_moved([image], neon)[0]) for s, image in images.items()}
-    assert panel.order == sorted(weaker, key=weaker.get, reverse=True) and panel.picked == panel.order[0]
+    weaker = {
+        s: min(scorer.content_kept([image], star)[0], scorer.style_moved([image], neon)[0])
+        for s, image in images.items()
+    }
+    assert panel.order == sorted(weaker, key=weaker.get, reverse=True)
+    assert panel.picked == panel.order[0]
     last = panel.cards.children[2]
     assert f"{panel.scores[panel.order[2]]['style_moved']:.2f}" in last.children[0].value
     last.children[1].click()
-    assert panel.picked == panel.order[2] and pixels(panel) == images[panel.order[2]].tobytes()
+    assert panel.picked == panel.order[2]
+    assert pixels(panel) == images[panel.order[2]].tobytes()
     panel.save.click()
-    assert json.loads(Image.open(next(tmp_path.glob("*.png"))).text["blora_nb"])["seed"] == panel.order[2]
+    assert (
+        json.loads(Image.open(next(tmp_path.glob("*.png"))).text["blora_nb"])["seed"]
+        == panel.order[2]
+    )
     assert "seeds 4 to 6" in panel.still().caption
 
 
 def test_a_ranking_belongs_to_the_settings_it_began_with(pipe, examples):
     """Controls that move while seeds are drawn do not change what they are compared with, nor what is saved."""
-    panel = in_background(SeedPanel(pipe, "star sunset", gallery=examples, count=3, num_inference_steps=4))
+    panel = in_background(
+        SeedPanel(pipe, "star sunset", gallery=examples, count=3, num_inference_steps=4)
+    )
     panel.generate.click()
     until(lambda: panel.memory)
     panel.choosers["content"].choice.value = "cat wood"
     panel.seed.value = 50
     panel.worker.wait(30)
-    assert sorted(panel.order) == [0, 1, 2] and panel.drawn.content_B_LoRA == "star sunset"
-    kept = scorer_for(pipe).content_kept([panel.images[1]], examples.sources["star sunset"].picture)[0]
+    assert sorted(panel.order) == [0, 1, 2]
+    assert panel.drawn.content_B_LoRA == "star sunset"
+    kept = scorer_for(pipe).content_kept(
+        [panel.images[1]], examples.sources["star sunset"].picture
+    )[0]
     assert panel.scores[1]["content_kept"] == pytest.approx(kept)
 
 
 def test_seeds_drawn_before_a_cancel_are_kept(pipe, examples):
-    panel = in_background(SeedPanel(pipe, "star sunset", gallery=examples, count=50, num_inference_steps=2))
+    panel = in_background(
+        SeedPanel(pipe, "star sunset", gallery=examples, count=50, num_inference_steps=2)
+    )
     panel.generate.click()
     until(lambda: len(panel.memory) >= 2)
     panel.worker.cancel.click()
@@ -329,13 +470,21 @@ def test_seeds_drawn_before_a_cancel_are_kept(pipe, examples):
     panel.count.value = 2
     panel.generate.click()
     panel.worker.wait(30)
-    assert len(panel.memory) == kept < 50 and sorted(panel.order) == [0, 1] and panel.errors == []
+    assert len(panel.memory) == kept < 50
+    assert sorted(panel.order) == [0, 1]
+    assert panel.errors == []
 
 
 def test_a_ranking_without_a_picture_to_compare_with_is_explained(pipe, examples):
-    panel = SeedPanel(pipe, Source("mine", blora=examples.sources["cat wood"].blora), count=2, num_inference_steps=1)
+    panel = SeedPanel(
+        pipe,
+        Source("mine", blora=examples.sources["cat wood"].blora),
+        count=2,
+        num_inference_steps=1,
+    )
     panel.generate.click()
-    assert "no picture to compare with" in str(panel.errors[0]) and "mine" in status(panel)
+    assert "no picture to compare with" in str(panel.errors[0])
+    assert "mine" in status(panel)
     with pytest.raises(ValueError, match="a content, a style, or both"):
         SeedPanel(pipe)
 
@@ -348,17 +497,29 @@ def test_a_still_picture_and_a_sentence_stand_in_for_the_widget(panel):
 
     in_background(panel)
     bundle = shown()
-    assert panel.picture, "the first picture is drawn when the panel is shown, before the next cell begins"
-    assert "seed 0" in bundle["text/plain"] and bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.model_id
+    assert panel.picture, (
+        "the first picture is drawn when the panel is shown, before the next cell begins"
+    )
+    assert "seed 0" in bundle["text/plain"]
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.model_id
     picture = Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
     width = picture.width
-    assert np.asarray(picture.convert("RGB"))[:, 2 * width // 3 + 20 : -20].std() > 10, "the result stands on the right"
+    assert np.asarray(picture.convert("RGB"))[:, 2 * width // 3 + 20 : -20].std() > 10, (
+        "the result stands on the right"
+    )
 
 
 def test_every_control_says_what_it_is(panel):
-    controls = [w for w in all_widgets(panel) if isinstance(w, ipywidgets.ValueWidget | ipywidgets.Button) and not isinstance(w, ipywidgets.HTML)]
+    controls = [
+        w
+        for w in all_widgets(panel)
+        if isinstance(w, ipywidgets.ValueWidget | ipywidgets.Button)
+        and not isinstance(w, ipywidgets.HTML)
+    ]
     names = [w.description for w in controls]
-    assert len(names) >= 14 and all(names) and len(set(names)) == len(names)
+    assert len(names) >= 14
+    assert all(names)
+    assert len(set(names)) == len(names)
     assert not any(isinstance(w, ipywidgets.Output) for w in all_widgets(panel))
     assert 'role="status"' in status(panel)
 
@@ -368,7 +529,8 @@ def test_numbers_out_of_range_are_brought_into_it(panel):
     panel.steps.set_state({"value": 0})
     assert (panel.seed.value, panel.steps.value) == (0, 1)
     panel.generate.click()
-    assert panel.errors == [] and panel.picture
+    assert panel.errors == []
+    assert panel.picture
 
 
 def test_threads_are_used_where_their_progress_is_seen(monkeypatch):
@@ -386,12 +548,49 @@ def test_all_of_this_on_the_ipywidgets_of_colab(pytestconfig):
     """In a process of its own, with that version in front of the installed one."""
     place = Path(pytestconfig.cache.mkdir(f"ipywidgets-{COLABS}"))
     if not (place / "ipywidgets" / "_version.py").exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", place]
-        installed = subprocess.run([*pip, f"ipywidgets=={COLABS}", "ipython_genutils>=0.2"], capture_output=True, text=True)
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--target",
+            place,
+        ]
+        installed = subprocess.run(
+            [*pip, f"ipywidgets=={COLABS}", "ipython_genutils>=0.2"], capture_output=True, text=True
+        )
         if installed.returncode:
-            pytest.skip(f"ipywidgets {COLABS} cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])}
+            pytest.skip(
+                f"ipywidgets {COLABS} cannot be installed: {installed.stderr.strip().splitlines()[-1]}"
+            )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]),
+    }
     check = f"import ipywidgets, sys; sys.exit(ipywidgets.__version__ != '{COLABS}')"
     assert subprocess.run([sys.executable, "-c", check], env=environment).returncode == 0
-    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:nbval", "-o", "addopts=", __file__], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0 and "1 skipped" in run.stdout, run.stdout[-5000:] + run.stderr[-2000:]
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:nbval",
+            "-o",
+            "addopts=",
+            __file__,
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0 and "1 skipped" in run.stdout, (
+        run.stdout[-5000:] + run.stderr[-2000:]
+    )

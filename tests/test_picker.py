@@ -8,14 +8,22 @@ from PIL import Image
 
 from blora_nb import BLoRA, CheckpointPicker, generate, train
 from blora_nb.figures import checkpoint_grid
-from blora_nb.validation import validation_pictures, write_validation_sheet
 from blora_nb.sources import read_bytes
+from blora_nb.validation import validation_pictures, write_validation_sheet
 
 
 @pytest.fixture(scope="module")
 def folder(pipe, picture, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    train(pipe, picture, progress=False, output_dir=folder, on_checkpoint=validation_pictures(pipe, "A [v]", 2), max_train_steps=30, checkpointing_steps=10)
+    train(
+        pipe,
+        picture,
+        progress=False,
+        output_dir=folder,
+        on_checkpoint=validation_pictures(pipe, "A [v]", 2),
+        max_train_steps=30,
+        checkpointing_steps=10,
+    )
     return folder
 
 
@@ -23,24 +31,49 @@ def test_the_slider_shows_the_pictures_of_a_checkpoint_and_gives_its_weights(pip
     import base64
 
     picker = CheckpointPicker(folder)
-    assert [label for label, _ in picker.slider.options] == ["step 10", "step 20", "step 30"] and picker.checkpoint.name == "checkpoint-30"
+    assert [label for label, _ in picker.slider.options] == [
+        "step 10",
+        "step 20",
+        "step 30",
+    ]
+    assert picker.checkpoint.name == "checkpoint-30"
     picker.slider.value = folder / "checkpoint-10"
-    shown = [read_bytes("shown", base64.b64decode(text.split('"')[0])) for text in picker.shown.value.split("base64,")[1:]]
-    assert picker.blora.fingerprint == BLoRA.load(folder / "checkpoint-10").fingerprint != BLoRA.load(folder / "checkpoint-30").fingerprint
+    shown = [
+        read_bytes("shown", base64.b64decode(text.split('"')[0]))
+        for text in picker.shown.value.split("base64,")[1:]
+    ]
+    assert (
+        picker.blora.fingerprint
+        == BLoRA.load(folder / "checkpoint-10").fingerprint
+        != BLoRA.load(folder / "checkpoint-30").fingerprint
+    )
     made = generate(pipe, "A [v]", picker.blora, picker.blora, seeds=[0, 1], progress=False)
     assert [p.tobytes() for p in shown] == [p.tobytes() for p in made]
     bundle, about = picker._repr_mimebundle_()
-    assert set(bundle) == {"text/plain", "image/png", "application/vnd.jupyter.widget-view+json"} and "3 checkpoints" in bundle["text/plain"] == about["image/png"]["alt"]
+    assert set(bundle) == {"text/plain", "image/png", "application/vnd.jupyter.widget-view+json"}
+    assert "3 checkpoints" in bundle["text/plain"] == about["image/png"]["alt"]
 
 
 def test_the_sheet_has_a_row_for_each_checkpoint(folder):
     sheet = write_validation_sheet(folder)
     again = write_validation_sheet(folder)
-    assert sheet.name == "validation.png" and again != sheet  # nothing is overwritten
+    assert sheet.name == "validation.png"
+    assert again != sheet
     axes = checkpoint_grid(folder).axes
-    assert len(axes) == 6 and [a.get_ylabel() for a in axes[::2]] == ["step 10", "step 20", "step 30"]
-    assert np.array_equal(axes[3].images[0].get_array(), np.asarray(Image.open(folder / "checkpoint-20" / "A_v_seed1.png")))
-    assert json.loads(Image.open(folder / "checkpoint-20" / "A_v_seed1.png").text["blora_nb"])["seed"] == 1
+    assert len(axes) == 6
+    assert [a.get_ylabel() for a in axes[::2]] == [
+        "step 10",
+        "step 20",
+        "step 30",
+    ]
+    assert np.array_equal(
+        axes[3].images[0].get_array(),
+        np.asarray(Image.open(folder / "checkpoint-20" / "A_v_seed1.png")),
+    )
+    assert (
+        json.loads(Image.open(folder / "checkpoint-20" / "A_v_seed1.png").text["blora_nb"])["seed"]
+        == 1
+    )
 
 
 def test_a_folder_without_pictures_says_how_they_are_made(tmp_path):

@@ -2,14 +2,14 @@
 
 import json
 import math
-from pathlib import Path
 import warnings
+from pathlib import Path
 
+import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-import pytest
 from safetensors.torch import load_file, save_file
-import torch
 
 from blora_nb import BLoRA, load_pipeline
 from blora_nb.adapters import BLoRAError, BLoRAWarning
@@ -510,14 +510,17 @@ def test_a_blora_of_a_compiled_model_has_ordinary_names(tmp_path):
 # --- LoKr with whole factors ---
 
 
-@pytest.mark.parametrize(("header", "alpha", "scale"), [
-    ({"ss_network_dim": "16", "ss_network_alpha": "16"}, 64.0, 4.0),  # LyCORIS's rs_lora
-    ({"ss_network_dim": "32", "ss_network_alpha": "1"}, 1.0, 1 / 32),
-    ({"ss_network_dim": "10000", "ss_network_alpha": "10000"}, 10000.0, 1.0),
-    ({"ss_network_dim": "None"}, 64.0, 1.0),
-    ({"ss_network_dim": "16"}, math.inf, 1.0),
-    ({}, 9999999999.0, 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("header", "alpha", "scale"),
+    [
+        ({"ss_network_dim": "16", "ss_network_alpha": "16"}, 64.0, 4.0),  # LyCORIS's rs_lora
+        ({"ss_network_dim": "32", "ss_network_alpha": "1"}, 1.0, 1 / 32),
+        ({"ss_network_dim": "10000", "ss_network_alpha": "10000"}, 10000.0, 1.0),
+        ({"ss_network_dim": "None"}, 64.0, 1.0),
+        ({"ss_network_dim": "16"}, math.inf, 1.0),
+        ({}, 9999999999.0, 1.0),
+    ],
+)
 def test_a_lokr_of_whole_factors_is_divided_by_the_headers_dim(tmp_path, header, alpha, scale):
     tensors, wanted, draw = {}, {}, torch.Generator().manual_seed(1)
     for layer, (a, b) in random_lora(lambda layer: 1).items():
@@ -693,6 +696,7 @@ def test_a_few_step_lora_that_does_not_fit_is_refused_and_the_base_stays(tmp_pat
 )
 def test_names_of_sdxls_own_code(layer):
     from diffusers import UNet2DConditionModel
+
     from random_sdxl import unet_config
 
     with torch.device("meta"):

@@ -1,10 +1,10 @@
 """The paths that only a GPU takes: no tensor on the wrong device, no wait, no more memory than was counted; without a GPU."""
 
 import os
-from pathlib import Path
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +13,28 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs the C++ compiler g++")
-@pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch knows real GPUs; the simulated one is for a PyTorch without")
+@pytest.mark.skipif(
+    torch.version.cuda is not None,
+    reason="this PyTorch knows real GPUs; the simulated one is for a PyTorch without",
+)
 def test_on_a_simulated_gpu():
     """In a process of its own: PyTorch asks only once, when it is imported, which devices there are."""
     path = os.pathsep.join([str(HERE.parent / "benchmarks"), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "simulated_gpu", "-p", "no:nbval", "-o", "addopts=", str(HERE / "on_a_simulated_gpu.py")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "simulated_gpu",
+        "-p",
+        "no:nbval",
+        "-o",
+        "addopts=",
+        str(HERE / "on_a_simulated_gpu.py"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
     assert done.returncode == 0, done.stdout[-5000:]

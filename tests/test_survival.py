@@ -1,7 +1,6 @@
 """Trainings that are killed, stopped, short of disk or gone wrong: what was done is kept, and going on gives the same bits."""
 
 import json
-from pathlib import Path
 import random
 import shutil
 import signal
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,17 +22,41 @@ from blora_nb.many_pictures import Job, check_output, plan, train_all, write_man
 from blora_nb.validation import validated, validation_pictures
 from blora_nb.watch import TrainingError
 
-CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 30, "checkpointing_steps": 3, "lr_scheduler": "cosine", "lr_warmup_steps": 3}
+CHANGES = {
+    "rank": 4,
+    "train_batch_size": 2,
+    "max_train_steps": 30,
+    "checkpointing_steps": 3,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 3,
+}
 
 
 def same(one, two):
-    return one.state_dict.keys() == two.state_dict.keys() and all(torch.equal(t, two.state_dict[k]) for k, t in one.state_dict.items())
+    return one.state_dict.keys() == two.state_dict.keys() and all(
+        torch.equal(t, two.state_dict[k]) for k, t in one.state_dict.items()
+    )
 
 
 def start(picture, out, *more):
     options = [text for name, value in CHANGES.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "blora_nb", "train", "--instance_data_dir", picture, "--output_dir", out, "--device", "cpu", *options, *more]
-    return subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "blora_nb",
+        "train",
+        "--instance_data_dir",
+        picture,
+        "--output_dir",
+        out,
+        "--device",
+        "cpu",
+        *options,
+        *more,
+    ]
+    return subprocess.Popen(
+        [str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(path, process, seconds=120):
@@ -58,7 +82,13 @@ def half_way(pipe, picture, tmp_path_factory):
 
     with pytest.raises(KeyError):
         train(pipe, picture, progress=stop, output_dir=folder, **CHANGES)
-    assert [p.name for p in checkpoints(folder)] == ["checkpoint-3", "checkpoint-6", "checkpoint-9", "checkpoint-12"] and applied(pipe) == []
+    assert [p.name for p in checkpoints(folder)] == [
+        "checkpoint-3",
+        "checkpoint-6",
+        "checkpoint-9",
+        "checkpoint-12",
+    ]
+    assert applied(pipe) == []
     return folder
 
 
@@ -87,12 +117,19 @@ def test_ctrl_c_ends_at_a_step_and_saves(picture, tmp_path, number):
     wait_for(tmp_path / "out" / "checkpoint-3", process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and 'resume_from_checkpoint="latest"' in errors and "Traceback" not in errors, errors
+    assert (
+        process.returncode == 130
+        and 'resume_from_checkpoint="latest"' in errors
+        and "Traceback" not in errors
+    ), errors
     kept = find_checkpoint(tmp_path / "out")
-    assert BLoRA.load(kept).rank == 4 and f"after step {kept.name.split('-')[1]}." in errors
+    assert BLoRA.load(kept).rank == 4
+    assert f"after step {kept.name.split('-')[1]}." in errors
 
 
-def test_ctrl_c_between_the_last_step_and_the_saving_loses_nothing(pipe, picture, tmp_path, monkeypatch):
+def test_ctrl_c_between_the_last_step_and_the_saving_loses_nothing(
+    pipe, picture, tmp_path, monkeypatch
+):
     from blora_nb import many_pictures
 
     def interrupted(*arguments):
@@ -101,24 +138,55 @@ def test_ctrl_c_between_the_last_step_and_the_saving_loses_nothing(pipe, picture
         return made
 
     monkeypatch.setattr(many_pictures, "train", interrupted)
-    jobs, before = [Job({tmp_path / f"{name}.png": None}, tmp_path / name) for name in "ab"], signal.getsignal(signal.SIGINT)
+    jobs, before = (
+        [Job({tmp_path / f"{name}.png": None}, tmp_path / name) for name in "ab"],
+        signal.getsignal(signal.SIGINT),
+    )
     for job in jobs:
         picture.save(*job.pictures)
-    settings = TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 4, "checkpointing_steps": 100})
+    settings = TrainingSettings.for_pipeline(
+        pipe, **CHANGES | {"max_train_steps": 4, "checkpointing_steps": 100}
+    )
     with pytest.raises(KeyboardInterrupt, match="resume_from_checkpoint"):
         train_all(pipe, jobs, settings, progress=False)
-    assert BLoRA.load(jobs[0].folder).rank == 4 and not jobs[1].folder.exists() and signal.getsignal(signal.SIGINT) is before
+    assert BLoRA.load(jobs[0].folder).rank == 4
+    assert not jobs[1].folder.exists()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resume_in_a_notebook_is_bit_equal(pipe, picture, uninterrupted, half_way, tmp_path):
     folder = shutil.copytree(half_way, tmp_path / "out")
     seen = []
-    resumed = train(pipe, picture, progress=lambda step, steps, loss: seen.append(step), output_dir=folder, resume_from_checkpoint="latest", **CHANGES)
-    assert same(resumed, uninterrupted) and resumed.losses == uninterrupted.losses and seen[0] == 13
+    resumed = train(
+        pipe,
+        picture,
+        progress=lambda step, steps, loss: seen.append(step),
+        output_dir=folder,
+        resume_from_checkpoint="latest",
+        **CHANGES,
+    )
+    assert same(resumed, uninterrupted)
+    assert resumed.losses == uninterrupted.losses
+    assert seen[0] == 13
 
 
-@pytest.mark.parametrize("damage", ["empty state", "cut state", "cut weights", "no state", "not safetensors", "zeros in the state", "zeros in the weights", "another step's state", "no metadata"])
-def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(pipe, picture, uninterrupted, half_way, tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "empty state",
+        "cut state",
+        "cut weights",
+        "no state",
+        "not safetensors",
+        "zeros in the state",
+        "zeros in the weights",
+        "another step's state",
+        "no metadata",
+    ],
+)
+def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(
+    pipe, picture, uninterrupted, half_way, tmp_path, damage
+):
     folder = shutil.copytree(half_way, tmp_path / "out")
     state, weights = folder / "checkpoint-12" / STATE_NAME, folder / "checkpoint-12" / FILE_NAME
     if damage == "empty state":
@@ -144,28 +212,92 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(pipe, picture,
         find_checkpoint(folder, "checkpoint-12")
     if damage == "cut state":
         with pytest.warns(UserWarning, match="checkpoint-12"):
-            resumed = train(pipe, picture, progress=False, output_dir=folder, resume_from_checkpoint="latest", **CHANGES)
+            resumed = train(
+                pipe,
+                picture,
+                progress=False,
+                output_dir=folder,
+                resume_from_checkpoint="latest",
+                **CHANGES,
+            )
         assert same(resumed, uninterrupted)
-        assert (folder / "checkpoint-12.broken").is_dir() and find_checkpoint(folder, "checkpoint-12")  # nothing overwritten
+        assert (folder / "checkpoint-12.broken").is_dir()
+        assert find_checkpoint(folder, "checkpoint-12")
 
 
 def test_a_checkpoint_of_another_training_is_refused(pipe, picture, half_way, tmp_path):
-    for changes, words in (({"learning_rate": 1e-3}, "learning_rate was 0.005 and is 0.001"), ({"max_train_steps": 31}, "max_train_steps")):
+    for changes, words in (
+        ({"learning_rate": 1e-3}, "learning_rate was 0.005 and is 0.001"),
+        ({"max_train_steps": 31}, "max_train_steps"),
+    ):
         with pytest.raises(CheckpointError, match=words):
-            train(pipe, picture, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES | changes)
+            train(
+                pipe,
+                picture,
+                progress=False,
+                output_dir=half_way,
+                resume_from_checkpoint="latest",
+                **CHANGES | changes,
+            )
     with pytest.raises(CheckpointError, match="another picture"):
-        train(pipe, picture.rotate(90), progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
+        train(
+            pipe,
+            picture.rotate(90),
+            progress=False,
+            output_dir=half_way,
+            resume_from_checkpoint="latest",
+            **CHANGES,
+        )
     with pytest.raises(CheckpointError, match="another caption"):
-        train(pipe, {picture_file(picture, tmp_path): "A [v] star"}, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
-    for other, words in ((load_pipeline(device="cpu", dtype=torch.bfloat16), "another dtype"), (with_another("text_encoder"), "another base model"), (with_another("vae"), "another base model")):
+        train(
+            pipe,
+            {picture_file(picture, tmp_path): "A [v] star"},
+            progress=False,
+            output_dir=half_way,
+            resume_from_checkpoint="latest",
+            **CHANGES,
+        )
+    for other, words in (
+        (load_pipeline(device="cpu", dtype=torch.bfloat16), "another dtype"),
+        (with_another("text_encoder"), "another base model"),
+        (with_another("vae"), "another base model"),
+    ):
         with pytest.raises(CheckpointError, match=words):
-            train(other, picture, progress=False, output_dir=half_way, resume_from_checkpoint="latest", **CHANGES)
+            train(
+                other,
+                picture,
+                progress=False,
+                output_dir=half_way,
+                resume_from_checkpoint="latest",
+                **CHANGES,
+            )
     with pytest.raises(CheckpointError, match="12 steps behind it, more than the 9"):
-        train(pipe, picture, progress=False, output_dir=shortened(half_way, tmp_path), resume_from_checkpoint="latest", **CHANGES | {"max_train_steps": 9, "lr_scheduler": "constant"})
+        train(
+            pipe,
+            picture,
+            progress=False,
+            output_dir=shortened(half_way, tmp_path),
+            resume_from_checkpoint="latest",
+            **CHANGES | {"max_train_steps": 9, "lr_scheduler": "constant"},
+        )
     with pytest.raises(CheckpointError, match="written by an earlier version.*like any other"):
-        train(pipe, picture, progress=False, output_dir=shortened(half_way, tmp_path / "old", learned=False), resume_from_checkpoint="latest", **CHANGES | {"lr_scheduler": "constant"})
+        train(
+            pipe,
+            picture,
+            progress=False,
+            output_dir=shortened(half_way, tmp_path / "old", learned=False),
+            resume_from_checkpoint="latest",
+            **CHANGES | {"lr_scheduler": "constant"},
+        )
     with pytest.raises(CheckpointError, match="There is no checkpoint .*lates.*checkpoint-9"):
-        train(pipe, picture, progress=False, output_dir=half_way, resume_from_checkpoint="lates", **CHANGES)
+        train(
+            pipe,
+            picture,
+            progress=False,
+            output_dir=half_way,
+            resume_from_checkpoint="lates",
+            **CHANGES,
+        )
     with pytest.raises(FileExistsError, match='resume_from_checkpoint="latest"'):
         train(pipe, picture, progress=False, output_dir=half_way, **CHANGES)
     assert applied(pipe) == []
@@ -188,16 +320,29 @@ def shortened(half_way, tmp_path, learned=True):
     folder = shutil.copytree(half_way, tmp_path / "constant")
     for path in checkpoints(folder):
         with safe_open(path / STATE_NAME, "pt") as opened:
-            tensors, metadata = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()
-        metadata["settings"] = json.dumps(json.loads(metadata["settings"]) | {"lr_scheduler": "constant"})
+            tensors, metadata = (
+                {key: opened.get_tensor(key) for key in opened.keys()},
+                opened.metadata(),
+            )
+        metadata["settings"] = json.dumps(
+            json.loads(metadata["settings"]) | {"lr_scheduler": "constant"}
+        )
         del metadata["sha256"]
         if not learned:
-            metadata["state"] = json.dumps({name: value for name, value in json.loads(metadata["state"]).items() if name != "learned"})
+            metadata["state"] = json.dumps(
+                {
+                    name: value
+                    for name, value in json.loads(metadata["state"]).items()
+                    if name != "learned"
+                }
+            )
         save_file(tensors, path / STATE_NAME, metadata)
     return folder
 
 
-def test_a_gradient_that_is_not_finite_stops_and_the_last_good_weights_are_kept(pipe, picture, uninterrupted, tmp_path):
+def test_a_gradient_that_is_not_finite_stops_and_the_last_good_weights_are_kept(
+    pipe, picture, uninterrupted, tmp_path
+):
     layer = dict(pipe.unet.named_modules())["up_blocks.0.attentions.0.proj_out"]
     calls = 0
 
@@ -208,17 +353,26 @@ def test_a_gradient_that_is_not_finite_stops_and_the_last_good_weights_are_kept(
 
     handle = layer.register_full_backward_hook(poison)
     try:
-        with pytest.raises(TrainingError, match=r"gradient became (nan|inf) at step 8.*smaller learning rate.*weights of step 6.*last_good-6.safetensors") as caught:
+        with pytest.raises(
+            TrainingError,
+            match=r"gradient became (nan|inf) at step 8.*smaller learning rate.*weights of step 6.*last_good-6.safetensors",
+        ) as caught:
             train(pipe, picture, progress=False, output_dir=tmp_path, **CHANGES)
     finally:
         handle.remove()
     kept = BLoRA.load(tmp_path / "last_good-6.safetensors")
-    assert same(kept, caught.value.blora) and same(kept, BLoRA.load(tmp_path / "checkpoint-6")) and applied(pipe) == []
+    assert same(kept, caught.value.blora)
+    assert same(kept, BLoRA.load(tmp_path / "checkpoint-6"))
+    assert applied(pipe) == []
 
 
 def test_trouble_at_the_first_step_leaves_no_file(pipe, picture, tmp_path):
     layer = dict(pipe.unet.named_modules())["up_blocks.0.attentions.0.proj_out"]
-    handle = layer.register_full_backward_hook(lambda module, grad_input, grad_output: tuple(g if g is None else g * float("nan") for g in grad_input))
+    handle = layer.register_full_backward_hook(
+        lambda module, grad_input, grad_output: tuple(
+            g if g is None else g * float("nan") for g in grad_input
+        )
+    )
     try:
         with pytest.raises(TrainingError, match="nan at step 1.*Nothing had been learned yet"):
             train(pipe, picture, progress=False, output_dir=tmp_path, **CHANGES)
@@ -239,40 +393,79 @@ def test_a_rising_loss_stops_and_the_weights_from_before_the_rise_are_kept(pipe,
             if step == 60:
                 torch._foreach_mul_(list(lora.values()), 30)
 
-    with pytest.raises(TrainingError, match=r"loss has risen to \d\.\d+, ten times .* by step [67]\d.*last_good-") as caught:
+    with pytest.raises(
+        TrainingError, match=r"loss has risen to \d\.\d+, ten times .* by step [67]\d.*last_good-"
+    ) as caught:
         train(pipe, picture, progress=break_it, output_dir=tmp_path, max_train_steps=120)
     error = caught.value
-    assert 20 <= error.step <= 60 < len(losses) and max(losses[30:60]) < 0.5 < min(losses[61:])
+    assert 20 <= error.step <= 60 < len(losses)
+    assert max(losses[30:60]) < 0.5 < min(losses[61:])
     kept = BLoRA.load(tmp_path / f"last_good-{error.step}.safetensors")
     assert same(kept, error.blora)
     before = {name.replace(".new", ""): w for name, w in weights[error.step].items()}
-    assert all(torch.equal(w, before[key.removeprefix("unet.")]) for key, w in kept.state_dict.items())
+    assert all(
+        torch.equal(w, before[key.removeprefix("unet.")]) for key, w in kept.state_dict.items()
+    )
 
 
 def test_the_picture_may_go_away_while_it_is_learned(pipe, picture, uninterrupted, tmp_path):
     picture.save(tmp_path / "a.png")
-    assert same(train(pipe, tmp_path / "a.png", progress=lambda *step: (tmp_path / "a.png").unlink(missing_ok=True), **CHANGES), uninterrupted)
+    assert same(
+        train(
+            pipe,
+            tmp_path / "a.png",
+            progress=lambda *step: (tmp_path / "a.png").unlink(missing_ok=True),
+            **CHANGES,
+        ),
+        uninterrupted,
+    )
 
 
-def test_a_function_at_checkpoints_that_takes_the_lora_off_is_told_what_to_do(pipe, picture, tmp_path):
+def test_a_function_at_checkpoints_that_takes_the_lora_off_is_told_what_to_do(
+    pipe, picture, tmp_path
+):
     before = generate(pipe, "A star", num_inference_steps=2, progress=False)[0]
-    with pytest.raises(TrainingError, match=r"generation.sample instead of generate.*checkpoint-3 is complete"):
-        train(pipe, picture, progress=False, output_dir=tmp_path / "a", on_checkpoint=lambda pipe, folder: generate(pipe, "A star", num_inference_steps=1, progress=False), **CHANGES)
+    with pytest.raises(
+        TrainingError, match=r"generation.sample instead of generate.*checkpoint-3 is complete"
+    ):
+        train(
+            pipe,
+            picture,
+            progress=False,
+            output_dir=tmp_path / "a",
+            on_checkpoint=lambda pipe, folder: generate(
+                pipe, "A star", num_inference_steps=1, progress=False
+            ),
+            **CHANGES,
+        )
     assert BLoRA.load(tmp_path / "a" / "checkpoint-3").rank == 4
-    assert generate(pipe, "A star", num_inference_steps=2, progress=False)[0].tobytes() == before.tobytes()
+    assert (
+        generate(pipe, "A star", num_inference_steps=2, progress=False)[0].tobytes()
+        == before.tobytes()
+    )
 
 
-def test_going_on_from_an_earlier_checkpoint_keeps_the_pictures_of_the_later_ones(pipe, picture, half_way, tmp_path):
-    folder, validate = shutil.copytree(half_way, tmp_path / "out"), validation_pictures(pipe, "A star", 1)
+def test_going_on_from_an_earlier_checkpoint_keeps_the_pictures_of_the_later_ones(
+    pipe, picture, half_way, tmp_path
+):
+    folder, validate = (
+        shutil.copytree(half_way, tmp_path / "out"),
+        validation_pictures(pipe, "A star", 1),
+    )
     options = {"progress": False, "output_dir": folder, "on_checkpoint": validate, **CHANGES}
     for wanted in ("checkpoint-9", "checkpoint-24"):
         again = train(pipe, picture, resume_from_checkpoint=wanted, **options)
         assert len(again.losses) == 30
-    assert [p.name for p, pictures in validated(folder).items() if len(pictures) == 1] == [f"checkpoint-{step}" for step in range(9, 31, 3)]
+    assert [p.name for p, pictures in validated(folder).items() if len(pictures) == 1] == [
+        f"checkpoint-{step}" for step in range(9, 31, 3)
+    ]
 
 
 def test_pictures_that_a_kill_interrupted_are_made_when_it_goes_on(pipe, picture, tmp_path):
-    validate, options = validation_pictures(pipe, "A star", 2), {"progress": False, "output_dir": tmp_path, **CHANGES}
+    validate, options = (
+        validation_pictures(pipe, "A star", 2),
+        {"progress": False, "output_dir": tmp_path, **CHANGES},
+    )
 
     def killed(pipe, folder):
         validate(pipe, folder)
@@ -291,14 +484,26 @@ def test_a_checkpoint_from_before_anything_was_learned_is_whole(pipe, picture, t
     more = {**CHANGES, "checkpointing_steps": 1, "max_train_steps": 2, "lr_warmup_steps": 1}
     plain = train(pipe, picture, progress=False, output_dir=tmp_path / "a", **more)
     shutil.rmtree(tmp_path / "a" / "checkpoint-2")
-    assert same(train(pipe, picture, progress=False, output_dir=tmp_path / "a", resume_from_checkpoint="latest", **more), plain)
+    assert same(
+        train(
+            pipe,
+            picture,
+            progress=False,
+            output_dir=tmp_path / "a",
+            resume_from_checkpoint="latest",
+            **more,
+        ),
+        plain,
+    )
     with pytest.raises(BLoRAError, match="saved before it was trained"):
         BLoRA.load(tmp_path / "a" / "checkpoint-1")
 
 
 def small_disk(folder):
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small disk needs root")
     return folder
 
@@ -312,18 +517,31 @@ def test_a_full_disk_is_named_and_loses_nothing(picture, uninterrupted, half_way
         (disk / "ballast").write_bytes(b"x" * (2 * 2**20 - one - 60_000))
         process = start(tmp_path / "a.png", disk / "out")
         out, errors = process.communicate(timeout=300)
-        assert process.returncode == 1 and "No space left" in errors and "checkpoint-3" in errors and "Traceback" not in errors, errors
+        assert (
+            process.returncode == 1
+            and "No space left" in errors
+            and "checkpoint-3" in errors
+            and "Traceback" not in errors
+        ), errors
         saved = Path(errors.split("it is in ")[1].split(";")[0])
         assert same(BLoRA.load(saved), uninterrupted)
         shutil.rmtree(saved.parent)
-        assert not list((disk / "out").glob(".*part")) and not list((disk / "out").glob("*.part"))
+        assert not list((disk / "out").glob(".*part"))
+        assert not list((disk / "out").glob("*.part"))
         assert find_checkpoint(disk / "out")
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
-def test_where_no_disk_has_room_the_others_are_tried_and_nothing_is_left(pipe, picture, tmp_path, monkeypatch):
-    disk, settings = small_disk(tmp_path / "disk"), TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 4, "checkpointing_steps": 3})
+def test_where_no_disk_has_room_the_others_are_tried_and_nothing_is_left(
+    pipe, picture, tmp_path, monkeypatch
+):
+    disk, settings = (
+        small_disk(tmp_path / "disk"),
+        TrainingSettings.for_pipeline(
+            pipe, **CHANGES | {"max_train_steps": 4, "checkpointing_steps": 3}
+        ),
+    )
     try:
         (disk / "tmp").mkdir()
         monkeypatch.setattr("tempfile.tempdir", str(disk / "tmp"))
@@ -333,7 +551,8 @@ def test_where_no_disk_has_room_the_others_are_tried_and_nothing_is_left(pipe, p
         (disk / "ballast").write_bytes(b"x" * (2 * 2**20 - 40_000))
         with pytest.warns(UserWarning, match="No space left.*The training goes on"):
             failed = train_all(pipe, jobs, settings, progress=False)
-        assert [job for job, _ in failed] == jobs and all("No space left" in why and "no room for it either" in why for _, why in failed)
+        assert [job for job, _ in failed] == jobs
+        assert all("No space left" in why and "no room for it either" in why for _, why in failed)
         assert not [p for p in disk.rglob("*") if p.is_file() and p.name != "ballast"]
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -346,7 +565,11 @@ def test_a_read_only_disk_is_named_before_the_work(picture, tmp_path):
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         process = start(tmp_path / "a.png", disk / "out")
         out, errors = process.communicate(timeout=300)
-        assert process.returncode == 1 and "Read-only file system" in errors and "Nothing was done yet" in errors, errors
+        assert (
+            process.returncode == 1
+            and "Read-only file system" in errors
+            and "Nothing was done yet" in errors
+        ), errors
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -355,14 +578,27 @@ def test_a_disk_that_becomes_read_only_meanwhile_loses_nothing(picture, uninterr
     picture.save(tmp_path / "a.png")
     disk = small_disk(tmp_path / "disk")
     try:
-        process = start(tmp_path / "a.png", disk / "out", "--validation_prompt", "A star", "--num_validation_images", "1")
+        process = start(
+            tmp_path / "a.png",
+            disk / "out",
+            "--validation_prompt",
+            "A star",
+            "--num_validation_images",
+            "1",
+        )
         wait_for(disk / "out" / "checkpoint-6", process)
         end = time.time() + 60
-        while subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode:  # a file is open for writing at the moment
+        while subprocess.run(
+            ["mount", "-o", "remount,ro", disk], capture_output=True
+        ).returncode:  # a file is open for writing at the moment
             assert time.time() < end
             time.sleep(0.01)
         _, errors = process.communicate(timeout=300)
-        assert process.returncode == 1 and "The training goes on" in errors and "Traceback" not in errors, errors
+        assert (
+            process.returncode == 1
+            and "The training goes on" in errors
+            and "Traceback" not in errors
+        ), errors
         saved = Path(errors.split("it is in ")[1].split(";")[0])
         assert same(BLoRA.load(saved), uninterrupted)
         shutil.rmtree(saved.parent)
@@ -374,18 +610,41 @@ def test_a_file_that_appears_meanwhile_is_left_alone(pipe, picture, tmp_path):
     picture.save(tmp_path / "a.png")
     (job,) = plan(tmp_path / "a.png", tmp_path / "out")
     interfere = lambda pipe, folder: (tmp_path / "out" / FILE_NAME).write_text("somebody else's")
-    failed = train_all(pipe, [job], TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 4}), on_checkpoint=interfere, progress=False)
-    assert "written by another program" in failed[0][1] and (tmp_path / "out" / FILE_NAME).read_text() == "somebody else's"
+    failed = train_all(
+        pipe,
+        [job],
+        TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 4}),
+        on_checkpoint=interfere,
+        progress=False,
+    )
+    assert "written by another program" in failed[0][1]
+    assert (tmp_path / "out" / FILE_NAME).read_text() == "somebody else's"
     assert BLoRA.load(tmp_path / "out" / f"{Path(FILE_NAME).stem}-2.safetensors").rank == 4
-    assert json.loads(write_manifest([job], tmp_path / "out", failed).read_text())[0]["state"] == "failed"
-    assert json.loads(write_manifest([job], tmp_path / "out").read_text())[0]["why"].endswith("other formats are not opened.")
-    with pytest.raises(BLoRAError, match="not a complete safetensors file.*Remove it, and the training goes on"):
+    assert (
+        json.loads(write_manifest([job], tmp_path / "out", failed).read_text())[0]["state"]
+        == "failed"
+    )
+    assert json.loads(write_manifest([job], tmp_path / "out").read_text())[0]["why"].endswith(
+        "other formats are not opened."
+    )
+    with pytest.raises(
+        BLoRAError, match="not a complete safetensors file.*Remove it, and the training goes on"
+    ):
         check_output([job], "latest")
 
 
 @pytest.mark.filterwarnings("ignore:The pictures at")
-@pytest.mark.parametrize("error", [MemoryError("too small for one picture"), ValueError("NaN instead of a picture"), OSError("No space left")])
-def test_pictures_at_a_checkpoint_that_cannot_be_made_do_not_end_the_training(pipe, picture, uninterrupted, tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("too small for one picture"),
+        ValueError("NaN instead of a picture"),
+        OSError("No space left"),
+    ],
+)
+def test_pictures_at_a_checkpoint_that_cannot_be_made_do_not_end_the_training(
+    pipe, picture, uninterrupted, tmp_path, monkeypatch, error
+):
     from blora_nb import generation
 
     def too_large(*arguments, **options):
@@ -394,7 +653,17 @@ def test_pictures_at_a_checkpoint_that_cannot_be_made_do_not_end_the_training(pi
     monkeypatch.setattr(generation, "pictures", too_large)
     validate = validation_pictures(pipe, "A star", 1)
     with pytest.warns(UserWarning, match=f"checkpoint-30 could not all be made.*{error}.*goes on"):
-        assert same(train(pipe, picture, progress=False, output_dir=tmp_path, on_checkpoint=validate, **CHANGES), uninterrupted)
+        assert same(
+            train(
+                pipe,
+                picture,
+                progress=False,
+                output_dir=tmp_path,
+                on_checkpoint=validate,
+                **CHANGES,
+            ),
+            uninterrupted,
+        )
 
 
 def test_a_limit_never_takes_the_one_just_written(pipe, picture, tmp_path):
@@ -402,7 +671,15 @@ def test_a_limit_never_takes_the_one_just_written(pipe, picture, tmp_path):
     (tmp_path / "checkpoint-99").mkdir()
     (tmp_path / "checkpoint-99" / STATE_NAME).touch()
     with pytest.warns(UserWarning, match="checkpoint-99"):
-        train(pipe, picture, progress=False, output_dir=tmp_path, resume_from_checkpoint="latest", checkpoints_total_limit=1, **CHANGES | {"max_train_steps": 6})
+        train(
+            pipe,
+            picture,
+            progress=False,
+            output_dir=tmp_path,
+            resume_from_checkpoint="latest",
+            checkpoints_total_limit=1,
+            **CHANGES | {"max_train_steps": 6},
+        )
     assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-99"]
 
 

@@ -1,16 +1,16 @@
 """The training is the original's: replayed step by step by an independent loop, and deterministic."""
 
 import copy
-from dataclasses import asdict
 import functools
 import json
 import shutil
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 import torch
+from safetensors.torch import load_file
 
 from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
 from blora_nb.adapters import applied, remove
@@ -24,7 +24,16 @@ from blora_nb.lean_lora import lean_lora
 from blora_nb.models import TINY_SDXL, encode_prompt
 from blora_nb.recipes import sample_weights
 from blora_nb.text_cache import cached_text
-from blora_nb.training import ADAPTER, TrainingError, attach_lora, blora_loss, diffusion_target, encode_image, make_optimizer, micro_conditioning
+from blora_nb.training import (
+    ADAPTER,
+    TrainingError,
+    attach_lora,
+    blora_loss,
+    diffusion_target,
+    encode_image,
+    make_optimizer,
+    micro_conditioning,
+)
 from blora_nb.watch import Watch, steps_between_looks
 from conftest import ROOT
 from random_sdxl import build
@@ -37,24 +46,38 @@ def test_a_plain_loop_gives_the_same_losses_and_weights(pipe, picture):
 
     pipe = copy.copy(pipe)
     ours, theirs = copy.deepcopy(pipe.unet), copy.deepcopy(pipe.unet)
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")  # SDXL's: epsilon
+    scheduler = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )  # SDXL's: epsilon
     mean, std = encode_image(pipe, picture, 96)
     embeds, pooled = encode_prompt(pipe, "A [v]")
 
     torch.manual_seed(3)
-    names = [f"up_blocks.0.attentions.{b}.transformer_blocks.{l}.attn{a}.{p}" for b in (0, 1) for l in (0, 1) for a in (1, 2) for p in ("to_q", "to_k", "to_v", "to_out.0")]
+    names = [
+        f"up_blocks.0.attentions.{b}.transformer_blocks.{l}.attn{a}.{p}"
+        for b in (0, 1)
+        for l in (0, 1)
+        for a in (1, 2)
+        for p in ("to_q", "to_k", "to_v", "to_out.0")
+    ]
     theirs.requires_grad_(False)
-    theirs.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=names))
+    theirs.add_adapter(
+        LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=names)
+    )
     their_parameters = {n: p for n, p in theirs.named_parameters() if p.requires_grad}
     initial = {n: p.detach().clone() for n, p in their_parameters.items()}
-    optimizer = torch.optim.AdamW(their_parameters.values(), lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-4, eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        their_parameters.values(), lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-4, eps=1e-8
+    )
     trace, their_losses = [], []
     for _ in range(5):
         latents = (mean + std * torch.randn(mean.shape)) * pipe.vae.config.scaling_factor
         noise, t = torch.randn_like(latents), torch.randint(0, 1000, (1,)).long()
         trace.append((latents, noise, t))
         conditions = {"text_embeds": pooled, "time_ids": torch.tensor([[96.0, 96, 0, 0, 96, 96]])}
-        predicted = theirs(scheduler.add_noise(latents, noise, t), t, embeds, added_cond_kwargs=conditions).sample
+        predicted = theirs(
+            scheduler.add_noise(latents, noise, t), t, embeds, added_cond_kwargs=conditions
+        ).sample
         loss = torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(their_parameters.values(), 1.0)
@@ -63,20 +86,35 @@ def test_a_plain_loop_gives_the_same_losses_and_weights(pipe, picture):
         their_losses.append(loss.item())
 
     parameters = attach_lora(ours, rank=4)
-    our_named = {n.replace(f".{ADAPTER}.", ".default."): p for n, p in ours.named_parameters() if p.requires_grad}
-    assert set(our_named) == set(initial) and len(parameters) == 64
+    our_named = {
+        n.replace(f".{ADAPTER}.", ".default."): p
+        for n, p in ours.named_parameters()
+        if p.requires_grad
+    }
+    assert set(our_named) == set(initial)
+    assert len(parameters) == 64
     with torch.no_grad():
         for name, p in our_named.items():
             p.copy_(initial[name])
     optimizer, losses = make_optimizer(parameters, TrainingSettings(learning_rate=1e-3)), []
     for latents, noise, t in trace:
-        loss = blora_loss(ours, scheduler, latents, noise, t, embeds, pooled, micro_conditioning(96, 1, "cpu", torch.float32))
+        loss = blora_loss(
+            ours,
+            scheduler,
+            latents,
+            noise,
+            t,
+            embeds,
+            pooled,
+            micro_conditioning(96, 1, "cpu", torch.float32),
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses == their_losses and losses[0] != losses[1]
+    assert losses == their_losses
+    assert losses[0] != losses[1]
     assert all(torch.equal(p, their_parameters[name]) for name, p in our_named.items())
 
 
@@ -94,27 +132,51 @@ def test_the_authors_own_script_is_replayed(tmp_path, monkeypatch):
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet").requires_grad_(False)
     scheduler = DDPMScheduler.from_pretrained(tmp_path / "scheduler")
     trace = load_file(ROOT / "tests" / "files" / "original_trace.safetensors")
-    theirs = lambda when: {name.removeprefix(when + "/").replace("lora_layer.down.", f"lora_A.{ADAPTER}.").replace("lora_layer.up.", f"lora_B.{ADAPTER}."): t for name, t in trace.items() if name.startswith(when)}
+    theirs = lambda when: {
+        name.removeprefix(when + "/")
+        .replace("lora_layer.down.", f"lora_A.{ADAPTER}.")
+        .replace("lora_layer.up.", f"lora_B.{ADAPTER}."): t
+        for name, t in trace.items()
+        if name.startswith(when)
+    }
     parameters = attach_lora(unet, rank=4)
     ours = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    assert ours.keys() == theirs("before").keys() and len(ours) == 64
+    assert ours.keys() == theirs("before").keys()
+    assert len(ours) == 64
     with torch.no_grad():
         for name, t in theirs("before").items():
             ours[name].copy_(t)
     assert torch.equal(trace["time_ids"].float(), micro_conditioning(96, 1, "cpu", torch.float32))
     settings, steps = TrainingSettings(learning_rate=1e-3), range(len(trace["losses"]))
     state, embeds = start_state(unet, parameters, settings), trace["prompt_embeds"][:1]
-    drawn = [[trace[f"{what}/{step}"] for what in ("latents", "noise", "timesteps")] for step in steps]
+    drawn = [
+        [trace[f"{what}/{step}"] for what in ("latents", "noise", "timesteps")] for step in steps
+    ]
     count = len(drawn[0][0])
     monkeypatch.setattr(training, "draw_step", lambda *_: drawn.pop(0))
-    pipe = SimpleNamespace(unet=unet, vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=None)))
+    pipe = SimpleNamespace(
+        unet=unet, vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=None))
+    )
     batches = SimpleNamespace(batch=lambda number: (None, None, embeds, trace["pooled"][:1]))
     with cached_text(unet, embeds.expand(count, -1, -1)), lean_attention(unet), lean_lora(unet):
-        losses = [training.take_step(pipe, scheduler, batches, micro_conditioning(96, count, "cpu", torch.float32), state, settings, step + 1)[0] for step in steps]
+        losses = [
+            training.take_step(
+                pipe,
+                scheduler,
+                batches,
+                micro_conditioning(96, count, "cpu", torch.float32),
+                state,
+                settings,
+                step + 1,
+            )[0]
+            for step in steps
+        ]
     torch.testing.assert_close(torch.stack(losses), trace["losses"], rtol=1e-5, atol=0)
     for name, t in theirs("after").items():
         torch.testing.assert_close(ours[name].detach(), t, rtol=0, atol=5e-5)
-    assert max((t - theirs("before")[name]).abs().max() for name, t in theirs("after").items()) > 5e-3
+    assert (
+        max((t - theirs("before")[name]).abs().max() for name, t in theirs("after").items()) > 5e-3
+    )
 
 
 def test_lora_starts_from_the_unchanged_model_with_the_right_scale(pipe):
@@ -122,11 +184,15 @@ def test_lora_starts_from_the_unchanged_model_with_the_right_scale(pipe):
     parameters = attach_lora(unet.to(torch.bfloat16), rank=8, seed=1)
     assert all(p.dtype == torch.float32 for p in parameters)
     layers = {n: m for n, m in unet.named_modules() if hasattr(m, "lora_A")}
-    assert len(layers) == 32 and {half_of(n) for n in layers} == {"content", "style"}
+    assert len(layers) == 32
+    assert {half_of(n) for n in layers} == {"content", "style"}
     for layer in layers.values():
-        assert layer.scaling[ADAPTER] == 1.0 and layer.lora_B[ADAPTER].weight.abs().max() == 0
+        assert layer.scaling[ADAPTER] == 1.0
+        assert layer.lora_B[ADAPTER].weight.abs().max() == 0
     spread = torch.cat([m.lora_A[ADAPTER].weight.detach().flatten() for m in layers.values()]).std()
-    assert spread == pytest.approx(1 / 8, rel=0.05)  # normal with standard deviation 1/rank, PEFT's "gaussian"
+    assert spread == pytest.approx(
+        1 / 8, rel=0.05
+    )  # normal with standard deviation 1/rank, PEFT's "gaussian"
 
 
 def test_velocity_or_noise_is_read_from_the_scheduler(pipe):
@@ -135,7 +201,9 @@ def test_velocity_or_noise_is_read_from_the_scheduler(pipe):
     x, noise, t = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4), torch.tensor([10, 900])
     velocity = DDPMScheduler.from_config(pipe.scheduler.config)
     alpha = velocity.alphas_cumprod[t].sqrt()[:, None, None, None]
-    torch.testing.assert_close(diffusion_target(velocity, x, noise, t), alpha * noise - (1 - alpha**2).sqrt() * x)
+    torch.testing.assert_close(
+        diffusion_target(velocity, x, noise, t), alpha * noise - (1 - alpha**2).sqrt() * x
+    )
     assert diffusion_target(DDPMScheduler(), x, noise, t) is noise
 
 
@@ -147,7 +215,9 @@ def test_training_is_deterministic_learns_and_leaves_the_model_as_it_was(pipe, p
     other = train(pipe, picture, progress=False, max_train_steps=3, seed=1)
     assert any(not torch.equal(t, other.state_dict[k]) for k, t in one.state_dict.items())
     after = pipe.unet.state_dict()
-    assert applied(pipe) == [] and before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items())
+    assert applied(pipe) == []
+    assert before.keys() == after.keys()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
     assert sum(blora.losses[-30:]) < 0.8 * sum(blora.losses[:10]) * 3
 
 
@@ -161,7 +231,8 @@ def test_progress_is_told_and_a_stop_inside_cleans_up(pipe, picture):
 
     with pytest.raises(KeyboardInterrupt):
         train(pipe, picture, progress=stop, max_train_steps=4)
-    assert seen == [(1, 4), (2, 4)] and applied(pipe) == []
+    assert seen == [(1, 4), (2, 4)]
+    assert applied(pipe) == []
 
 
 def test_any_sdxl_pipeline_of_diffusers_will_do(picture):
@@ -188,18 +259,43 @@ def test_what_would_be_ignored_or_far_off_is_said(pipe, picture):
     with pytest.raises(ValueError, match="a text instead of a list of names"):
         attach_lora(pipe.unet, 4, 0, CONTENT_BLOCK)
     with pytest.warns(UserWarning, match="draws 96 px and resolution is 256.*for_pipeline"):
-        train(pipe, picture, TrainingSettings(resolution=256, rank=4, max_train_steps=1), progress=False)
+        train(
+            pipe,
+            picture,
+            TrainingSettings(resolution=256, rank=4, max_train_steps=1),
+            progress=False,
+        )
 
 
 def test_settings_are_numbers_whoever_made_them(pipe, picture, blora):
     """NumPy's and PyTorch's are numbers as well; a float where a whole number belongs, and a text, are not."""
-    settings = TrainingSettings(rank=np.int64(4), learning_rate=np.float32(0.5), max_train_steps=torch.tensor(3))
-    assert (settings.rank, settings.learning_rate, settings.max_train_steps) == (4, 0.5, 3) and json.dumps(asdict(settings))
-    for name, wrong in (("rank", 8.0), ("max_train_steps", "many"), ("learning_rate", "slow"), ("train_batch_size", 0)):
+    settings = TrainingSettings(
+        rank=np.int64(4), learning_rate=np.float32(0.5), max_train_steps=torch.tensor(3)
+    )
+    assert (settings.rank, settings.learning_rate, settings.max_train_steps) == (
+        4,
+        0.5,
+        3,
+    )
+    assert json.dumps(asdict(settings))
+    for name, wrong in (
+        ("rank", 8.0),
+        ("max_train_steps", "many"),
+        ("learning_rate", "slow"),
+        ("train_batch_size", 0),
+    ):
         with pytest.raises(ValueError, match=f"{name} must be"):
             train(pipe, picture, progress=False, **{name: wrong})
-    again = train(pipe, picture, TrainingSettings(resolution=96, rank=4, max_train_steps=1), progress=False, rank=None, max_train_steps=2)
-    assert again.rank == 4 and len(again.losses) == 2
+    again = train(
+        pipe,
+        picture,
+        TrainingSettings(resolution=96, rank=4, max_train_steps=1),
+        progress=False,
+        rank=None,
+        max_train_steps=2,
+    )
+    assert again.rank == 4
+    assert len(again.losses) == 2
     with pytest.raises(ImageError, match="list is empty"):
         train(pipe, [], progress=False)
 
@@ -211,29 +307,49 @@ def test_recipes_weigh_the_error_as_their_papers_say(pipe):
     t = torch.tensor([50, 400, 900])
     x, noise, wrong = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     for kind in ("epsilon", "v_prediction"):
-        scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind)
-        alpha, sigma = ((a.sqrt()[:, None, None, None]) for a in (scheduler.alphas_cumprod[t], 1 - scheduler.alphas_cumprod[t]))
+        scheduler = DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind
+        )
+        alpha, sigma = (
+            (a.sqrt()[:, None, None, None])
+            for a in (scheduler.alphas_cumprod[t], 1 - scheduler.alphas_cumprod[t])
+        )
         noisy = scheduler.add_noise(x, noise, t)
-        picture = (noisy - sigma * wrong) / alpha if kind == "epsilon" else alpha * noisy - sigma * wrong
+        picture = (
+            (noisy - sigma * wrong) / alpha if kind == "epsilon" else alpha * noisy - sigma * wrong
+        )
         error = ((wrong - diffusion_target(scheduler, x, noise, t)) ** 2).mean(dim=(1, 2, 3))
         weights = sample_weights(TrainingSettings(x0_loss_from=10), scheduler, t, step=10)
-        torch.testing.assert_close(weights * error, ((picture - x) ** 2).mean(dim=(1, 2, 3)), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            weights * error, ((picture - x) ** 2).mean(dim=(1, 2, 3)), rtol=1e-3, atol=1e-5
+        )
         assert sample_weights(TrainingSettings(x0_loss_from=10), scheduler, t, step=9) is None
         snr = (alpha / sigma).flatten() ** 2
-        torch.testing.assert_close(sample_weights(TrainingSettings(snr_gamma=5.0), scheduler, t, 1), snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1))
+        torch.testing.assert_close(
+            sample_weights(TrainingSettings(snr_gamma=5.0), scheduler, t, 1),
+            snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1),
+        )
     zero_snr = DDPMScheduler.from_config(pipe.scheduler.config)
-    assert torch.isfinite(sample_weights(TrainingSettings(snr_gamma=5.0), zero_snr, torch.tensor([999]), 1)).all()
+    assert torch.isfinite(
+        sample_weights(TrainingSettings(snr_gamma=5.0), zero_snr, torch.tensor([999]), 1)
+    ).all()
 
 
 def test_accumulated_batches_and_schedules(pipe, picture):
     """Two batches of one make a step: its loss is their mean. The learning rate follows the schedule."""
-    still = {"progress": False, "train_batch_size": 1, "learning_rate": 1e-12}  # the weights stay what they are, so that losses can be compared
+    still = {
+        "progress": False,
+        "train_batch_size": 1,
+        "learning_rate": 1e-12,
+    }  # the weights stay what they are, so that losses can be compared
     single = train(pipe, picture, max_train_steps=4, **still).losses
     double = train(pipe, picture, max_train_steps=2, gradient_accumulation_steps=2, **still).losses
     assert double == pytest.approx([(single[0] + single[1]) / 2, (single[2] + single[3]) / 2])
     weights = {}
     for name in ("constant", "linear"):
-        weights[name] = train(pipe, picture, progress=False, max_train_steps=3, train_batch_size=1, lr_scheduler=name).state_dict
+        weights[name] = train(
+            pipe, picture, progress=False, max_train_steps=3, train_batch_size=1, lr_scheduler=name
+        ).state_dict
     assert any(not torch.equal(t, weights["linear"][k]) for k, t in weights["constant"].items())
 
 
@@ -244,7 +360,8 @@ def test_on_a_gpu_the_optimizer_is_fused(monkeypatch):
     plain = make_optimizer(parameters[0], settings)
     monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)
     fused = make_optimizer(parameters[1], settings)
-    assert fused.defaults["fused"] is True and not plain.defaults["fused"]
+    assert fused.defaults["fused"] is True
+    assert not plain.defaults["fused"]
     for step in range(20):
         for one, two in zip(*parameters):
             one.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(step))
@@ -263,22 +380,33 @@ def test_losses_are_read_every_few_steps_without_losing_one():
         weight.data.fill_(step)
         known += watch.saw(torch.tensor(float(step)), torch.tensor(1.0))
         assert len(losses) == step // 10 * 10
-    assert known == [(s, float(s)) for s in range(1, 21)] and [loss for _, loss in watch.look()] == [21.0, 22.0, 23.0, 24.0, 25.0]
+    assert known == [(s, float(s)) for s in range(1, 21)]
+    assert [loss for _, loss in watch.look()] == [21.0, 22.0, 23.0, 24.0, 25.0]
     watch.saw(torch.tensor(1.0), torch.tensor(1.0))
     watch.saw(torch.tensor(1.0), torch.tensor(float("nan")))
     with pytest.raises(TrainingError, match="gradient became nan at step 27.*weights of step 20"):
         watch.look()
-    assert losses[-1] == 1.0 and weight.tolist() == [20.0, 20.0]
+    assert losses[-1] == 1.0
+    assert weight.tolist() == [20.0, 20.0]
 
 
 def test_a_look_comes_about_twice_a_second():
-    assert [steps_between_looks(10, seconds) for seconds in (0, 0.1, 1, 2.5, 10, 100)] == [10, 10, 5, 2, 1, 1]
+    assert [steps_between_looks(10, seconds) for seconds in (0, 0.1, 1, 2.5, 10, 100)] == [
+        10,
+        10,
+        5,
+        2,
+        1,
+        1,
+    ]
 
 
 def test_a_loss_without_a_measure_may_rise(pipe, picture, monkeypatch):
     """x0 loss divides by SNR: which timesteps are drawn moves it by orders of magnitude."""
     judged, saw = [], Watch.saw
-    monkeypatch.setattr(Watch, "saw", lambda watch, *step: judged.append(watch.judged) or saw(watch, *step))
+    monkeypatch.setattr(
+        Watch, "saw", lambda watch, *step: judged.append(watch.judged) or saw(watch, *step)
+    )
     train(pipe, picture, progress=False, max_train_steps=4, train_batch_size=1, x0_loss_from=3)
     assert judged == [True, True, False, False]
     monkeypatch.undo()
@@ -324,7 +452,8 @@ def test_a_stop_button_in_a_thread_works(pipe, picture):
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert len(caught) == 1 and applied(pipe) == []
+    assert len(caught) == 1
+    assert applied(pipe) == []
 
 
 def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, monkeypatch):
@@ -334,7 +463,16 @@ def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, 
 
     made = []
     options = {"progress": False, "max_train_steps": 4, "train_batch_size": 1}
-    cached = train(pipe, picture, output_dir=tmp_path, checkpointing_steps=2, on_checkpoint=lambda p, folder: made.append((folder, sample(p, "A cat", num_inference_steps=2, progress=False)[0])), **options)
+    cached = train(
+        pipe,
+        picture,
+        output_dir=tmp_path,
+        checkpointing_steps=2,
+        on_checkpoint=lambda p, folder: made.append(
+            (folder, sample(p, "A cat", num_inference_steps=2, progress=False)[0])
+        ),
+        **options,
+    )
     asked = []
     layers = [layer for *_, layer in text_projections(pipe.unet)]
     handles = [layer.register_forward_hook(lambda *a: asked.append(1)) for layer in layers]
@@ -343,29 +481,60 @@ def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, 
     for handle in handles:
         handle.remove()
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "cached_text", lambda unet, embeds, wanted: cached_text(unet, embeds, False))
+        patch.setattr(
+            trainer, "cached_text", lambda unet, embeds, wanted: cached_text(unet, embeds, False)
+        )
         every_time = train(pipe, picture, **options)
-    assert cached.losses == every_time.losses and all(torch.equal(t, every_time.state_dict[k]) for k, t in cached.state_dict.items())
+    assert cached.losses == every_time.losses
+    assert all(torch.equal(t, every_time.state_dict[k]) for k, t in cached.state_dict.items())
     for folder, image in made:
         half_way = BLoRA.load(folder)
-        assert generate(pipe, "A cat", half_way, half_way, num_inference_steps=2, progress=False)[0].tobytes() == image.tobytes()
+        assert (
+            generate(pipe, "A cat", half_way, half_way, num_inference_steps=2, progress=False)[
+                0
+            ].tobytes()
+            == image.tobytes()
+        )
 
 
 def test_a_style_half_is_trained_beside_a_content_half_that_stays(pipe, picture, blora, tmp_path):
     """The second step of two-step training: the content half is on the model and does not move; resume knows which one it was."""
     options = {"progress": False, "max_train_steps": 6, "checkpointing_steps": 3}
     whole = train(pipe, picture, output_dir=tmp_path / "a", content=blora, **options)
-    assert whole.halves == ("content", "style") and whole.content.fingerprint == blora.content.fingerprint == whole.metadata["content_fingerprint"]
-    assert applied(pipe) == [] and not torch.equal(*(next(iter(b.style.layers.values()))[1] for b in (whole, blora)))
+    assert whole.halves == ("content", "style")
+    assert (
+        whole.content.fingerprint
+        == blora.content.fingerprint
+        == whole.metadata["content_fingerprint"]
+    )
+    assert applied(pipe) == []
+    assert not torch.equal(*(next(iter(b.style.layers.values()))[1] for b in (whole, blora)))
     plain = train(pipe, picture, **options)
-    assert whole.losses[0] < plain.losses[0]  # what the content half knows already is no error any more
+    assert (
+        whole.losses[0] < plain.losses[0]
+    )  # what the content half knows already is no error any more
     assert BLoRA.load(tmp_path / "a" / "checkpoint-3").halves == ("style",)
     for folder in ("b", "c"):
         shutil.copytree(tmp_path / "a" / "checkpoint-3", tmp_path / folder / "checkpoint-3")
-    again = train(pipe, picture, output_dir=tmp_path / "b", content=blora, resume_from_checkpoint="latest", **options)
-    assert again.losses == whole.losses and again.fingerprint == whole.fingerprint
+    again = train(
+        pipe,
+        picture,
+        output_dir=tmp_path / "b",
+        content=blora,
+        resume_from_checkpoint="latest",
+        **options,
+    )
+    assert again.losses == whole.losses
+    assert again.fingerprint == whole.fingerprint
     with pytest.raises(CheckpointError, match="belongs to another content half"):
-        train(pipe, picture, output_dir=tmp_path / "c", content=plain, resume_from_checkpoint="latest", **options)
+        train(
+            pipe,
+            picture,
+            output_dir=tmp_path / "c",
+            content=plain,
+            resume_from_checkpoint="latest",
+            **options,
+        )
     with pytest.raises(BLoRAError, match="no content half"):
         train(pipe, picture, content=blora.style, **options)
 
@@ -374,9 +543,17 @@ def test_compiled_blocks_train_the_same_and_are_plain_again(pipe, picture, monke
     """With the part of the compiler that is quick; all of it agrees to rounding and takes half a minute here."""
     from diffusers import UNet2DConditionModel
 
-    monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks", functools.partialmethod(UNet2DConditionModel.compile_repeated_blocks, backend="aot_eager"))
-    plain, compiled = (train(pipe, picture, progress=False, max_train_steps=2, compile=wanted) for wanted in (False, True))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] and not torch._dynamo.utils.counters["graph_break"]
+    monkeypatch.setattr(
+        UNet2DConditionModel,
+        "compile_repeated_blocks",
+        functools.partialmethod(UNet2DConditionModel.compile_repeated_blocks, backend="aot_eager"),
+    )
+    plain, compiled = (
+        train(pipe, picture, progress=False, max_train_steps=2, compile=wanted)
+        for wanted in (False, True)
+    )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert not torch._dynamo.utils.counters["graph_break"]
     assert plain.losses == pytest.approx(compiled.losses, rel=1e-5)
     assert all(m._compiled_call_impl is None for m in pipe.unet.modules())
 
@@ -387,14 +564,20 @@ def test_a_base_in_16_bits_trains_and_draws(dtype, picture, recwarn):
     pipe = load_pipeline(device="cpu", dtype=dtype)
     blora = train(pipe, picture, progress=False, max_train_steps=30)
     exact = train(load_pipeline(device="cpu"), picture, progress=False, max_train_steps=30)
-    assert pipe.unet.dtype == pipe.vae.dtype == dtype and all(t.dtype == torch.float32 for t in blora.state_dict.values())
-    assert blora.losses[0] == pytest.approx(exact.losses[0], rel=0.02) and sum(blora.losses[-10:]) == pytest.approx(sum(exact.losses[-10:]), rel=0.1)
+    assert pipe.unet.dtype == pipe.vae.dtype == dtype
+    assert all(t.dtype == torch.float32 for t in blora.state_dict.values())
+    assert blora.losses[0] == pytest.approx(exact.losses[0], rel=0.02)
+    assert sum(blora.losses[-10:]) == pytest.approx(sum(exact.losses[-10:]), rel=0.1)
     image = generate(pipe, "A [v]", blora, blora, num_inference_steps=3, progress=False)[0]
     assert image.convert("L").getextrema()[0] < image.convert("L").getextrema()[1]
     assert not [w for w in recwarn if "lr_scheduler" in str(w.message)]
 
 
 def test_checkpoints_are_after_each_quarter_unless_asked_otherwise():
-    at = lambda **changes: [step for step in range(1, 1001) if TrainingSettings(**changes).checkpoint_at(step)]
-    assert at() == [250, 500, 750, 1000] and at(max_train_steps=150) == [38, 75, 113, 150] and at(max_train_steps=1) == [1]
+    at = lambda **changes: [
+        step for step in range(1, 1001) if TrainingSettings(**changes).checkpoint_at(step)
+    ]
+    assert at() == [250, 500, 750, 1000]
+    assert at(max_train_steps=150) == [38, 75, 113, 150]
+    assert at(max_train_steps=1) == [1]
     assert at(max_train_steps=1000, checkpointing_steps=400) == [400, 800]

@@ -25,7 +25,8 @@ ONE_STEP = {"num_inference_steps": 1, "progress": False}
 
 def test_words_that_are_cut_off_are_named_as_they_are_typed(pipe):
     assert unused_words(pipe, LONG) == "the house of gold in neon style"  # 14 pieces are read
-    assert unused_words(pipe, "a " * 14) == "" and unused_words(pipe, "a " * 14 + "CAT ") == "CAT"
+    assert unused_words(pipe, "a " * 14) == ""
+    assert unused_words(pipe, "a " * 14 + "CAT ") == "CAT"
     assert unused_words(pipe, "a " * 12 + "[v] cat") == "[v] cat", "a placeholder is shown whole"
     assert unused_words(pipe, "a " * 13 + "wheelbarrow, cat") == "wheelbarrow, cat", "a word, too"
     assert unused_words(pipe, "") == ""
@@ -65,7 +66,8 @@ def test_it_is_said_wherever_a_prompt_can_be_typed(pipe, picture, caplog):
                 use()
     finally:
         logging.getLogger("diffusers").removeHandler(caplog.handler)
-    assert "truncated" not in caplog.text and "Token indices" not in caplog.text
+    assert "truncated" not in caplog.text
+    assert "Token indices" not in caplog.text
 
 
 def test_nothing_is_said_of_a_prompt_that_is_understood(pipe):
@@ -86,9 +88,16 @@ def test_the_libraries_speak_again_afterwards():
 def test_panels_say_it_in_their_status(pipe, tmp_path):
     settings = TrainingSettings.for_pipeline(pipe, max_train_steps=1)
     panel = AlphaPanel(
-        pipe, "star sunset", "flower neon", gallery=example_gallery(), num_inference_steps=1,
-        folder=tmp_path, prompt=LONG, training_settings=settings, background=False,
-    )  # fmt: skip
+        pipe,
+        "star sunset",
+        "flower neon",
+        gallery=example_gallery(),
+        num_inference_steps=1,
+        folder=tmp_path,
+        prompt=LONG,
+        training_settings=settings,
+        background=False,
+    )
     assert "the house of gold in neon style" in panel.worker.status.value
     panel.generate.click()
     assert "Done." in panel.worker.status.value
@@ -100,12 +109,15 @@ def test_panels_say_it_in_their_status(pipe, tmp_path):
 
 
 def test_panels_say_what_is_wrong_with_an_uploaded_picture(pipe, tmp_path):
-    from test_panels import png, upload
     from PIL import Image
+
+    from test_panels import png, upload
 
     red = Image.new("RGB", (9, 9), "red")
     panel = AlphaPanel(pipe, content=red, folder=tmp_path, background=False)
     assert "nothing in it" in panel.worker.status.value
     upload(panel.choosers["content"].upload, "tiny.png", png(Image.effect_noise((12, 12), 90)))
     said = panel.worker.status.value
-    assert "tiny" in said and "8.0 times" in said and "nothing in it" not in said
+    assert "tiny" in said
+    assert "8.0 times" in said
+    assert "nothing in it" not in said

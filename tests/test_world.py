@@ -13,8 +13,17 @@ from safetensors.torch import load_file
 
 from drawings import OBJECTS, label_map
 from world.painting import paint, place, random_poses
-from world.styles import HELD_OUT_HUES, HELD_OUT_PATTERNS, NAMED_STYLES, NUMBERS, PATTERNS
-from world.styles import HELD_OUT_NAMED_STYLES, get, hue_of, random_styles
+from world.styles import (
+    HELD_OUT_HUES,
+    HELD_OUT_NAMED_STYLES,
+    HELD_OUT_PATTERNS,
+    NAMED_STYLES,
+    NUMBERS,
+    PATTERNS,
+    get,
+    hue_of,
+    random_styles,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,7 +1,7 @@
 """What can be said about a picture of the world: nouns, named styles, words for attributes, and captions made of them."""
 
-from dataclasses import dataclass
 import random
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,14 +17,36 @@ EMOJI_SETS = (
 )  # the first that has a drawing of a noun shows what it means
 NO_NOUNS = {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "unicorn-1"}
 SAME_THING = {
-    "red-heart": "heart", "evergreen-tree": "tree", "deciduous-tree": "tree", "crescent-moon": "moon", "sailboat": "boat",
-    "automobile": "car", "red-apple": "apple", "teacup-without-handle": "cup", "hibiscus": "flower", "house-building": "house",
-    "tropical-fish": "fish", "bird": "bird", "smiling-face": "smiley", "hot-beverage": "coffee", "banana": "banana",
-}  # fmt: skip
+    "red-heart": "heart",
+    "evergreen-tree": "tree",
+    "deciduous-tree": "tree",
+    "crescent-moon": "moon",
+    "sailboat": "boat",
+    "automobile": "car",
+    "red-apple": "apple",
+    "teacup-without-handle": "cup",
+    "hibiscus": "flower",
+    "house-building": "house",
+    "tropical-fish": "fish",
+    "bird": "bird",
+    "smiling-face": "smiley",
+    "hot-beverage": "coffee",
+    "banana": "banana",
+}
 COLOURS = {
-    "red": "#d8242c", "orange": "#f58a1e", "yellow": "#f8d92e", "green": "#2f9e44", "teal": "#14958f", "blue": "#2456d0",
-    "purple": "#7a34b8", "pink": "#f486b8", "brown": "#7c4a22", "black": "#161616", "white": "#fafafa", "grey": "#8c8c8c",
-}  # fmt: skip
+    "red": "#d8242c",
+    "orange": "#f58a1e",
+    "yellow": "#f8d92e",
+    "green": "#2f9e44",
+    "teal": "#14958f",
+    "blue": "#2456d0",
+    "purple": "#7a34b8",
+    "pink": "#f486b8",
+    "brown": "#7c4a22",
+    "black": "#161616",
+    "white": "#fafafa",
+    "grey": "#8c8c8c",
+}
 FILL_WORDS = {"striped": "stripes", "dotted": "dots", "checkered": "checker"}
 TEXTURE_WORDS = {
     "hatched": "hatching",
@@ -34,7 +56,24 @@ TEXTURE_WORDS = {
     "tiled": "mosaic",
     "pixelated": "pixels",
 }
-SMALL_WORDS = "a an the in on of style and with picture drawing photo icon outlined one two".split()
+SMALL_WORDS = [
+    "a",
+    "an",
+    "the",
+    "in",
+    "on",
+    "of",
+    "style",
+    "and",
+    "with",
+    "picture",
+    "drawing",
+    "photo",
+    "icon",
+    "outlined",
+    "one",
+    "two",
+]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CANONICAL_POSE = (0.8, 0.0, 0.0, 0.0, 1.0)  # scale, shifts, turn, not mirrored
 
@@ -99,9 +138,14 @@ def attribute_style(
         else ("flat", main)
     )
     return named_style(
-        ("flat", behind), fill_area, second, shade(main, 255 if light else 0, 0.5), line, 0.55 if outlined else 0.0,
+        ("flat", behind),
+        fill_area,
+        second,
+        shade(main, 255 if light else 0, 0.5),
+        line,
+        0.55 if outlined else 0.0,
         texture=TEXTURE_WORDS[texture] if texture else "none",
-    )  # fmt: skip
+    )
 
 
 def style_words(random_: random.Random) -> tuple[str, str, Tensor]:

@@ -5,14 +5,14 @@ world; held-out shapes and styles, and everything drawn by hand, are kept out of
 course measures with is `blora_nb.metrics.Judge`.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-import json
 
-from PIL import Image
-from torch import Tensor, nn
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
 
 from blora_nb.images import to_tensor
 from world.paths import WORK

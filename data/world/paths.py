@@ -1,7 +1,7 @@
 """Where training leaves what it makes: an ignored folder of the clone, or the one that TEACHING_MODEL_WORK names."""
 
-from pathlib import Path
 import os
+from pathlib import Path
 
 DATA = Path(__file__).resolve().parent.parent
 WORK = Path(os.environ.get("TEACHING_MODEL_WORK", DATA.parent / "outputs" / "teaching_model"))

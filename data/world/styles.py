@@ -25,11 +25,27 @@ HELD_OUT_HUES = (0.44, 0.50)  # of the main colour: a band of bluish greens
 
 # name and length of each group of numbers; colours are -1..1, one-hot groups 0 or 1, all others about 0..1
 FIELDS = {
-    "ground_pattern": len(PATTERNS), "ground_1": 3, "ground_2": 3, "ground_frequency": 1, "ground_angle": 2,
-    "fill_pattern": len(PATTERNS), "main_1": 3, "main_2": 3, "fill_frequency": 1, "fill_angle": 2,
-    "second": 3, "accent": 3, "line": 3, "line_width": 1, "glow": 1, "shadow": 1,
-    "texture": len(TEXTURES), "texture_strength": 1, "texture_size": 1, "wobble": 1,
-}  # fmt: skip
+    "ground_pattern": len(PATTERNS),
+    "ground_1": 3,
+    "ground_2": 3,
+    "ground_frequency": 1,
+    "ground_angle": 2,
+    "fill_pattern": len(PATTERNS),
+    "main_1": 3,
+    "main_2": 3,
+    "fill_frequency": 1,
+    "fill_angle": 2,
+    "second": 3,
+    "accent": 3,
+    "line": 3,
+    "line_width": 1,
+    "glow": 1,
+    "shadow": 1,
+    "texture": len(TEXTURES),
+    "texture_strength": 1,
+    "texture_size": 1,
+    "wobble": 1,
+}
 NUMBERS = sum(FIELDS.values())
 _STARTS = dict(
     zip(FIELDS, torch.tensor([0, *FIELDS.values()]).cumsum(0)[:-1].tolist(), strict=True)
@@ -200,9 +216,19 @@ def random_styles(count: int, generator: torch.Generator, held_out: bool = False
 
 
 def named_style(
-    ground: tuple, fill: tuple, second: str, accent: str, line: str = "#202020", line_width: float = 0.0, glow: float = 0.0,
-    shadow: float = 0.0, texture: str = "none", strength: float = 0.8, size: float = 0.4, wobble: float = 0.0,
-) -> Tensor:  # fmt: skip
+    ground: tuple,
+    fill: tuple,
+    second: str,
+    accent: str,
+    line: str = "#202020",
+    line_width: float = 0.0,
+    glow: float = 0.0,
+    shadow: float = 0.0,
+    texture: str = "none",
+    strength: float = 0.8,
+    size: float = 0.4,
+    wobble: float = 0.0,
+) -> Tensor:
     """One style [NUMBERS]. `ground` and `fill` are (pattern, colour, colour, frequency 0..1, angle in degrees), shorter where flat."""
 
     def colour(text: str) -> Tensor:
@@ -452,10 +478,55 @@ NAMED_STYLES = {
     ),
 }
 HELD_OUT_NAMED_STYLES = {
-    "mint": named_style(("stripes", "#b8f4d8", "#d8fbe9", 0.4, 45), ("flat", "#14806c"), "#f0507a", "#ffffff", "#0a4438"),
-    "ice": named_style(("gradient", "#eaf6ff", "#8fc4f2", 0, 90), ("gradient", "#ffffff", "#6aaef0", 0, 90), "#4a86d8", "#ffffff", "#2f6fd0", 0.4),
-    "tiger": named_style(("flat", "#4a2c10"), ("stripes", "#ff9a1e", "#141008", 0.45, 45), "#ffb84a", "#ffffff", "#ffe6c0", 0.35),
-    "lagoon": named_style(("zigzag", "#0f8b96", "#1aa3ac", 0.4, 90), ("dots", "#ffe9a8", "#f0a850", 0.4, 0), "#ff7a5c", "#ffffff", "#06343c", 0.4),
-    "cherry": named_style(("scales", "#ffe8ee", "#ffd0dc", 0.4, 0), ("flat", "#b01030"), "#3c7a34", "#ffffff", "#600818", 0.3, texture="watercolour"),
-    "matrix": named_style(("grid", "#04140a", "#0a4020", 0.8, 0), ("flat", "#0a8a34"), "#30f070", "#c0ffd0", "#30f070", 0.4, glow=0.8, texture="pixels", size=0.2),
-}  # fmt: skip
+    "mint": named_style(
+        ("stripes", "#b8f4d8", "#d8fbe9", 0.4, 45),
+        ("flat", "#14806c"),
+        "#f0507a",
+        "#ffffff",
+        "#0a4438",
+    ),
+    "ice": named_style(
+        ("gradient", "#eaf6ff", "#8fc4f2", 0, 90),
+        ("gradient", "#ffffff", "#6aaef0", 0, 90),
+        "#4a86d8",
+        "#ffffff",
+        "#2f6fd0",
+        0.4,
+    ),
+    "tiger": named_style(
+        ("flat", "#4a2c10"),
+        ("stripes", "#ff9a1e", "#141008", 0.45, 45),
+        "#ffb84a",
+        "#ffffff",
+        "#ffe6c0",
+        0.35,
+    ),
+    "lagoon": named_style(
+        ("zigzag", "#0f8b96", "#1aa3ac", 0.4, 90),
+        ("dots", "#ffe9a8", "#f0a850", 0.4, 0),
+        "#ff7a5c",
+        "#ffffff",
+        "#06343c",
+        0.4,
+    ),
+    "cherry": named_style(
+        ("scales", "#ffe8ee", "#ffd0dc", 0.4, 0),
+        ("flat", "#b01030"),
+        "#3c7a34",
+        "#ffffff",
+        "#600818",
+        0.3,
+        texture="watercolour",
+    ),
+    "matrix": named_style(
+        ("grid", "#04140a", "#0a4020", 0.8, 0),
+        ("flat", "#0a8a34"),
+        "#30f070",
+        "#c0ffd0",
+        "#30f070",
+        0.4,
+        glow=0.8,
+        texture="pixels",
+        size=0.2,
+    ),
+}
