@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from blora_nb import TrainingSettings
-from blora_nb.execution import gradient_checkpointing
-from blora_nb.memory import GIB, WORKING, count_activations, lora_of, without_numbers
-from blora_nb.text_cache import cached_text, text_projections
+from blora_nb.running.execution import gradient_checkpointing
+from blora_nb.running.memory import GIB, WORKING, count_activations, lora_of, without_numbers
+from blora_nb.running.text_cache import cached_text, text_projections
+from blora_nb.settings import TrainingSettings
 from random_sdxl import unet_config, vae_config
 
 HERE = Path(__file__).resolve().parent

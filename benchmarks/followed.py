@@ -43,7 +43,9 @@ with SimulatedGPU(numbers=False) as gpu:
         from contextlib import nullcontext
         import torch
         from PIL import Image
-        from blora_nb import TrainingSettings, trainer, training
+        from blora_nb.settings import TrainingSettings
+        from blora_nb import trainer
+        from blora_nb import training
         from full_sdxl import full_sdxl
         step = trainer.take_step
         def noted(*given):

@@ -2,7 +2,7 @@
 
 import torch
 
-from blora_nb.models import TINY_SDXL
+from blora_nb.assets import TINY_SDXL
 from random_sdxl import SCHEDULER, unet_config, vae_config
 
 TEXT = (

@@ -21,11 +21,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from arithmetic import SDXL
-from blora_nb import generate, load_pipeline, train
-from blora_nb.adapters import BLoRA, apply, set_alphas
+from blora_nb.assets import DATA
 from blora_nb.blocks import BLOCK_OF_HALF, target_modules
-from blora_nb.examples import example_names, example_picture
-from blora_nb.models import DATA
+from blora_nb.course.examples import example_names, example_picture
+from blora_nb.generation import generate
+from blora_nb.lora import BLoRA, apply, set_alphas
+from blora_nb.pipeline import load_pipeline
+from blora_nb.trainer import train
 
 RESOLUTIONS, RANKS = (64, 96, 128, 192), (4, 16, 64, 128)
 STEPS, WARM_UP, ROUNDS = 12, 2, 3

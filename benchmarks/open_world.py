@@ -24,11 +24,13 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "data"))
 
-from blora_nb import TrainingSettings, load_pipeline, train
-from blora_nb.adapters import BLoRA, apply, remove
+from blora_nb.assets import fingerprint
 from blora_nb.figures import picture_grid
 from blora_nb.generation import sample
-from blora_nb.models import fingerprint
+from blora_nb.lora import BLoRA, apply, remove
+from blora_nb.pipeline import load_pipeline
+from blora_nb.settings import TrainingSettings
+from blora_nb.trainer import train
 from world.judge import Judge
 from world.painting import paint, place, random_poses
 from world.samples import Shapes

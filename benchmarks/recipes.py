@@ -16,9 +16,12 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from blora_nb import TrainingSettings, generate, load_pipeline, train
+from blora_nb.assets import fingerprint
+from blora_nb.generation import generate
 from blora_nb.metrics import Judge
-from blora_nb.models import fingerprint
+from blora_nb.pipeline import load_pipeline
+from blora_nb.settings import TrainingSettings
+from blora_nb.trainer import train
 from separation import PROMPT, held_out_pictures, pairs, summary
 
 HALF = TrainingSettings.max_train_steps  # stands for half of the steps that suit the pipeline

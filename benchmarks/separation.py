@@ -19,14 +19,15 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "data"))
 
-from blora_nb import TrainingSettings, load_pipeline, train
-from blora_nb.adapters import apply, remove
+from blora_nb.assets import fingerprint
 from blora_nb.blocks import TRANSFORMER_BLOCKS
 from blora_nb.figures import picture_grid
 from blora_nb.generation import sample
+from blora_nb.lora import apply, remove
 from blora_nb.metrics import Judge
-from blora_nb.models import fingerprint
-from blora_nb.trainer import run_steps
+from blora_nb.pipeline import load_pipeline
+from blora_nb.settings import TrainingSettings
+from blora_nb.trainer import run_steps, train
 from blora_nb.training import ADAPTER, attach_lora, encode_image
 from drawings import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, draw, is_held_out
 

@@ -19,11 +19,13 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "data"))
 
-from blora_nb import load_pipeline, prompt_per_block
+from blora_nb.assets import fingerprint
 from blora_nb.blocks import TRANSFORMER_BLOCKS
 from blora_nb.figures import picture_grid
+from blora_nb.inspection import prompt_per_block
 from blora_nb.metrics import Judge
-from blora_nb.models import TINY_DEFAULTS, fingerprint
+from blora_nb.pipeline import load_pipeline
+from blora_nb.settings import TINY_DEFAULTS
 from drawings import OBJECTS, STYLES, is_held_out
 
 BATCH = 24

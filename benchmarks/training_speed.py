@@ -33,8 +33,10 @@ WARM_UP = {"thin": 3, "small": 3, "quarter": 3, "full": 1}  # steps that are not
 OURS = """
 import json, sys
 import torch
-from blora_nb import TrainingSettings, load_pipeline, train
-from blora_nb.watch import Watch
+from blora_nb.settings import TrainingSettings
+from blora_nb.pipeline import load_pipeline
+from blora_nb.trainer import train
+from blora_nb.running.watch import Watch
 from peer_step_times import now, peak
 base, picture, result, steps, rank, side, mode, compiled = sys.argv[1:]
 cuda, times = torch.cuda.is_available(), []
@@ -157,7 +159,7 @@ def run(command, result, warm_up, cuda):
 
 
 def measure(args):
-    from blora_nb.images import read_image
+    from blora_nb.files.images import read_image
 
     cuda = args.device == "cuda"
     side = side_of(args.size, cuda)

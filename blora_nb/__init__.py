@@ -1,34 +1,82 @@
 """blora_nb: learn and use B-LoRA, implicit style-content separation, in notebooks.
 
-The method in reading order: `blocks`, `training`, `adapters`, `generation`; `trainer` runs it. Source: arXiv 2403.14572.
+The method in reading order: `blocks`, `pipeline`, `lora`, `training`, `generation`, `inspection`.
+Source: Frenkel et al., arXiv 2403.14572.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blora_nb.course.examples import example_blora, example_names, example_picture
+    from blora_nb.figures import alpha_grid, loss_curve, picture_grid
+    from blora_nb.files.images import read_image, save_picture
+    from blora_nb.generation import generate, sample
+    from blora_nb.inspection import prompt_per_block, record_attention
+    from blora_nb.lora import BLoRA, apply, combine, remove, set_alphas
+    from blora_nb.metrics import scorer_for
+    from blora_nb.pipeline import load_pipeline
+    from blora_nb.settings import TrainingSettings
+    from blora_nb.training import train
+    from blora_nb.widgets.panels import AlphaPanel, SeedPanel
+    from blora_nb.widgets.picker import CheckpointPicker
 
 __version__ = "0.1.0"
-WHERE = {
-    "AlphaPanel": "panels",
-    "BLoRA": "adapters",
-    "CheckpointPicker": "picker",
-    "SeedPanel": "panels",
-    "TrainingSettings": "configuration",
-    "alpha_grid": "figures",
-    "generate": "generation",
-    "load_pipeline": "models",
-    "prompt_per_block": "inspection",
-    "record_attention": "inspection",
-    "save_picture": "images",
-    "train": "trainer",
+
+NAMES = {
+    "blora_nb.course.examples": ("example_blora", "example_names", "example_picture"),
+    "blora_nb.figures": ("alpha_grid", "loss_curve", "picture_grid"),
+    "blora_nb.files.images": ("read_image", "save_picture"),
+    "blora_nb.generation": ("generate", "sample"),
+    "blora_nb.inspection": ("prompt_per_block", "record_attention"),
+    "blora_nb.lora": ("BLoRA", "apply", "combine", "remove", "set_alphas"),
+    "blora_nb.metrics": ("scorer_for",),
+    "blora_nb.pipeline": ("load_pipeline",),
+    "blora_nb.settings": ("TrainingSettings",),
+    "blora_nb.training": ("train",),
+    "blora_nb.widgets.panels": ("AlphaPanel", "SeedPanel"),
+    "blora_nb.widgets.picker": ("CheckpointPicker",),
 }
-__all__ = list(WHERE)
+MODULE_OF = {name: module for module, names in NAMES.items() for name in names}
+
+__all__ = [
+    "AlphaPanel",
+    "BLoRA",
+    "CheckpointPicker",
+    "SeedPanel",
+    "TrainingSettings",
+    "alpha_grid",
+    "apply",
+    "combine",
+    "example_blora",
+    "example_names",
+    "example_picture",
+    "generate",
+    "load_pipeline",
+    "loss_curve",
+    "picture_grid",
+    "prompt_per_block",
+    "read_image",
+    "record_attention",
+    "remove",
+    "sample",
+    "save_picture",
+    "scorer_for",
+    "set_alphas",
+    "train",
+]
 
 
-def __getattr__(name):
-    """Imported when it is asked for: the command line needs neither ipywidgets nor matplotlib, and answers Ctrl-C while PyTorch is imported."""
-    if name not in WHERE:
+def __getattr__(name: str) -> Any:
+    """A name is imported when it is asked for.
+
+    So the command line needs neither ipywidgets nor matplotlib, and answers Ctrl-C while PyTorch
+    is being imported.
+    """
+    if name not in MODULE_OF:
         raise AttributeError(f"blora_nb has no {name!r}")
-    return getattr(import_module(f".{WHERE[name]}", __name__), name)
+    return getattr(import_module(MODULE_OF[name]), name)
 
 
-def __dir__():
-    return sorted({*globals(), *WHERE})
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULE_OF})

@@ -6,8 +6,8 @@ import warnings
 
 def halves_of(args):
     """The content and the style that the options name, as `generate` takes them; every file is read."""
-    from .adapters import BLoRA
-    from .blocks import HALVES
+    from blora_nb.blocks import HALVES
+    from blora_nb.lora import BLoRA
 
     given = []
     for half in HALVES:
@@ -29,8 +29,8 @@ def load(args, device=None):
     """The pipeline that the options name."""
     import torch
 
-    from .models import load_pipeline
-    from .options import MIXED_PRECISION
+    from blora_nb.cli.options import MIXED_PRECISION
+    from blora_nb.pipeline import load_pipeline
 
     dtype = args.dtype or MIXED_PRECISION.get(args.mixed_precision)
     return load_pipeline(
@@ -46,10 +46,7 @@ def load(args, device=None):
 
 
 def run_train(args):
-    from .bases import check_base
-    from .configuration import TrainingSettings, given
-    from .distributed import launched, share
-    from .many_pictures import (
+    from blora_nb.cli.many_pictures import (
         check_finished,
         check_output,
         make_class_pictures,
@@ -57,8 +54,13 @@ def run_train(args):
         train_all,
         write_manifest,
     )
-    from .memory import report
-    from .validation import SHEET, validation_pictures, write_validation_sheet
+    from blora_nb.cli.options import given
+    from blora_nb.figures import write_validation_sheet
+    from blora_nb.guards.bases import check_base
+    from blora_nb.running.distributed import launched, share
+    from blora_nb.running.memory import report
+    from blora_nb.settings import TrainingSettings
+    from blora_nb.validation import SHEET, validation_pictures
 
     jobs = plan(
         args.instance_data_dir,
@@ -115,12 +117,13 @@ def run_train(args):
 
 
 def run_generate(args):
-    from .bases import check_base
-    from .generation import generate_each
-    from .images import save_picture, writable_folder
-    from .models import merge_few_step_lora, native_resolution, tile_vae, use_scheduler
-    from .records import differences
-    from .structure import outline
+    from blora_nb.files.images import save_picture, writable_folder
+    from blora_nb.generation import generate_each
+    from blora_nb.guards.bases import check_base
+    from blora_nb.pipeline import merge_few_step_lora, tile_vae, use_scheduler
+    from blora_nb.running.records import differences
+    from blora_nb.settings import native_resolution
+    from blora_nb.structure import outline
 
     content, style = halves_of(args)
     writable_folder(args.output_path)
@@ -181,8 +184,8 @@ def run_generate(args):
 
 
 def run_inspect(args):
-    from .adapters import BLoRA
-    from .cards import inspect
+    from blora_nb.files.cards import inspect
+    from blora_nb.lora import BLoRA
 
     print(inspect(BLoRA.load(args.source), args.source))
 
@@ -190,7 +193,7 @@ def run_inspect(args):
 def run_export(args):
     import torch
 
-    from .adapters import combine
+    from blora_nb.lora import combine
 
     blora = combine(*halves_of(args), args.content_alpha, args.style_alpha)
     print("written:", blora.save(args.output_path, args.format, getattr(torch, args.dtype)))
@@ -213,11 +216,11 @@ def main():
 
     warnings.formatwarning = line_once
     try:
-        from .options import parse  # within, so that Ctrl-C is answered while PyTorch is imported
+        from blora_nb.cli.options import parse
 
         args = parse()
         if args.command == "check":
-            from .runtime import print_check
+            from blora_nb.cli.check import print_check
 
             return 0 if print_check() else 1
         {

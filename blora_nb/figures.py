@@ -3,17 +3,19 @@
 import io
 import textwrap
 from base64 import b64encode
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .adapters import apply, set_alphas
-from .generation import generate, sample, seed_list
-from .images import read_image, read_settings
-from .metrics import ranked
-from .sharing import pipeline_lock
-from .validation import validated
+from blora_nb.files.images import free_path, read_image, read_settings
+from blora_nb.files.safe_files import complete_file
+from blora_nb.generation import generate, sample, seed_list
+from blora_nb.lora import apply, set_alphas
+from blora_nb.metrics import ranked
+from blora_nb.registry import pipeline_lock
+from blora_nb.validation import SHEET, validated
 
 
 def widget_data(widget, text):
@@ -418,3 +420,13 @@ def line_figure(curves, x_label, y_label, caption="", x=None):
     ax.set_title(caption, fontsize=8, color="0.35")
     figure.caption = caption or f"{len(curves)} curves"
     return figure
+
+
+def write_validation_sheet(folder):
+    """Write the `SHEET` of a training into its folder, beside an older one where there is one; returns its path."""
+    from blora_nb.figures import checkpoint_grid
+
+    path, sheet = free_path(folder, Path(SHEET).stem, ".png"), checkpoint_grid(folder).png()
+    with complete_file(path) as part:
+        part.write_bytes(sheet)
+    return path

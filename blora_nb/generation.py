@@ -6,16 +6,22 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from . import adapters
-from .bases import check_base
-from .changed_pipelines import check_unchanged, ready_to_draw, unwrapped
-from .lean_attention import lean_attention
-from .memory import explain_out_of_memory_generating, forget, is_out_of_memory, pictures_at_once
-from .models import check_prompt, defaults_for
-from .prompts import tell_of_prompt, without_the_libraries_own
-from .records import record
-from .sharing import pipeline_lock
-from .structure import structure_of
+from blora_nb import lora as adapters
+from blora_nb.guards.bases import check_base
+from blora_nb.guards.changed_pipelines import check_unchanged, ready_to_draw, unwrapped
+from blora_nb.guards.prompts import tell_of_prompt, without_the_libraries_own
+from blora_nb.pipeline import check_prompt
+from blora_nb.registry import pipeline_lock
+from blora_nb.running.lean_attention import lean_attention
+from blora_nb.running.memory import (
+    explain_out_of_memory_generating,
+    forget,
+    is_out_of_memory,
+    pictures_at_once,
+)
+from blora_nb.running.records import record
+from blora_nb.settings import defaults_for
+from blora_nb.structure import structure_of
 
 
 @torch.no_grad()

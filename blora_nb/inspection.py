@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from .blocks import TRANSFORMER_BLOCKS, check_blocks
-from .changed_pipelines import check_unchanged, uncompiled
-from .generation import check_pipeline
-from .models import encode_prompt
+from blora_nb.blocks import TRANSFORMER_BLOCKS, check_blocks
+from blora_nb.generation import check_pipeline
+from blora_nb.guards.changed_pipelines import check_unchanged, uncompiled
+from blora_nb.pipeline import encode_prompt
 
 END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
 

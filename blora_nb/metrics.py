@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from .images import to_tensor
-from .models import DATA, TINY_DEFAULTS, defaults_for
-from .runtime import default_device
+from blora_nb.assets import DATA
+from blora_nb.files.images import to_tensor
+from blora_nb.running.device import default_device
+from blora_nb.settings import TINY_DEFAULTS, defaults_for
 
 JUDGE = DATA / "judge"
 SIDE = 48  # pixels the judge looks at

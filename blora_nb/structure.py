@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from .images import centre_square, read_image
-from .models import DATA, dtype_argument, named_source, native_resolution
+from blora_nb.assets import DATA
+from blora_nb.files.images import centre_square, read_image
+from blora_nb.pipeline import dtype_argument, named_source
+from blora_nb.settings import native_resolution
 
 TINY_CONTROLNET = DATA / "tiny_controlnet"
 # diffusers warns whenever a VAE changes its dtype, of an empty list of parts that should not

@@ -16,16 +16,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from . import checkpoints
-from .adapters import FILE_NAME, applied, combine, mix, remove, tell_of_others
-from .bases import check_base
-from .batches import Batches
-from .cards import model_hash, training_metadata
-from .changed_pipelines import changes, check_unchanged, inner, uncompiled
-from .configuration import TrainingSettings
-from .execution import all_back, compiled, gradient_checkpointing, offloaded
-from .images import (
-    ImageError,
+from blora_nb.errors import ImageError, TrainingError
+from blora_nb.files.images import (
     centre_square,
     find_images,
     free_path,
@@ -33,9 +25,18 @@ from .images import (
     remarks_on_square,
     tell,
 )
-from .lean_attention import lean_attention
-from .lean_lora import lean_lora
-from .memory import (
+from blora_nb.files.metadata import model_hash, training_metadata
+from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.guards.bases import check_base
+from blora_nb.guards.changed_pipelines import changes, check_unchanged, inner, uncompiled
+from blora_nb.lora import applied, combine, mix, remove, tell_of_others
+from blora_nb.registry import options_of, pipeline_lock
+from blora_nb.running import checkpoints
+from blora_nb.running.batches import Batches
+from blora_nb.running.execution import all_back, compiled, gradient_checkpointing, offloaded
+from blora_nb.running.lean_attention import lean_attention
+from blora_nb.running.lean_lora import lean_lora
+from blora_nb.running.memory import (
     choose_checkpointing,
     explain_out_of_memory,
     forget,
@@ -44,10 +45,10 @@ from .memory import (
     room_again,
     unet_can_stay,
 )
-from .models import native_resolution, options_of
-from .sharing import pipeline_lock
-from .text_cache import cached_text
-from .training import (
+from blora_nb.running.text_cache import cached_text
+from blora_nb.running.watch import Report, Watch, stop_at_the_end_of_a_step
+from blora_nb.settings import TrainingSettings, native_resolution
+from blora_nb.training import (
     ADAPTER,
     attach_lora,
     attach_style_beside,
@@ -57,7 +58,6 @@ from .training import (
     micro_conditioning,
     take_step,
 )
-from .watch import Report, TrainingError, Watch, stop_at_the_end_of_a_step
 
 
 def train(

@@ -14,13 +14,13 @@ from dataclasses import asdict
 import torch
 import torch.nn.functional as F
 
-from .adapters import BLoRA, apply
-from .blocks import STYLE_BLOCK, target_modules
-from .cards import versions
-from .changed_pipelines import inner
-from .images import centre_square, to_tensor
-from .recipes import sample_weights
-from .watch import TrainingError
+from blora_nb.blocks import STYLE_BLOCK, target_modules
+from blora_nb.errors import TrainingError
+from blora_nb.files.images import centre_square, to_tensor
+from blora_nb.files.metadata import versions
+from blora_nb.guards.changed_pipelines import inner
+from blora_nb.lora import BLoRA, apply
+from blora_nb.recipes import sample_weights
 
 ADAPTER = "new"
 

@@ -2,11 +2,9 @@
 
 import re
 import warnings
-from pathlib import Path
 
-from .checkpoints import checkpoints
-from .files import complete_file
-from .images import free_path, safe_name, save_image
+from blora_nb.files.images import safe_name, save_image
+from blora_nb.running.checkpoints import checkpoints
 
 SHEET = "validation.png"  # the pictures of all checkpoints side by side
 PICTURE = re.compile(r"_seed(-?\d+)\.png$")
@@ -17,7 +15,7 @@ def validation_pictures(pipe, prompt, count):
 
     Side by side they show which checkpoint to take: early ones keep the base model's variety, late ones the picture's detail.
     """
-    from .generation import encode, pictures
+    from blora_nb.generation import encode, pictures
 
     embeds = encode(pipe, prompt, None)
 
@@ -40,16 +38,6 @@ def validation_pictures(pipe, prompt, count):
             )
 
     return validate
-
-
-def write_validation_sheet(folder):
-    """Write the `SHEET` of a training into its folder, beside an older one where there is one; returns its path."""
-    from .figures import checkpoint_grid
-
-    path, sheet = free_path(folder, Path(SHEET).stem, ".png"), checkpoint_grid(folder).png()
-    with complete_file(path) as part:
-        part.write_bytes(sheet)
-    return path
 
 
 def validated(folder):

@@ -3,8 +3,8 @@
 python data/train_examples.py     # a few minutes on two cores; what is there already is left alone
 """
 
-from blora_nb import load_pipeline
-from blora_nb.examples import example_blora, example_names
+from blora_nb.course.examples import example_blora, example_names
+from blora_nb.pipeline import load_pipeline
 
 if __name__ == "__main__":
     pipe = load_pipeline("tiny")

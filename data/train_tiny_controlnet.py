@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel, DDPMScheduler
 from tqdm import tqdm
 
-from blora_nb import load_pipeline
+from blora_nb.pipeline import load_pipeline
 from blora_nb.structure import outline
 from drawings import OBJECTS, STYLES, draw, free_pose, is_held_out
 from patch_components import NOISE

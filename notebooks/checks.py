@@ -66,8 +66,8 @@ def close(got, wanted, tolerance=1e-4):
 
 @exercise
 def two_colours(pipe, answer):
-    from blora_nb import generate
-    from blora_nb.images import to_tensor
+    from blora_nb.files.images import to_tensor
+    from blora_nb.generation import generate
 
     if not answer:
         raise Unsolved
@@ -181,9 +181,9 @@ def add_noise(answer):
 
 @exercise
 def train_content(pipe, answer):
-    from blora_nb import BLoRA, TrainingSettings
-    from blora_nb.adapters import applied, remove
-    from blora_nb.examples import example_picture
+    from blora_nb.course.examples import example_picture
+    from blora_nb.lora import BLoRA, applied, remove
+    from blora_nb.settings import TrainingSettings
 
     settings = TrainingSettings.for_pipeline(pipe, max_train_steps=5, rank=4)
     weight = pipe.unet.conv_in.weight.sum().item()
@@ -217,8 +217,8 @@ def train_content(pipe, answer):
 
 def _trained_alone(pipe, picture, settings):
     """The weights of a LoRA on the content block, trained without the style block."""
-    from blora_nb.adapters import remove
     from blora_nb.blocks import CONTENT_BLOCK
+    from blora_nb.lora import remove
     from blora_nb.trainer import run_steps
     from blora_nb.training import attach_lora, collect, encode_image
 
@@ -263,7 +263,8 @@ def role(answer):
 
 @exercise
 def two_voices(pipe, answer):
-    from blora_nb import generate, prompt_per_block
+    from blora_nb.generation import generate
+    from blora_nb.inspection import prompt_per_block
     from blora_nb.metrics import scorer_for
 
     if not answer:
@@ -364,8 +365,8 @@ def best_seed(answer):
 
 @exercise
 def lora_layer(pipe, answer):
-    from blora_nb.adapters import apply, remove
-    from blora_nb.examples import example_blora
+    from blora_nb.course.examples import example_blora
+    from blora_nb.lora import apply, remove
 
     blora, name = (
         example_blora(pipe, "cat_wood"),
@@ -398,8 +399,8 @@ def lora_layer(pipe, answer):
 
 @exercise
 def golden_words(pipe, answer):
-    from blora_nb import generate
-    from blora_nb.examples import example_blora
+    from blora_nb.course.examples import example_blora
+    from blora_nb.generation import generate
     from blora_nb.metrics import scorer_for
 
     if not answer:
@@ -488,8 +489,8 @@ def seeds_needed(answer):
 
 @exercise
 def my_series(pipe, objects, style):
-    from blora_nb import generate
-    from blora_nb.examples import example_blora, example_names, example_picture
+    from blora_nb.course.examples import example_blora, example_names, example_picture
+    from blora_nb.generation import generate
     from blora_nb.metrics import scorer_for
 
     if not objects or not style:

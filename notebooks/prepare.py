@@ -44,7 +44,7 @@ if not importlib.util.find_spec("blora_nb"):
         subprocess.run(["git", "clone", "--quiet", "--depth", "1", "{ADDRESS}", "blora-nb"], check=True)
         os.chdir("blora-nb/notebooks")
     sys.path.insert(0, os.path.abspath(".."))
-    from blora_nb.runtime import install_missing
+    from blora_nb.cli.check import install_missing
 
     install_missing()'''
 

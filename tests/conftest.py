@@ -29,7 +29,7 @@ def seed():
 
 @pytest.fixture(scope="session")
 def pipe():
-    from blora_nb import load_pipeline
+    from blora_nb.pipeline import load_pipeline
 
     return load_pipeline(device="cpu")
 
@@ -51,6 +51,6 @@ def picture():
 @pytest.fixture(scope="session")
 def blora(pipe, picture):
     """A B-LoRA trained for real, with the default settings."""
-    from blora_nb import train
+    from blora_nb.trainer import train
 
     return train(pipe, picture, progress=False)

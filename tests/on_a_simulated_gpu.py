@@ -7,11 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from blora_nb import TrainingSettings, generate, load_pipeline, train, trainer
+from blora_nb import trainer
 from blora_nb.__main__ import main
-from blora_nb.adapters import applied, remove
-from blora_nb.execution import offloaded
-from blora_nb.memory import (
+from blora_nb.errors import TrainingError
+from blora_nb.generation import generate
+from blora_nb.lora import applied, remove
+from blora_nb.pipeline import load_pipeline
+from blora_nb.running.execution import offloaded
+from blora_nb.running.memory import (
     ENCODING,
     GIB,
     PICTURE,
@@ -22,8 +25,9 @@ from blora_nb.memory import (
     pictures_at_once,
     unet_can_stay,
 )
-from blora_nb.trainer import run_steps
-from blora_nb.training import TrainingError, attach_lora, encode_image
+from blora_nb.settings import TrainingSettings
+from blora_nb.trainer import run_steps, train
+from blora_nb.training import attach_lora, encode_image
 from full_sdxl import full_sdxl
 from simulated_gpu import SimulatedGPU
 

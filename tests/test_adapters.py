@@ -4,10 +4,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from blora_nb import BLoRA, generate
-from blora_nb.adapters import (
-    FILE_NAME,
-    BLoRAError,
+from blora_nb.blocks import half_of
+from blora_nb.errors import BLoRAError
+from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.generation import generate
+from blora_nb.lora import (
+    BLoRA,
     applied,
     apply,
     combine,
@@ -16,7 +18,6 @@ from blora_nb.adapters import (
     remove,
     set_alphas,
 )
-from blora_nb.blocks import half_of
 
 
 def effective_weights(pipe):
@@ -311,7 +312,7 @@ def quantize(unet, kind):
 
 @pytest.mark.parametrize("base", ["float16", "bfloat16", "8bit", "4bit"])
 def test_halves_act_on_small_number_formats_and_leave_no_trace(base):
-    from blora_nb import load_pipeline
+    from blora_nb.pipeline import load_pipeline
     from test_formats import made
 
     blora = made()

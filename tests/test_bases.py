@@ -6,11 +6,13 @@ import shutil
 import diffusers
 import pytest
 
-from blora_nb import generate, load_pipeline, record_attention, train
-from blora_nb.bases import BaseError
-from blora_nb.generation import sample
-from blora_nb.models import TINY_SDXL, use_scheduler
-from blora_nb.panels import AlphaPanel
+from blora_nb.assets import TINY_SDXL
+from blora_nb.errors import BaseError
+from blora_nb.generation import generate, sample
+from blora_nb.inspection import record_attention
+from blora_nb.pipeline import load_pipeline, use_scheduler
+from blora_nb.trainer import train
+from blora_nb.widgets.panels import AlphaPanel
 from test_command_line import in_process
 
 FLOW = {"prediction_type": "flow_prediction"}

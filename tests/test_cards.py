@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from blora_nb import BLoRA, TrainingSettings
-from blora_nb.cards import facts, inspect, model_card, model_hash, norms, training_metadata, upload
-from blora_nb.models import fingerprint
+from blora_nb.assets import fingerprint
+from blora_nb.files.cards import facts, inspect, model_card, norms, upload
+from blora_nb.files.metadata import model_hash, training_metadata
+from blora_nb.lora import BLoRA
+from blora_nb.settings import TrainingSettings
 from test_formats import made, mixed_rank
 
 

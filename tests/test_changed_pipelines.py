@@ -6,11 +6,14 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from blora_nb import BLoRA, generate, load_pipeline, prompt_per_block, record_attention, train
-from blora_nb.adapters import applied, apply, remove
-from blora_nb.changed_pipelines import PipelineError, PipelineWarning, inner, unwrapped
-from blora_nb.generation import sample
-from blora_nb.records import record
+from blora_nb.errors import PipelineError, PipelineWarning
+from blora_nb.generation import generate, sample
+from blora_nb.guards.changed_pipelines import inner, unwrapped
+from blora_nb.inspection import prompt_per_block, record_attention
+from blora_nb.lora import BLoRA, applied, apply, remove
+from blora_nb.pipeline import load_pipeline
+from blora_nb.running.records import record
+from blora_nb.trainer import train
 from conftest import ROOT
 
 BLORAS = ROOT / "data" / "bloras"
@@ -333,7 +336,7 @@ def test_offloaded_models_draw_and_are_not_trained(pipe, fresh, picture, kind):
 def test_a_sampler_that_was_put_in_anothers_place_is_not_recorded(fresh):
     from diffusers import DDIMScheduler
 
-    from blora_nb.models import use_scheduler
+    from blora_nb.pipeline import use_scheduler
 
     use_scheduler(fresh, "dpm++")
     assert draw(fresh).info["blora_nb"]["scheduler"] == "dpm++"

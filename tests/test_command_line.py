@@ -14,16 +14,11 @@ import warnings
 import pytest
 from PIL import Image
 
-from blora_nb import BLoRA, TrainingSettings
-from blora_nb.configuration import (
-    NEEDLESS,
-    REFUSED,
-    WITHOUT_VALUE,
-    add_others_flags,
-    add_settings,
-    given,
-)
-from blora_nb.models import TINY_SDXL
+from blora_nb.assets import TINY_SDXL
+from blora_nb.cli.options import add_settings, given
+from blora_nb.cli.others_flags import NEEDLESS, WITHOUT_VALUE, add_others_flags
+from blora_nb.lora import BLoRA
+from blora_nb.settings import REFUSED, TrainingSettings
 from drawings import draw
 
 

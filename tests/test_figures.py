@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blora_nb import BLoRA, generate
+from blora_nb.assets import DATA
 from blora_nb.figures import alpha_grid, alpha_sweep, picture_grid, seed_ranking, seed_sweep
+from blora_nb.generation import generate
+from blora_nb.lora import BLoRA
 from blora_nb.metrics import ranked
-from blora_nb.models import DATA
 
 
 @pytest.fixture(scope="module")

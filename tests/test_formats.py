@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from blora_nb import BLoRA
-from blora_nb.adapters import BLoRAError, BLoRAWarning, _check_fits, apply, combine, remove
 from blora_nb.blocks import BLOCK_OF_HALF
-from blora_nb.scales import PEFT_CONFIG
-from blora_nb.state_dict_checks import base_of
+from blora_nb.errors import BLoRAError, BLoRAWarning
+from blora_nb.files.scales import PEFT_CONFIG
+from blora_nb.files.state_dict_checks import base_of
+from blora_nb.lora import BLoRA, _check_fits, apply, combine, remove
 from random_sdxl import unet_config
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -453,7 +453,7 @@ def test_which_file_of_a_folder_is_meant(tmp_path):
 
 
 def test_the_address_of_a_page_on_the_hub_is_taken_for_the_id(monkeypatch):
-    from blora_nb import files
+    from blora_nb.files import safe_files as files
 
     asked = []
     monkeypatch.setattr(

@@ -17,17 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from blora_nb import BLoRA
-from blora_nb.adapters import BLoRAError
-from blora_nb.files import complete_file
-from blora_nb.images import (
-    ImageError,
-    find_images,
-    read_image,
-    read_settings,
-    safe_name,
-    save_image,
-)
+from blora_nb.errors import BLoRAError, ImageError
+from blora_nb.files.images import find_images, read_image, read_settings, safe_name, save_image
+from blora_nb.files.safe_files import complete_file
+from blora_nb.lora import BLoRA
 
 quick = {
     "deadline": None,
@@ -199,7 +192,7 @@ def mutated_headers(draw):
 
 def usable(blora):
     """What a user does next works with whatever was let in."""
-    from blora_nb.cards import html, inspect, model_card
+    from blora_nb.files.cards import html, inspect, model_card
 
     assert blora.halves
     assert blora.rank > 0
@@ -290,7 +283,7 @@ def test_a_huge_header_and_huge_shapes_take_no_memory(tmp_path):
         file.write(header)
         file.truncate(len(header) + down + up)
     code = (
-        "import resource, sys\nfrom blora_nb import BLoRA\nfrom blora_nb.adapters import BLoRAError\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import resource, sys\nfrom blora_nb import BLoRA\nfrom blora_nb.lora import BLoRAError\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for path in sys.argv[1:]:\n try:\n  BLoRA.load(path)\n except BLoRAError as error: print(error)\n"
         "print('grown', (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )

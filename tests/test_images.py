@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blora_nb.images import (
-    ImageError,
+from blora_nb.errors import ImageError
+from blora_nb.files.images import (
     centre_square,
     find_images,
     free_path,

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from blora_nb import generate, load_pipeline, prompt_per_block, record_attention
-from blora_nb.adapters import apply, remove
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
+from blora_nb.generation import generate
+from blora_nb.inspection import prompt_per_block, record_attention
+from blora_nb.lora import apply, remove
+from blora_nb.pipeline import load_pipeline
 from drawings import draw
 
 PROMPT = "A cat in neon style"
@@ -146,7 +148,7 @@ def test_an_exception_inside_restores_the_pipeline(pipe, inside):
 
 def test_a_prompt_for_all_blocks_is_that_prompt_but_for_the_pooled_embedding(pipe):
     """Every block told the same equals encoder_hidden_states swapped as a whole."""
-    from blora_nb.models import encode_prompt
+    from blora_nb.pipeline import encode_prompt
 
     with prompt_per_block(pipe, dict.fromkeys(TRANSFORMER_BLOCKS, "A house in wood style")):
         swapped = picture(pipe)

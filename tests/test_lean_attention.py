@@ -7,10 +7,11 @@ import torch
 from diffusers.models import attention_processor
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
-from blora_nb import generate, train
-from blora_nb.adapters import remove
-from blora_nb.lean_attention import lean_attention
-from blora_nb.models import encode_prompt
+from blora_nb.generation import generate
+from blora_nb.lora import remove
+from blora_nb.pipeline import encode_prompt
+from blora_nb.running.lean_attention import lean_attention
+from blora_nb.trainer import train
 from blora_nb.training import micro_conditioning
 
 

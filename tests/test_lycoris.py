@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from blora_nb import BLoRA
-from blora_nb.adapters import BLoRAError
-from blora_nb.lycoris import as_lora
+from blora_nb.errors import BLoRAError
+from blora_nb.files.lycoris import as_lora
+from blora_nb.lora import BLoRA
 from test_formats import changes, made
 
 ROWS, COLUMNS = 104, 104  # of the layer whose matrices a test spoils

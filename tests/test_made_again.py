@@ -10,10 +10,10 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
-from blora_nb import BLoRA, generate, save_picture
-from blora_nb.adapters import combine
-from blora_nb.formats import BLoRAError
-from blora_nb.images import ImageError, read_settings, save_image
+from blora_nb.errors import BLoRAError, ImageError
+from blora_nb.files.images import read_settings, save_image, save_picture
+from blora_nb.generation import generate
+from blora_nb.lora import BLoRA, combine
 from test_formats import made, mixed_rank
 
 

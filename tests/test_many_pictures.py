@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from blora_nb import BLoRA, train
-from blora_nb.adapters import FILE_NAME
-from blora_nb.batches import Batches
-from blora_nb.configuration import TrainingSettings
-from blora_nb.images import ImageError
-from blora_nb.many_pictures import check_output, plan, read_captions, train_all, write_manifest
+from blora_nb.cli.many_pictures import check_output, plan, read_captions, train_all, write_manifest
+from blora_nb.errors import ImageError
+from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.lora import BLoRA
+from blora_nb.running.batches import Batches
+from blora_nb.settings import TrainingSettings
+from blora_nb.trainer import train
 from drawings import draw
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 10, "checkpointing_steps": 5}
@@ -119,8 +120,8 @@ def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_pa
 def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(
     pipe, folder, tmp_path, monkeypatch
 ):
-    from blora_nb import many_pictures
-    from blora_nb.watch import TrainingError
+    from blora_nb.cli import many_pictures
+    from blora_nb.errors import TrainingError
 
     def sometimes(pipe_, pictures, *rest):
         if "cat" in str(pictures):
@@ -242,7 +243,7 @@ def test_one_from_all_uses_every_picture_and_its_caption(pipe, folder, tmp_path)
 
 
 def test_class_pictures_are_made_and_weighed(pipe, folder, tmp_path):
-    from blora_nb.many_pictures import make_class_pictures
+    from blora_nb.cli.many_pictures import make_class_pictures
 
     settings = TrainingSettings.for_pipeline(
         pipe,

@@ -6,21 +6,16 @@ import weakref
 import pytest
 import torch
 
-from blora_nb import TrainingSettings, train
-from blora_nb.adapters import applied
-from blora_nb.checkpoints import checkpoints
-from blora_nb.execution import gradient_checkpointing
-from blora_nb.memory import GIB, choose_checkpointing, count_activations, need, report
-from blora_nb.models import encode_prompt, merge_few_step_lora
-from blora_nb.runtime import memory_profile
-from blora_nb.training import (
-    TrainingError,
-    attach_lora,
-    blora_loss,
-    draw_step,
-    encode_image,
-    micro_conditioning,
-)
+from blora_nb.errors import TrainingError
+from blora_nb.lora import applied
+from blora_nb.pipeline import encode_prompt, merge_few_step_lora
+from blora_nb.running.checkpoints import checkpoints
+from blora_nb.running.device import memory_profile
+from blora_nb.running.execution import gradient_checkpointing
+from blora_nb.running.memory import GIB, choose_checkpointing, count_activations, need, report
+from blora_nb.settings import TrainingSettings
+from blora_nb.trainer import train
+from blora_nb.training import attach_lora, blora_loss, draw_step, encode_image, micro_conditioning
 from random_sdxl import unet_config
 
 SDXL_UNET = unet_config("full")  # the architecture, of which no weight is needed
@@ -197,8 +192,7 @@ def test_after_lora_that_could_not_even_begin_the_next_training_works(pipe, pict
 
 
 def test_a_picture_too_large_to_encode_leaves_the_vae_as_it_was(picture, monkeypatch):
-    from blora_nb import load_pipeline
-    from blora_nb.models import tile_vae
+    from blora_nb.pipeline import load_pipeline, tile_vae
 
     pipe, seen = load_pipeline(device="cpu", dtype=torch.bfloat16), []
 
@@ -226,7 +220,7 @@ def test_a_quantized_base_trains(kind, dtype, picture, monkeypatch):
         BnB8BitDiffusersQuantizer,
     )
 
-    from blora_nb import load_pipeline
+    from blora_nb.pipeline import load_pipeline
 
     for quantizer in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):
         monkeypatch.setattr(quantizer, "validate_environment", lambda self, *args, **kwargs: None)

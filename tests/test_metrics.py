@@ -31,7 +31,7 @@ def encoders(tmp_path_factory):
     """DINO and CLIP with random weights, two layers each, written as the hub has them."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ViTConfig, ViTModel
 
-    from blora_nb.models import TINY_SDXL
+    from blora_nb.assets import TINY_SDXL
 
     folder = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(0)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blora_nb import BLoRA
-from blora_nb.adapters import apply, remove
+from blora_nb.lora import BLoRA, apply, remove
 from old_diffusers import answer
 from test_formats import made, mixed_rank
 

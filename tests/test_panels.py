@@ -17,14 +17,17 @@ import pytest
 import torch
 from PIL import Image
 
-from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, panels
-from blora_nb.adapters import applied
-from blora_nb.cards import picture_metadata
+from blora_nb.files.metadata import picture_metadata
+from blora_nb.generation import generate
+from blora_nb.lora import BLoRA, applied
 from blora_nb.metrics import scorer_for
-from blora_nb.panels import AlphaPanel, SeedPanel
-from blora_nb.sharing import pipeline_lock
-from blora_nb.sources import Gallery, Source, example_gallery
-from blora_nb.working import Cancelled, threads_reach_the_page
+from blora_nb.pipeline import load_pipeline
+from blora_nb.registry import pipeline_lock
+from blora_nb.settings import TrainingSettings
+from blora_nb.widgets import panels
+from blora_nb.widgets.gallery import Gallery, Source, example_gallery
+from blora_nb.widgets.panels import AlphaPanel, SeedPanel
+from blora_nb.widgets.worker import Cancelled, threads_reach_the_page
 
 COLABS = "7.7.1"
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from blora_nb import BLoRA, load_pipeline
-from blora_nb.adapters import BLoRAError, BLoRAWarning
 from blora_nb.blocks import CONTENT_BLOCK, SGM_BLOCK_OF_HALF, STYLE_BLOCK, target_modules
-from blora_nb.few_step import sgm_name
-from blora_nb.formats import REFUSED
-from blora_nb.models import merge_few_step_lora
-from blora_nb.scales import CHANGE_THE_BASE, SOURCES
+from blora_nb.errors import BLoRAError, BLoRAWarning
+from blora_nb.files.few_step import sgm_name
+from blora_nb.files.formats import REFUSED
+from blora_nb.files.scales import CHANGE_THE_BASE, SOURCES
+from blora_nb.lora import BLoRA
+from blora_nb.pipeline import load_pipeline, merge_few_step_lora
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 LAYERS = [

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from blora_nb import generate, save_picture
-from blora_nb.images import ImageError, read_settings
-from blora_nb.memory import GIB, pictures_at_once
+from blora_nb.errors import ImageError
+from blora_nb.files.images import read_settings, save_picture
+from blora_nb.generation import generate
+from blora_nb.running.memory import GIB, pictures_at_once
 from blora_nb.structure import load_controlnet, outline
 from drawings import draw, free_pose
 

@@ -15,12 +15,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
-from blora_nb.adapters import FILE_NAME, BLoRAError, applied
-from blora_nb.checkpoints import STATE_NAME, CheckpointError, checkpoints, find_checkpoint
-from blora_nb.many_pictures import Job, check_output, plan, train_all, write_manifest
+from blora_nb.cli.many_pictures import Job, check_output, plan, train_all, write_manifest
+from blora_nb.errors import BLoRAError, CheckpointError, TrainingError
+from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.generation import generate
+from blora_nb.lora import BLoRA, applied
+from blora_nb.pipeline import load_pipeline
+from blora_nb.running.checkpoints import STATE_NAME, checkpoints, find_checkpoint
+from blora_nb.settings import TrainingSettings
+from blora_nb.trainer import train
 from blora_nb.validation import validated, validation_pictures
-from blora_nb.watch import TrainingError
 
 CHANGES = {
     "rank": 4,
@@ -130,7 +134,7 @@ def test_ctrl_c_ends_at_a_step_and_saves(picture, tmp_path, number):
 def test_ctrl_c_between_the_last_step_and_the_saving_loses_nothing(
     pipe, picture, tmp_path, monkeypatch
 ):
-    from blora_nb import many_pictures
+    from blora_nb.cli import many_pictures
 
     def interrupted(*arguments):
         made = train(*arguments)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from blora_nb import generate
+from blora_nb.assets import TINY_SDXL, fingerprint
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
-from blora_nb.models import TINY_SDXL, fingerprint
+from blora_nb.generation import generate
 from drawings import OBJECTS, STYLES, draw, is_held_out
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ def test_it_draws_combinations_it_never_saw(pipe, judge):
 
 
 def test_the_autoencoder_gives_pictures_back(pipe):
-    from blora_nb.images import to_tensor
+    from blora_nb.files.images import to_tensor
 
     pixels = torch.cat(
         [to_tensor(draw(o, s, 3_000_000 + i, 96)) for i, (o, s) in enumerate(HELD_OUT)]

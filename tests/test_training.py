@@ -12,21 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blora_nb import BLoRA, TrainingSettings, generate, load_pipeline, train
-from blora_nb.adapters import applied, remove
+from blora_nb.assets import TINY_SDXL
 from blora_nb.blocks import CONTENT_BLOCK, half_of
-from blora_nb.checkpoints import CheckpointError
-from blora_nb.formats import BLoRAError
-from blora_nb.generation import sample
-from blora_nb.images import ImageError
-from blora_nb.lean_attention import lean_attention
-from blora_nb.lean_lora import lean_lora
-from blora_nb.models import TINY_SDXL, encode_prompt
+from blora_nb.errors import BLoRAError, CheckpointError, ImageError, TrainingError
+from blora_nb.generation import generate, sample
+from blora_nb.lora import BLoRA, applied, remove
+from blora_nb.pipeline import encode_prompt, load_pipeline
 from blora_nb.recipes import sample_weights
-from blora_nb.text_cache import cached_text
+from blora_nb.running.lean_attention import lean_attention
+from blora_nb.running.lean_lora import lean_lora
+from blora_nb.running.text_cache import cached_text
+from blora_nb.running.watch import Watch, steps_between_looks
+from blora_nb.settings import TrainingSettings
+from blora_nb.trainer import train
 from blora_nb.training import (
     ADAPTER,
-    TrainingError,
     attach_lora,
     blora_loss,
     diffusion_target,
@@ -34,7 +34,6 @@ from blora_nb.training import (
     make_optimizer,
     micro_conditioning,
 )
-from blora_nb.watch import Watch, steps_between_looks
 from conftest import ROOT
 from random_sdxl import build
 
@@ -459,7 +458,7 @@ def test_a_stop_button_in_a_thread_works(pipe, picture):
 def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, monkeypatch):
     """The same bits as computing them at each step; and pictures made between the steps hear their own prompts."""
     from blora_nb import trainer
-    from blora_nb.text_cache import text_projections
+    from blora_nb.running.text_cache import text_projections
 
     made = []
     options = {"progress": False, "max_train_steps": 4, "train_batch_size": 1}

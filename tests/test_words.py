@@ -5,16 +5,19 @@ import warnings
 
 import pytest
 
-from blora_nb import TrainingSettings, generate, prompt_per_block, train
-from blora_nb.panels import AlphaPanel
-from blora_nb.prompts import (
-    PromptWarning,
+from blora_nb.errors import PromptWarning
+from blora_nb.generation import generate
+from blora_nb.guards.prompts import (
     remarks_on_prompt,
     unknown_words,
     unused_words,
     without_the_libraries_own,
 )
-from blora_nb.sources import example_gallery
+from blora_nb.inspection import prompt_per_block
+from blora_nb.settings import TrainingSettings
+from blora_nb.trainer import train
+from blora_nb.widgets.gallery import example_gallery
+from blora_nb.widgets.panels import AlphaPanel
 from conftest import ROOT
 
 PICTURE = ROOT / "data" / "examples" / "star_sunset.png"
@@ -41,7 +44,7 @@ def test_words_that_the_teaching_model_never_learnt_are_named(pipe):
 
 
 def test_a_large_vocabulary_spells_no_word(pipe, monkeypatch):
-    monkeypatch.setattr("blora_nb.prompts.SMALL", 10)
+    monkeypatch.setattr("blora_nb.guards.prompts.SMALL", 10)
     assert unknown_words(pipe, "A bicycle") == []
 
 

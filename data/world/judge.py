@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from blora_nb.images import to_tensor
+from blora_nb.files.images import to_tensor
 from world.paths import WORK
 
 JUDGE = WORK / "judge"

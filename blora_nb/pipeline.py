@@ -1,0 +1,307 @@
+"""A pipeline to work with: the teaching model, the real SDXL, or any SDXL-shaped id or folder; and settings that suit it."""
+
+import re
+import warnings
+from contextlib import contextmanager
+from logging import ERROR, getLogger
+from pathlib import Path
+
+import torch
+
+from blora_nb.assets import TINY_SDXL
+from blora_nb.errors import BLoRAWarning, named_in_errors
+from blora_nb.files.few_step import merge, read_few_step
+from blora_nb.files.safe_files import HUB_ID, find_weights, open_weights, read_beside
+from blora_nb.files.state_dict_checks import SDXL
+from blora_nb.guards.bases import check_base
+from blora_nb.guards.prompts import tell_of_prompt, without_the_libraries_own
+from blora_nb.registry import options_of
+from blora_nb.running.device import (
+    check_device,
+    default_base,
+    default_device,
+    default_dtype,
+    memory_profile,
+)
+from blora_nb.settings import QUANTIZATIONS, SCHEDULERS
+
+SDXL_VAE_FP16 = "madebyollin/sdxl-vae-fp16-fix"
+# model.fp16.safetensors, model.fp16-00001-of-00002.safetensors; and the same without a variant
+VARIANT = re.compile(r"^(?:diffusion_pytorch_)?model\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$")
+PLAIN = re.compile(r"^(?:diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.safetensors$")
+
+
+def load_pipeline(
+    base=None,
+    device=None,
+    dtype=None,
+    quantization=None,
+    vae=None,
+    revision=None,
+    variant=None,
+    cache_dir=None,
+):
+    """A `StableDiffusionXLPipeline`, ready to train on and to generate with.
+
+    Args:
+        base: "tiny" (the teaching model of this repository), "sdxl" (SDXL base 1.0 from the Hugging Face hub), or the
+            id or folder of any SDXL-shaped model; by default what the environment variable BLORA_BASE says, else "tiny".
+        device: "cuda", "mps" or "cpu"; by default the best one that works.
+        dtype: of the frozen base; by default float32 for the teaching model and where there is no NVIDIA GPU, else bfloat16 or float16.
+        quantization: "int8" or "nf4" keeps the frozen U-Net in 8 or 4 bits (needs bitsandbytes), "none" does not; by default
+            what the device's memory profile says (see `runtime.memory_profile`).
+        vae: id or folder of another VAE; by default SDXL in float16 gets one whose activations do not overflow.
+        revision, variant, cache_dir: of the base on the hub, as in `from_pretrained`; the variant of "sdxl" is "fp16".
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: the Hugging Face hub did not give it.
+        ValueError: there is no such device, or the model is not SDXL-shaped.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    getLogger("bitsandbytes").setLevel(
+        ERROR
+    )  # on a CPU it would miss a package that nothing here needs
+    transformers_logging.set_verbosity_error()  # it would advise to install torchvision, which nothing here needs
+    from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers.utils import logging
+
+    base, device = base or default_base(), device or default_device()
+    tiny = base == "tiny" or Path(base).resolve() == TINY_SDXL
+    check_device(device)
+    dtype = dtype or (torch.float32 if tiny else default_dtype(device))
+    source = {"tiny": TINY_SDXL, "sdxl": SDXL}.get(str(base), base)
+    if source == TINY_SDXL and not (TINY_SDXL / "model_index.json").exists():
+        raise FileNotFoundError(
+            f"The teaching model is not in {TINY_SDXL}. Clone the whole repository and install it with: pip install -e ."
+        )
+    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    named = {
+        "revision": revision,
+        "variant": variant or ("fp16" if source == SDXL else None),
+        "cache_dir": cache_dir,
+    }
+    options = {"use_safetensors": True, **dtype_argument(dtype)} | {
+        name: value for name, value in named.items() if value
+    }
+    parts = {}
+    profile = memory_profile(device)
+    quantization = quantization or (None if tiny else profile.quantization) or "none"
+    if quantization != "none":
+        with named_source(source, "base model"):
+            parts["unet"] = _quantized_unet(source, quantization, dtype, device, options)
+    if vae or (source == SDXL and dtype == torch.float16):
+        with named_source(vae or SDXL_VAE_FP16, "VAE"):
+            parts["vae"] = AutoencoderKL.from_pretrained(
+                vae or SDXL_VAE_FP16,
+                use_safetensors=True,
+                cache_dir=cache_dir,
+                **dtype_argument(dtype),
+            )
+    with named_source(source, "base model"):
+        pipe = DiffusionPipeline.from_pretrained(source, **options, **parts)
+    if not isinstance(pipe, StableDiffusionXLPipeline):
+        raise ValueError(f"{base} is a {type(pipe).__name__}; a B-LoRA needs an SDXL model.")
+    if profile.vae_tiling:
+        tile_vae(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    for model in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        model.requires_grad_(False)
+    asked = {
+        "pretrained_model_name_or_path": str(base),
+        "pretrained_vae_model_name_or_path": vae,
+        "revision": revision,
+        "variant": variant,
+        "quantization": quantization,
+    }
+    pipe.blora_nb_options = {name: value for name, value in asked.items() if value}
+    with quiet(logging):  # of float16 on a CPU, which is slow but works
+        return pipe.to(device)
+
+
+@contextmanager
+def quiet(logging):
+    """Inside, diffusers only speaks of errors."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def named_source(source, what):
+    """Inside, errors about a folder or hub id say in a line what it is and what is wrong with it."""
+    path = Path(source)
+    if path.is_file():
+        raise ValueError(
+            f"The {what} {source} is a file; a folder in diffusers' format is wanted. diffusers makes one: StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
+    if not path.is_dir() and not HUB_ID.fullmatch(str(source)):
+        raise FileNotFoundError(
+            f"The {what}: there is no folder {source}, and as an id on the Hugging Face hub it should look like user/name."
+        )
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        remedy = variant_to_name(path, reason)
+        if isinstance(error, ValueError):
+            if "variant" not in reason:
+                raise
+            reason = "there are no files of the variant that was named"
+        elif not path.is_dir() and not remedy:
+            reason = f"no such folder here, and the Hugging Face hub did not give it: {reason}"
+        raise OSError(f"The {what} {source} cannot be read ({reason}).{remedy}") from None
+
+
+def variant_to_name(folder: Path, reason: str) -> str:
+    """The remedy for a base of which only a variant's files are there, such as "fp16"; else "".
+
+    Args:
+        reason: an error of diffusers; of a model of the hub it names the folder in the cache.
+    """
+    if not folder.is_dir():
+        named = re.search(r"directory (.+?)\.?$", reason)
+        if not named:
+            return ""
+        folder = Path(named[1]).parent
+    variants = set()
+    for part in (part for part in folder.iterdir() if part.is_dir()):
+        names = [file.name for file in part.iterdir()]
+        if not any(map(PLAIN.search, names)):
+            variants |= {match[1] for match in map(VARIANT.search, names) if match}
+    variants = sorted(variants)
+    if not variants:
+        return ""
+    named = " and ".join(variants)
+    return (
+        f" Only files of the variant {named} are there: add --variant {variants[0]} "
+        f'(in Python: variant="{variants[0]}").'
+    )
+
+
+def dtype_argument(dtype):
+    """The dtype as `from_pretrained` wants it, which has had two names."""
+    import diffusers
+    from packaging.version import Version
+
+    return {"dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype": dtype}
+
+
+def _quantized_unet(source, quantization, dtype, device, options):
+    """The U-Net with its linear layers in 8 or 4 bits, on its device from the start; computed in `dtype`."""
+    from diffusers import BitsAndBytesConfig, UNet2DConditionModel
+    from diffusers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise ValueError(
+            f"The quantization {quantization} needs the package bitsandbytes: pip install bitsandbytes (or say quantization none)"
+        )
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(
+            f"quantization must be none, {' or '.join(QUANTIZATIONS)}, not {quantization}."
+        )
+    kinds = {
+        "int8": {"load_in_8bit": True},
+        "nf4": {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": dtype,
+        },
+    }
+    place = (
+        {"device_map": {"": torch.device(device)}} if torch.device(device).index is not None else {}
+    )  # else it is the first GPU, from which 8 bits do not move
+    try:
+        return UNet2DConditionModel.from_pretrained(
+            source,
+            subfolder="unet",
+            quantization_config=BitsAndBytesConfig(**kinds[quantization]),
+            **place,
+            **options,
+        )
+    except RuntimeError as error:
+        if "No GPU" not in str(error):
+            raise
+        raise ValueError(
+            f"The quantization {quantization} needs an NVIDIA GPU, and there is none here. Leave it out, or say quantization none."
+        ) from None
+
+
+def tile_vae(pipe):
+    """Encode and decode pictures larger than 512 pixels piece by piece, to save memory; by themselves diffusers' VAEs do so only above 1024."""
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_sample_min_size = min(pipe.vae.tile_sample_min_size, 512)
+    pipe.vae.tile_latent_min_size = pipe.vae.tile_sample_min_size // pipe.vae_scale_factor
+
+
+def use_scheduler(pipe, name):
+    """Another sampler: one of `SCHEDULERS`, with the noise schedule of the base model."""
+    import diffusers
+
+    if name not in SCHEDULERS:
+        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, not {name}.")
+    check_base(pipe)  # another sampler would hide what the base's own says of it
+    pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+    pipe.blora_nb_options = options_of(pipe) | {"scheduler": name}
+
+
+def merge_few_step_lora(pipe, source):
+    """Add a few-step LoRA (LCM, Lightning) to the base model's own weights, so that B-LoRAs go on
+    and off beside it.
+
+    The scale of each layer is found as for a B-LoRA (`scales.scales`); what was left out or assumed
+    is given as a `BLoRAWarning`.
+
+    Args:
+        source: a safetensors file, a folder with one, or an id on the Hugging Face hub
+            ("user/repository" or "user/repository/file.safetensors"). The base model stays changed
+            until it is loaded again.
+
+    Raises:
+        BLoRAError: it is no such file, or none for this base model.
+        ValueError: the base model has 4 bits.
+    """
+    if getattr(pipe.unet, "is_loaded_in_4bit", False):
+        raise ValueError(
+            "A few-step LoRA cannot be merged into a base model of 4 bits, whose steps are coarser than what it adds. Use quantization int8 or none."
+        )
+    path, config = find_weights(source)
+    with named_in_errors(path), open_weights(path) as opened:
+        beside, notes = read_beside(path, config, opened.keys())
+        changes, more = read_few_step(opened, beside, pipe)
+    for note in notes + more:
+        warnings.warn(f"{path}: {note}", BLoRAWarning, stacklevel=2)
+    sha256 = merge(pipe, changes)
+    told = {"few_step_lora": str(source), "few_step_sha256": sha256}
+    pipe.blora_nb_options = options_of(pipe) | told
+
+
+def check_prompt(prompt):
+    """Raise a ValueError for what is not one text, or no text at all."""
+    if not isinstance(prompt, str):
+        raise ValueError(
+            f"The prompt is one text, not {prompt!r}. For several, draw once for each."
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"The prompt {prompt!r} has bytes in it that are no UTF-8. Type it again."
+        ) from None
+
+
+@torch.no_grad()
+def encode_prompt(pipe, prompt):
+    """`prompt_embeds` [1, tokens, dim] and `pooled_prompt_embeds` [1, dim] of one prompt."""
+    check_prompt(prompt)
+    tell_of_prompt(pipe, prompt)
+    with without_the_libraries_own():
+        embeds, _, pooled, _ = pipe.encode_prompt(
+            prompt, device=pipe._execution_device, do_classifier_free_guidance=False
+        )
+    return embeds, pooled
