@@ -13,7 +13,7 @@ from blora_nb.inspection import prompt_per_block
 from blora_nb.lora import applied, remove
 from blora_nb.pipeline import encode_prompt, load_pipeline, merge_few_step_lora, use_scheduler
 from blora_nb.settings import SCHEDULERS
-from blora_nb.trainer import train
+from blora_nb.training import train
 from blora_nb.widgets.preview import LatentPreview, predicted_latents
 
 
