@@ -8,7 +8,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import safetensors.torch
 import torch
@@ -58,10 +58,9 @@ from blora_nb.settings import TrainingSettings
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-    # what stands for one half: a B-LoRA or where it is, a list of such, or of (such, weight)
-    Source = "BLoRA | str | Path"
-    Given = "Source | list[Source] | list[tuple[Source, float]]"
-
+# what stands for one half: a B-LoRA or where it is, a list of such, or of (such, weight)
+Source: TypeAlias = "BLoRA | str | Path"
+Given: TypeAlias = "Source | list[Source] | list[tuple[Source, float]]"
 # the name of the LoRA in training on a U-Net
 ADAPTER = "new"
 # endings that nobody gives a folder
@@ -312,7 +311,7 @@ def from_original_alpha(alpha: float) -> float:
     return alpha**2
 
 
-def loaded(given: "Given | None") -> "Given | None":
+def loaded(given: Any) -> Any:
     """What `mix` takes for a half, with every path and hub id read once; None stays None."""
     if isinstance(given, list):
         return [loaded(item) for item in given]
@@ -324,7 +323,7 @@ def loaded(given: "Given | None") -> "Given | None":
     return BLoRA.load(given)
 
 
-def mix(half: str, given: "Given") -> BLoRA:
+def mix(half: str, given: Given) -> BLoRA:
     """One half made of any number of them, exactly.
 
     The matrices stand side by side, so that the ranks add up.
@@ -375,8 +374,8 @@ def check_strength(what: str, number: float) -> None:
 
 
 def combine(
-    content: "Given | None" = None,
-    style: "Given | None" = None,
+    content: Given | None = None,
+    style: Given | None = None,
     content_alpha: float = 1.0,
     style_alpha: float = 1.0,
 ) -> BLoRA:
@@ -407,8 +406,8 @@ def combine(
 
 def apply(
     pipe: "StableDiffusionXLPipeline",
-    content: "Given | None" = None,
-    style: "Given | None" = None,
+    content: Given | None = None,
+    style: Given | None = None,
     content_alpha: float = 1.0,
     style_alpha: float = 1.0,
 ) -> None:
@@ -513,9 +512,9 @@ def applied_fingerprints(pipe: "StableDiffusionXLPipeline") -> dict[str, str | N
     with unwrapped(pipe):
         for name, config in getattr(unet, "peft_config", {}).items():
             half = known.get(name)
-            ours = half is not None and half.config is config
-            unchanged = ours and half.acting == acting_weights(unet, name)
-            found[name] = half.fingerprint if unchanged else None
+            found[name] = None
+            if half and half.config is config and half.acting == acting_weights(unet, name):
+                found[name] = half.fingerprint
     return found
 
 

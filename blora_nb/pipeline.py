@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from blora_nb.assets import TINY_SDXL
+from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
 from blora_nb.errors import BLoRAWarning, named_in_errors
 from blora_nb.files.few_step import merge, read_few_step
 from blora_nb.files.safe_files import HUB_ID, find_weights, open_weights, read_beside
@@ -26,7 +27,6 @@ from blora_nb.running.device import (
     default_dtype,
     memory_profile,
 )
-from blora_nb.settings import QUANTIZATIONS, SCHEDULERS
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -75,7 +75,8 @@ def load_pipeline(
 
     base, device = base or default_base(), device or default_device()
     check_device(device)
-    source = {"tiny": TINY_SDXL, "sdxl": SDXL}.get(str(base), base)
+    known: dict[str, str | Path] = {"tiny": TINY_SDXL, "sdxl": SDXL}
+    source = known.get(str(base), base)
     tiny = Path(source).resolve() == TINY_SDXL
     if tiny and not (TINY_SDXL / "model_index.json").exists():
         raise FileNotFoundError(
@@ -85,10 +86,9 @@ def load_pipeline(
     profile = memory_profile(device)
     dtype = dtype or (torch.float32 if tiny else default_dtype(device))
     quantization = quantization or (None if tiny else profile.quantization) or "none"
+    vae_source = vae
     if vae is None and source == SDXL and dtype == torch.float16:
         vae_source = SDXL_VAE_FP16
-    else:
-        vae_source = vae
 
     options: dict[str, Any] = {"use_safetensors": True, **dtype_argument(dtype)}
     hub = {"revision": revision, "variant": variant, "cache_dir": cache_dir}
@@ -156,7 +156,7 @@ def _errors_only() -> Iterator[None]:
 
 @contextmanager
 def named_source(source: str | Path, what: str) -> Iterator[None]:
-    """Inside, errors about a folder or hub id say in a line what it is and what is wrong with it."""
+    """Inside, errors about a folder or hub id say in one line what is wrong with it."""
     path = Path(source)
     if path.is_file():
         raise ValueError(
@@ -193,18 +193,17 @@ def variant_to_name(folder: Path, reason: str) -> str:
         if not named:
             return ""
         folder = Path(named[1]).parent
-    variants = set()
-    for part in (part for part in folder.iterdir() if part.is_dir()):
-        names = [file.name for file in part.iterdir()]
+    found = set()
+    for part in folder.iterdir():
+        names = [file.name for file in part.iterdir()] if part.is_dir() else []
         if not any(map(PLAIN.search, names)):
-            variants |= {match[1] for match in map(VARIANT.search, names) if match}
-    variants = sorted(variants)
-    if not variants:
+            found |= {match[1] for match in map(VARIANT.search, names) if match}
+    if not found:
         return ""
-    named = " and ".join(variants)
+    variants = sorted(found)
     return (
-        f" Only files of the variant {named} are there: add --variant {variants[0]} "
-        f'(in Python: variant="{variants[0]}").'
+        f" Only files of the variant {' and '.join(variants)} are there: add --variant "
+        f'{variants[0]} (in Python: variant="{variants[0]}").'
     )
 
 
@@ -236,7 +235,7 @@ def _quantized_unet(
         raise ValueError(
             f"quantization must be none, {' or '.join(QUANTIZATIONS)}, not {quantization}."
         )
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "int8": {"load_in_8bit": True},
         "nf4": {
             "load_in_4bit": True,

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
     from peft import LoraConfig
 
-    Acting = tuple
-
 
 @dataclass(frozen=True)
 class AppliedHalf:
@@ -23,7 +21,7 @@ class AppliedHalf:
     # PEFT's entry for it: another adapter of the same name has another one
     config: "LoraConfig"
     # which weights it acts with (`changed_pipelines.acting_weights`): PEFT can exchange them
-    acting: "Acting"
+    acting: dict[str, int]
 
 
 _LOCKS: WeakKeyDictionary = WeakKeyDictionary()
@@ -31,7 +29,7 @@ _OPTIONS: WeakKeyDictionary = WeakKeyDictionary()
 _HALVES: WeakKeyDictionary = WeakKeyDictionary()
 
 
-def pipeline_lock(pipe: "StableDiffusionXLPipeline") -> threading.RLock:  # type: ignore[valid-type]
+def pipeline_lock(pipe: "StableDiffusionXLPipeline") -> "threading.RLock":
     """The lock of a pipeline, the same one at every call; whoever holds it may take it again.
 
     JupyterLab runs the callbacks of widgets beside the running cell, and two pieces of work on one

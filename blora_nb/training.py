@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from blora_nb.blocks import STYLE_BLOCK, target_modules
+from blora_nb.defaults import native_resolution
 from blora_nb.errors import ImageError, TrainingError
 from blora_nb.files.images import centre_square, to_tensor
 from blora_nb.files.metadata import training_metadata
@@ -49,7 +50,7 @@ from blora_nb.running.out_of_memory import out_of_memory_explained
 from blora_nb.running.placement import all_back, offloaded
 from blora_nb.running.recipes import sample_weights
 from blora_nb.running.training_pictures import class_pictures, fingerprints, squares_of
-from blora_nb.settings import TrainingSettings, native_resolution
+from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -68,7 +69,7 @@ def train(
     resume_from_checkpoint: str | None = None,
     on_checkpoint: OnCheckpoint | None = None,
     content: BLoRA | str | Path | None = None,
-    **changed_settings: object,
+    **changed_settings: Any,
 ) -> BLoRA:
     """Train one B-LoRA from one picture, or one from several.
 
@@ -129,7 +130,7 @@ def train(
 def _settings_for(
     pipe: "StableDiffusionXLPipeline",
     settings: TrainingSettings | None,
-    changed_settings: dict[str, object],
+    changed_settings: dict[str, Any],
 ) -> TrainingSettings:
     """The settings of a training; a resolution that the base model does not draw is warned of."""
     changed = {name: value for name, value in changed_settings.items() if value is not None}
@@ -151,11 +152,8 @@ def _pictures_and_prompts(
     image: "Picture | list[Picture] | dict[Path, str]",
 ) -> "tuple[list[Picture], list[str] | None]":
     """The pictures to learn from, and the prompt of each where each has its own."""
-    if isinstance(image, dict):
-        pictures, prompts = list(image), list(image.values())
-    else:
-        pictures = list(image) if isinstance(image, (list, tuple)) else [image]
-        prompts = None
+    prompts = list(image.values()) if isinstance(image, dict) else None
+    pictures: list[Picture] = [*image] if isinstance(image, (list, tuple, dict)) else [image]
     if not pictures:
         raise ImageError("There is no picture to learn from: the list is empty.")
     return pictures, prompts
@@ -231,7 +229,7 @@ def train_steps(
     time_ids = micro_conditioning(settings.resolution, size, pipe.device, dtype)
     monitor.on_train_start()
     for step in range(state.step + 1, settings.max_train_steps + 1):
-        losses = []
+        total = torch.zeros((), device=pipe.device)
         for part in range(accumulate):
             *moments, prompt_embeds, pooled = batches.batch((step - 1) * accumulate + part)
             drawn = draw_step(moments, scheduler, scaling_factor, size, state.generator)
@@ -243,14 +241,14 @@ def train_steps(
             # in float16 the gradients of the activations are too small for the format; the scaler
             # multiplies the loss here, and divides the gradients again before the step
             state.scaler.scale(loss).backward()
-            losses.append(loss.detach())
+            total = total + loss.detach()
         state.scaler.unscale_(state.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.lr_scheduler.step()
         state.optimizer.zero_grad()
-        monitor.on_step_end(step, sum(losses), norm)
+        monitor.on_step_end(step, total, norm)
     monitor.on_train_end()
 
 
@@ -276,7 +274,9 @@ def run_steps(
     settings: TrainingSettings,
     progress: Progress = True,
 ) -> list[float]:
-    """All steps on the latents of one picture: what `train` does between `attach_lora` and `collect`.
+    """All steps on the latents of one picture.
+
+    What `train` does between `attach_lora` and `collect`.
 
     Args:
         parameters: from `attach_lora`. moments: from `encode_image`.
@@ -347,7 +347,7 @@ def make_optimizer(parameters: list[Tensor], settings: TrainingSettings) -> torc
     On a GPU in one fused kernel, elsewhere over all tensors at once, which gives the bits of a
     plain loop.
     """
-    options = {
+    options: dict[str, Any] = {
         "lr": settings.learning_rate,
         "betas": (settings.adam_beta1, settings.adam_beta2),
         "weight_decay": settings.adam_weight_decay,
@@ -454,7 +454,7 @@ def make_batches(
     size, seed = settings.train_batch_size, settings.seed
     class_batches = None
     if class_moments is not None:
-        class_prompt = [encode_prompt(pipe, settings.class_prompt)]
+        class_prompt = [encode_prompt(pipe, settings.class_prompt or "")]
         class_batches = Batches(class_moments, class_prompt, size, seed + 1)
     embeds = [encode_prompt(pipe, prompt) for prompt in prompts or [settings.instance_prompt]]
     return Batches(moments, embeds, size, seed, class_batches)

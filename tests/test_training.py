@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from blora_nb.running.loss_guard import LossGuard
 from safetensors.torch import load_file
 
 from blora_nb.assets import TINY_SDXL
@@ -21,7 +20,7 @@ from blora_nb.lora import BLoRA, applied, remove
 from blora_nb.pipeline import encode_prompt, load_pipeline
 from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.lean_lora import lean_lora
-from blora_nb.running.loss_guard import steps_between_looks
+from blora_nb.running.loss_guard import LossGuard, steps_between_looks
 from blora_nb.running.recipes import sample_weights
 from blora_nb.running.text_cache import cached_text
 from blora_nb.settings import TrainingSettings

@@ -258,7 +258,7 @@ def write_checkpoint(
 
 
 def checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
-    """The sha256, in hexadecimal digits, of a training state's tensors and the texts beside them."""
+    """The sha256, in hexadecimal digits, of a training state: its tensors and texts."""
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -368,8 +368,8 @@ def _check_same_training(
     path: Path, trained_on: dict[str, str | None], rest: dict[str, Any]
 ) -> None:
     """Raise a CheckpointError where a checkpoint was trained on something else."""
-    then = rest.get("learned")
-    if trained_on and then is None:
+    then: dict[str, str | None] = rest.get("learned") or {}
+    if trained_on and not then:
         raise CheckpointError(
             f"{path} was written by an earlier version, which did not note what it was trained on. "
             "Use it as it is (it is a B-LoRA like any other), or start in another folder."

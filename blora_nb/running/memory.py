@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from blora_nb.blocks import target_modules
+from blora_nb.defaults import native_resolution
 from blora_nb.registry import options_of
 from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.lean_lora import lean_lora
 from blora_nb.running.text_cache import movable, text_projections
-from blora_nb.settings import TrainingSettings, native_resolution
+from blora_nb.settings import TrainingSettings
 
 GIB = 2**30
 PICTURE = (

@@ -3,13 +3,17 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
 
 @contextmanager
-def offloaded(*models: nn.Module) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+def offloaded(*models: "ModelMixin") -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Inside, models are in the computer's memory. Yields a context in which they are back."""
     devices = [model.device for model in models]
 
@@ -34,7 +38,7 @@ def offloaded(*models: nn.Module) -> Iterator[Callable[[], AbstractContextManage
             move_if_room(model, device)
 
 
-def move_if_room(model: nn.Module, device: torch.device | str) -> bool:
+def move_if_room(model: "ModelMixin | nn.Module", device: torch.device | str) -> bool:
     """Move a model, and say whether there was room.
 
     What was learned, or why it ended, is worth more than a model's place.
@@ -47,7 +51,7 @@ def move_if_room(model: nn.Module, device: torch.device | str) -> bool:
 
 
 @contextmanager
-def all_back(*models: nn.Module) -> Iterator[None]:
+def all_back(*models: "ModelMixin") -> Iterator[None]:
     """Afterwards the models are where they were; those for which there is no room are named."""
     devices = [model.device for model in models]
     try:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Constant(nn.Module):
     """Stands in for a frozen linear layer: its output [batch, tokens, out] for the one prompt."""
 
+    value: Tensor
+
     def __init__(self, value: Tensor) -> None:
         super().__init__()
         self.register_buffer("value", value, persistent=False)
