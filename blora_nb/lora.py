@@ -5,6 +5,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,9 +59,6 @@ from blora_nb.settings import TrainingSettings
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-# what stands for one half: a B-LoRA or where it is, a list of such, or of (such, weight)
-Source: TypeAlias = "BLoRA | str | Path"
-Given: TypeAlias = "Source | list[Source] | list[tuple[Source, float]]"
 # the name of the LoRA in training on a U-Net
 ADAPTER = "new"
 # endings that nobody gives a folder
@@ -301,6 +299,10 @@ def _kohya_metadata(blora: BLoRA, format: str) -> dict[str, str]:
 
 
 # ----------------------------------------------------------------------------------------- mixing
+
+# what stands for one half: a B-LoRA or where it is, several of these, or several with weights
+Source: TypeAlias = BLoRA | str | Path
+Given: TypeAlias = Source | Sequence[Source] | Sequence[tuple[Source, float]]
 
 
 def from_original_alpha(alpha: float) -> float:
