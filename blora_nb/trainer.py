@@ -25,8 +25,8 @@ from blora_nb.files.images import (
     remarks_on_square,
     tell,
 )
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.metadata import model_hash, training_metadata
-from blora_nb.files.safe_files import FILE_NAME
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import changes, check_unchanged, inner, uncompiled
 from blora_nb.lora import applied, combine, mix, remove, tell_of_others

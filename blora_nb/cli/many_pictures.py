@@ -20,7 +20,7 @@ from blora_nb.files.images import (
     writable_folder,
 )
 from blora_nb.files.metadata import training_metadata
-from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import check_unused, checkpoints, other_settings
 from blora_nb.running.watch import stop_at_the_end_of_a_step
