@@ -138,15 +138,15 @@ class Name(NamedTuple):
     part: str | None  # "lora_A", "lora_B", "alpha", one of LyCORIS's `PARTS`; None for others
 
 
-def naming_of(keys: Iterable[str]) -> Naming:
-    """The naming that a file's names follow."""
+def namings_of(keys: Iterable[str]) -> list[Naming]:
+    """The namings that a file's names may follow, the likeliest first."""
     text = "\n".join(keys)
-    return next(naming for naming in NAMINGS if re.search(naming.mark, text))
+    return [naming for naming in NAMINGS if re.search(naming.mark, text)]
 
 
 def format_of(keys: Iterable[str]) -> str:
     """The format of a file, in words, by its names."""
-    return naming_of(keys).description
+    return namings_of(keys)[0].description
 
 
 def split_name(key: str) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ from blora_nb.files.lycoris import PARTS, as_lora
 from blora_nb.files.names import (
     are_pefts,
     hint_of_other_model,
-    naming_of,
+    namings_of,
     read_name,
     split_name,
 )
@@ -60,7 +60,7 @@ def note_of_missed_alphas(keys: list[str], beside: dict) -> str:
         return f"{PEFT_CONFIG} gives no lora_alpha; the alpha is taken to be the rank"
     if are_pefts(keys):
         return f"there is no {PEFT_CONFIG} beside it; the alpha is taken to be the rank"
-    if naming_of(keys).writes_alphas:
+    if any(naming.writes_alphas for naming in namings_of(keys)):
         return (
             "no layer has an alpha, which programs that write such names always give; the alpha is "
             "taken to be the rank, and if another was trained with, it acts too strongly or weakly"
