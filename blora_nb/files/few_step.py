@@ -194,7 +194,7 @@ def _fitted(
 
 
 def _weight_shape(module: torch.nn.Module) -> tuple[int, ...]:
-    """Of a convolution or linear layer; quantized weights themselves have another."""
+    """The shape of a layer's weight, also where it is quantized and stored in another shape."""
     if isinstance(module, torch.nn.Conv2d):
         return module.out_channels, module.in_channels, *module.kernel_size
     linear = cast(torch.nn.Linear, module)

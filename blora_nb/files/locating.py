@@ -37,7 +37,8 @@ def find_weights(source: str | Path) -> tuple[Path, Path | None]:
     Raises:
         BLoRAError: there is no such file.
     """
-    if page := HUB_PAGE.fullmatch(str(source)):
+    page = HUB_PAGE.fullmatch(str(source))
+    if page:
         source = page[1] + (page[2] or "")
     if not str(source).strip():
         raise BLoRAError(

@@ -175,7 +175,7 @@ def is_setting(key: str, text: str) -> bool:
 
 
 def _last(name: str) -> str:
-    """The last piece of a dotted name, without which `MEANING` is not found."""
+    """The last piece of a dotted name, by which `MEANING` knows it."""
     return name.rpartition(".")[2].lower()
 
 

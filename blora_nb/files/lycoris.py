@@ -92,7 +92,8 @@ def _from_lokr(parts: dict[str, Tensor], largest: int) -> PlainLoRA:
 def _product(parts: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     """The two matrices whose product is called `name`."""
     left, right = f"{name}_a", f"{name}_b"
-    if missing := [part for part in (left, right) if part not in parts]:
+    missing = [part for part in (left, right) if part not in parts]
+    if missing:
         raise ValueError(f"{', '.join(missing)} is missing; the file is incomplete.")
     a, b = parts[left], parts[right]
     if a.shape[1] != b.shape[0]:

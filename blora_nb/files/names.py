@@ -152,7 +152,8 @@ def format_of(keys: Iterable[str]) -> str:
 def split_name(key: str) -> tuple[str, str | None]:
     """(prefix and layer, part) of a name; the part is None where it is no part of a LoRA."""
     for part, ending in ENDINGS.items():
-        if match := ending.search(key):
+        match = ending.search(key)
+        if match:
             return key[: match.start()], part
     return key, None
 
@@ -180,9 +181,8 @@ def read_name(key: str) -> Name:
         if flat.startswith(start):
             if part is None:
                 _refuse_in_the_two_blocks(key)
-            return Name(
-                half, f"{BLOCK_OF_HALF[half]}.{_layer(flat.removeprefix(start), key)}", part
-            )
+            layer = _layer(flat.removeprefix(start), key)
+            return Name(half, f"{BLOCK_OF_HALF[half]}.{layer}", part)
     if known and OTHER_BLOCK.match(flat):
         return Name(None, "other block", part)
     raise BLoRAError(

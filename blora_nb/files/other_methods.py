@@ -73,7 +73,8 @@ def method_of(key: str) -> str | None:
 
 def refuse_method(key: str) -> None:
     """Raise a BLoRAError if the name of a weight belongs to a refused method."""
-    if method := method_of(key):
+    method = method_of(key)
+    if method:
         raise BLoRAError(
             f"{shown(key)} belongs to {method}; only plain LoRA (with lora_A and lora_B, or down "
             "and up), LoHa and LoKr can be read."

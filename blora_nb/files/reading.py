@@ -99,7 +99,8 @@ def read_layers(
         for (layer, part), tensor in matrices.items()
         if part == "lora_A" and tensor.ndim and layer not in ranks
     }
-    if lonely := sorted(alphas.keys() - ranks.keys()):
+    lonely = sorted(alphas.keys() - ranks.keys())
+    if lonely:
         raise BLoRAError(f"{several(lonely)}: an alpha without matrices; the file is incomplete.")
     names_in_file = {
         layer: split_name(key)[0].removeprefix("base_model.model.")

@@ -106,7 +106,7 @@ def expected_shape(layer: str, width: int, context: int | None) -> tuple[int, in
 
     Args:
         width: channels of the block.
-        context: channels of the text that it attends to; None where no layer speaks for them.
+        context: channels of the text that it attends to; None where no layer shows them.
     """
     if layer.endswith(("attn2.to_k", "attn2.to_v")):
         return width, context
@@ -118,7 +118,7 @@ def expected_shape(layer: str, width: int, context: int | None) -> tuple[int, in
 
 
 def model_size(state_dict: dict[str, Tensor]) -> tuple[int, int | None]:
-    """(channels of the transformer blocks, channels of the text) that most layers speak for."""
+    """(channels of the transformer blocks, channels of the text) that most layers have."""
     widths, contexts = Counter[int](), Counter[int]()
     for key, tensor in state_dict.items():
         if key.endswith(".lora_B.weight") and "ff.net.0" not in key:
@@ -167,7 +167,8 @@ def remarks(layers: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
         if not inside:
             continue
         trained = {name for _, name in inside}
-        if lacking := [name for name in ATTENTION_LAYERS if name not in trained]:
+        lacking = [name for name in ATTENTION_LAYERS if name not in trained]
+        if lacking:
             found.append(f"The {half} half has no {', '.join(lacking)}, which B-LoRA trains too.")
         depth = len({index for index, _ in inside})
         if base_depth and depth != base_depth:

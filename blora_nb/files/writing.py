@@ -37,7 +37,8 @@ def converted(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tenso
     """
     found = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     number_format = str(dtype).removeprefix("torch.")
-    if broken := [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]:
+    broken = [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]
+    if broken:
         raise BLoRAError(
             f"{several(broken)}: numbers too large for {number_format}. Write it as bfloat16 or "
             "float32."
