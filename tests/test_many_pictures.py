@@ -14,7 +14,7 @@ from PIL import Image
 
 from blora_nb.cli.many_pictures import check_output, plan, read_captions, train_all, write_manifest
 from blora_nb.errors import ImageError
-from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.running.batches import Batches
 from blora_nb.settings import TrainingSettings

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from blora_nb.cli.many_pictures import Job, check_output, plan, train_all, write_manifest
 from blora_nb.errors import BLoRAError, CheckpointError, TrainingError
-from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, applied
 from blora_nb.pipeline import load_pipeline

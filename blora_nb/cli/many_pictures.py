@@ -19,8 +19,8 @@ from blora_nb.files.images import (
     save_image,
     writable_folder,
 )
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.metadata import training_metadata
-from blora_nb.files.safe_files import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import check_unused, checkpoints, other_settings
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step

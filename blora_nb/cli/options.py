@@ -7,7 +7,7 @@ from dataclasses import fields
 from blora_nb.blocks import HALVES
 from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
 from blora_nb.errors import shown
-from blora_nb.files.formats import FORMATS
+from blora_nb.files.names import FORMATS
 from blora_nb.settings import SUITED, TrainingSettings, value_type
 
 TRAIN = """Train one B-LoRA from each picture. The flags have the names of the authors' script.

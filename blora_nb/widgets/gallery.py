@@ -23,7 +23,7 @@ from blora_nb.files.images import (
     remarks_on_square,
     safe_name,
 )
-from blora_nb.files.safe_files import HUB_ID
+from blora_nb.files.locating import HUB_ID
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA, mix
 from blora_nb.training import train
