@@ -79,14 +79,9 @@ def check(args: "Namespace") -> int:
 
 
 def train(args: "Namespace") -> None:
-    from blora_nb.cli.many_pictures import (
-        check_finished,
-        check_output,
-        make_class_pictures,
-        plan,
-        train_all,
-        write_manifest,
-    )
+    from blora_nb.cli.finished import check_finished, check_output
+    from blora_nb.cli.jobs import plan
+    from blora_nb.cli.many_pictures import make_class_pictures, train_all, write_manifest
     from blora_nb.cli.options import given
     from blora_nb.guards.bases import check_base
     from blora_nb.running.distributed import launched, share

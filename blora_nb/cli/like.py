@@ -71,7 +71,7 @@ def checked(name: str, option: Option, value: Any) -> Any:
 
 
 def what_to_name(record: dict[str, Any], args: argparse.Namespace) -> str | None:
-    """What a picture was made with that was in no file and that no option names; None for nothing."""
+    """What a picture was made with that was in no file and no option names; None if nothing."""
     unnamed = f"of {args.like} was not in a file when the picture was made; name it with"
     for what, flags in UNNAMED.items():
         used = what in record or f"{what}_sha256" in record
