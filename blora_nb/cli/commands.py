@@ -15,11 +15,23 @@ if TYPE_CHECKING:
 
     from diffusers import StableDiffusionXLPipeline
 
-# what `generate` takes over as it was typed
+# the options that the function `generate` takes under the same names
 SAMPLING = (
-    *("image", "strength", "controlnet", "controlnet_conditioning_scale", "num_inference_steps"),
-    *("guidance_scale", "negative_prompt", "height", "width", "batch_size", "asymmetric_guidance"),
-    *("content_until", "style_from", "content_alpha", "style_alpha"),
+    "negative_prompt",
+    "height",
+    "width",
+    "content_alpha",
+    "style_alpha",
+    "num_inference_steps",
+    "guidance_scale",
+    "asymmetric_guidance",
+    "content_until",
+    "style_from",
+    "image",
+    "strength",
+    "controlnet",
+    "controlnet_conditioning_scale",
+    "batch_size",
 )
 
 
@@ -147,7 +159,7 @@ def generate(args: "Namespace") -> None:
     if args.outline_of:
         native = native_resolution(pipe)
         control_image = outline(args.outline_of, min(args.height or native, args.width or native))
-    # a picture of a batch is drawn together with the others, but alone is written
+    # a picture of a batch is drawn together with the others, and only it is written
     wanted = None
     if args.seeds == args.record.get("batch_seeds"):
         wanted = args.record.get("seed")
