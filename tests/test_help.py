@@ -1,4 +1,4 @@
-"""The entry point: help without PyTorch, exit codes, and the choices that are written out for it."""
+"""The entry point: help without PyTorch, exit codes, and choices that are written out for it."""
 
 import subprocess
 import sys

@@ -1,7 +1,6 @@
 """The controls of one half: which source, an own picture, training, alpha."""
 
 from pathlib import Path
-from typing import Any
 
 import ipywidgets as widgets
 
@@ -10,7 +9,7 @@ from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.settings import TrainingSettings, native_resolution
 from blora_nb.trainer import train
 from blora_nb.widgets.gallery import Gallery, Source
-from blora_nb.widgets.markup import EMPTY, picture_html
+from blora_nb.widgets.markup import AUTO, EMPTY, WRAPPED, picture_html
 from blora_nb.widgets.uploads import picture_from_bytes, uploaded_files
 from blora_nb.widgets.worker import Worker
 
@@ -51,11 +50,8 @@ class HalfChooser(widgets.VBox):
         self.training_settings = training_settings
         self.folder = folder
         title = half.capitalize()
-        labelled: dict[str, Any] = {
-            "layout": widgets.Layout(width="auto"),
-            "style": {"description_width": f"{LABEL}px"},
-        }
-        self.choice = widgets.Dropdown(description=title, **labelled)
+        label = {"description_width": f"{LABEL}px"}
+        self.choice = widgets.Dropdown(description=title, layout=AUTO, style=label)
         self.alpha = widgets.FloatSlider(
             alpha,
             min=-2,
@@ -64,19 +60,14 @@ class HalfChooser(widgets.VBox):
             description=f"{title} alpha",
             continuous_update=False,
             readout_format="+.2f",
-            **labelled,
+            layout=AUTO,
+            style=label,
         )
-        self.upload = widgets.FileUpload(
-            accept="image/*",
-            multiple=False,
-            description=f"Own {half}",
-            layout=widgets.Layout(width="auto"),
-        )
-        self.train = widgets.Button(
-            description=f"Train {half}", layout=widgets.Layout(width="auto")
-        )
-        self.thumbnail = widgets.HTML(layout=widgets.Layout(min_width=f"{SIDE + 8}px"))
-        super().__init__([self._arranged()], layout=widgets.Layout(margin="0 0 10px 0"))
+        own = f"Own {half}"
+        self.upload = widgets.FileUpload(accept="image/*", description=own, layout=AUTO)
+        self.train = widgets.Button(description=f"Train {half}", layout=AUTO)
+        self.thumbnail = widgets.HTML(layout={"min_width": f"{SIDE + 8}px"})
+        super().__init__([self._arranged()], layout={"margin": "0 0 10px 0"})
 
         self._offer_sources()
         self.choice.value = chosen
@@ -89,13 +80,10 @@ class HalfChooser(widgets.VBox):
 
     def _arranged(self) -> widgets.Widget:
         """The thumbnail, and the controls beside it."""
-        buttons = widgets.HBox(
-            [self.upload, self.train],
-            layout=widgets.Layout(margin=f"0 0 0 {LABEL + 8}px", flex_flow="row wrap"),
-        )
-        controls = widgets.VBox(
-            [self.choice, buttons, self.alpha], layout=widgets.Layout(flex="1 1 auto")
-        )
+        indented = WRAPPED | {"margin": f"0 0 0 {LABEL + 8}px"}
+        buttons = widgets.HBox([self.upload, self.train], layout=indented)
+        rows = [self.choice, buttons, self.alpha]
+        controls = widgets.VBox(rows, layout={"flex": "1 1 auto"})
         return widgets.HBox([self.thumbnail, controls])
 
     @property

@@ -1,4 +1,4 @@
-"""Pictures, small print and placeholders as HTML."""
+"""What the page shows: pictures and small print as HTML, and the layout of controls."""
 
 import html
 import io
@@ -7,6 +7,8 @@ from base64 import b64encode
 from PIL import Image
 
 EMPTY = "border:1px dashed #999;opacity:.75"
+AUTO = {"width": "auto"}
+WRAPPED = {"flex_flow": "row wrap"}  # of a row of controls, on a narrow page
 
 
 def picture_html(picture: Image.Image, side: int, alt: str) -> str:

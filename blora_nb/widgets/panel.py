@@ -19,7 +19,14 @@ from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings, defaults_for
 from blora_nb.widgets.chooser import INDENT, HalfChooser
 from blora_nb.widgets.gallery import Gallery, Source
-from blora_nb.widgets.markup import EMPTY, picture_html, png_address, small_print
+from blora_nb.widgets.markup import (
+    AUTO,
+    EMPTY,
+    WRAPPED,
+    picture_html,
+    png_address,
+    small_print,
+)
 from blora_nb.widgets.preview import LatentPreview, predicted_latents
 from blora_nb.widgets.worker import Worker
 
@@ -119,7 +126,7 @@ class Panel(widgets.VBox):
             prompt = PROMPTS[tuple(self.choosers)]
         steps = num_inference_steps or defaults_for(pipe).num_inference_steps
         self._make_controls(prompt, seed, steps)
-        super().__init__(self._arranged(), layout=widgets.Layout(padding="8px"))
+        super().__init__(self._arranged(), layout={"padding": "8px"})
         self.add_class("blora-panel")
         self._observe_controls()
         self.worker.say("Ready.", self._remarks())
@@ -135,14 +142,13 @@ class Panel(widgets.VBox):
         )
 
     def _make_controls(self, prompt: str, seed: int, steps: int) -> None:
-        automatic = widgets.Layout(width="auto")
         indented = {"description_width": f"{INDENT}px"}
         self.worker.progress.style.description_width = f"{INDENT}px"
         self.prompt = widgets.Text(
             prompt,
             description="Prompt",
             continuous_update=False,
-            layout=automatic,
+            layout=AUTO,
             style=indented,
         )
         self.seed = widgets.BoundedIntText(
@@ -150,7 +156,7 @@ class Panel(widgets.VBox):
             min=0,
             max=2**31 - 1,
             description="Seed",
-            layout=widgets.Layout(width=f"{INDENT + 110}px"),
+            layout={"width": f"{INDENT + 110}px"},
             style=indented,
         )
         self.steps = widgets.BoundedIntText(
@@ -158,42 +164,36 @@ class Panel(widgets.VBox):
             min=1,
             max=1000,
             description="Steps",
-            layout=widgets.Layout(width="130px"),
+            layout={"width": "130px"},
             style={"description_width": "50px"},
         )
         self.generate = widgets.Button(
             description="Generate",
             icon="paint-brush",
             button_style="primary",
-            layout=widgets.Layout(width="auto"),
+            layout=AUTO,
         )
-        self.save = widgets.Button(
-            description="Save", icon="download", disabled=True, layout=widgets.Layout(width="auto")
-        )
+        self.save = widgets.Button(description="Save", icon="download", disabled=True, layout=AUTO)
         self.large = widgets.HTML()
         self.caption = widgets.HTML()
         self.saved = widgets.HTML()
 
     def _arranged(self) -> list[widgets.Widget]:
         """The rows: controls beside the picture (above it on a narrow page), and what is below."""
-        numbers = widgets.HBox(
-            [self.seed, self.steps, *self.more_controls()],
-            layout=widgets.Layout(flex_flow="row wrap"),
-        )
+        numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=WRAPPED)
         buttons = widgets.HBox(
             [self.generate, self.worker.cancel, self.save],
-            layout=widgets.Layout(margin=f"6px 0 6px {INDENT + 8}px", flex_flow="row wrap"),
+            layout=WRAPPED | {"margin": f"6px 0 6px {INDENT + 8}px"},
         )
         controls = widgets.VBox(
             [*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved],
-            layout=widgets.Layout(flex=f"0 1 {CONTROLS}px", max_width="100%", margin="0 24px 0 0"),
+            layout={"flex": f"0 1 {CONTROLS}px", "max_width": "100%", "margin": "0 24px 0 0"},
         )
         shown = widgets.VBox(
-            [self.large, self.caption],
-            layout=widgets.Layout(flex="1 1 260px", max_width=f"{SIDE}px"),
+            [self.large, self.caption], layout={"flex": "1 1 260px", "max_width": f"{SIDE}px"}
         )
-        beside = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
-        return [widgets.HBox([controls, shown], layout=beside), *self.below()]
+        top = widgets.HBox([controls, shown], layout=WRAPPED | {"align_items": "flex-start"})
+        return [top, *self.below()]
 
     def _observe_controls(self) -> None:
         self.worker.buttons.append(self.generate)

@@ -10,7 +10,7 @@ from blora_nb.figures import NotebookFigure, seed_ranking
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.metrics import ranked, scorer_for
 from blora_nb.widgets.chooser import INDENT
-from blora_nb.widgets.markup import picture_html, reduced
+from blora_nb.widgets.markup import WRAPPED, picture_html, reduced
 from blora_nb.widgets.panel import Drawing, Panel
 
 if TYPE_CHECKING:
@@ -98,10 +98,10 @@ class SeedPanel(Panel):
             min=1,
             max=64,
             description="How many",
-            layout=widgets.Layout(width=f"{INDENT + 110}px"),
+            layout={"width": f"{INDENT + 110}px"},
             style={"description_width": f"{INDENT}px"},
         )
-        self.cards = widgets.HBox(layout=widgets.Layout(flex_flow="row wrap", margin="14px 0 0 0"))
+        self.cards = widgets.HBox(layout=WRAPPED | {"margin": "14px 0 0 0"})
         super().__init__(pipe, *args, **kwargs)
         if not self.choosers:
             raise ValueError(
@@ -183,12 +183,11 @@ class SeedPanel(Panel):
         button = widgets.Button(
             description=f"{place}. seed {seed}",
             tooltip=f"show the picture of seed {seed} large",
-            layout=widgets.Layout(width=f"{CARD}px", margin="0"),
+            layout={"width": f"{CARD}px", "margin": "0"},
         )
         button.on_click(lambda _: self.pick(seed))
-        return widgets.VBox(
-            [shown, button], layout=widgets.Layout(width=f"{CARD}px", margin="0 14px 14px 0")
-        )
+        layout = {"width": f"{CARD}px", "margin": "0 14px 14px 0"}
+        return widgets.VBox([shown, button], layout=layout)
 
     def pick(self, seed: int) -> None:
         """Show the picture of a seed large, and mark its card."""

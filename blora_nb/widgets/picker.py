@@ -44,15 +44,13 @@ class CheckpointPicker(widgets.VBox):
             options=steps,
             value=steps[-1][1],
             description="Checkpoint",
-            layout=widgets.Layout(width="420px"),
+            layout={"width": "420px"},
             style={"description_width": "90px"},
         )
         self.shown = widgets.HTML()
         self.usage = widgets.HTML()
         self.slider.observe(lambda _: self._show_chosen(), "value")
-        super().__init__(
-            [self.slider, self.shown, self.usage], layout=widgets.Layout(padding="8px")
-        )
+        super().__init__([self.slider, self.shown, self.usage], layout={"padding": "8px"})
         self._show_chosen()
 
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below

@@ -23,14 +23,11 @@ class LatentPreview:
 
         look = LatentPreview(pipe)
         generate(pipe, prompt, preview=lambda index, step, latents: show(look(latents)[0]))
-
-    Args:
-        side: of the patches' pictures, in pixels; by default what suits the pipeline.
     """
 
     @torch.no_grad()
-    def __init__(self, pipe: "StableDiffusionXLPipeline", side: int | None = None) -> None:
-        side = side or min(256, native_resolution(pipe))
+    def __init__(self, pipe: "StableDiffusionXLPipeline") -> None:
+        side = min(256, native_resolution(pipe))
         small = side // pipe.vae_scale_factor
         random = np.random.default_rng(0)
         latents, colours = [], []

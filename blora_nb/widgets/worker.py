@@ -13,6 +13,7 @@ import ipywidgets as widgets
 
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.device import host
+from blora_nb.widgets.markup import AUTO
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -76,12 +77,10 @@ class Worker(widgets.VBox):
             description="Cancel",
             icon="stop",
             disabled=True,
-            layout=widgets.Layout(width="auto", display="" if self.background else "none"),
+            layout=AUTO | {"display": "" if self.background else "none"},
         )
         self.cancel.on_click(lambda _: self.stop())
-        self.progress = widgets.IntProgress(
-            description="Progress", layout=widgets.Layout(width="auto")
-        )
+        self.progress = widgets.IntProgress(description="Progress", layout=AUTO)
         self.status = widgets.HTML()
         super().__init__([self.progress, self.status])
         self.say("Ready.")
