@@ -6,13 +6,12 @@ is answered even while PyTorch is being imported.
 
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from diffusers import StableDiffusionXLPipeline
 
 # the options that the function `generate` takes under the same names
@@ -84,13 +83,13 @@ def warnings_as_lines() -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def check(args: "Namespace") -> int:
+def check(args: Namespace) -> int:
     from blora_nb.cli.check import print_check
 
     return 0 if print_check() else 1
 
 
-def train(args: "Namespace") -> None:
+def train(args: Namespace) -> None:
     from blora_nb.cli.finished import check_finished, check_output
     from blora_nb.cli.jobs import plan
     from blora_nb.cli.many_pictures import make_class_pictures, train_all, write_manifest
@@ -136,7 +135,7 @@ def train(args: "Namespace") -> None:
         )
 
 
-def generate(args: "Namespace") -> None:
+def generate(args: Namespace) -> None:
     from blora_nb.files.images import save_picture, writable_folder
     from blora_nb.generation import generate_each
     from blora_nb.guards.bases import check_base
@@ -177,14 +176,14 @@ def generate(args: "Namespace") -> None:
             break
 
 
-def inspect(args: "Namespace") -> None:
+def inspect(args: Namespace) -> None:
     from blora_nb.files.cards import inspect as description
     from blora_nb.lora import BLoRA
 
     print(description(BLoRA.load(args.source), args.source))
 
 
-def export(args: "Namespace") -> None:
+def export(args: Namespace) -> None:
     import torch
 
     from blora_nb.lora import combine
@@ -203,7 +202,7 @@ COMMANDS = {
 }
 
 
-def load(args: "Namespace", device: str | None = None) -> "StableDiffusionXLPipeline":
+def load(args: Namespace, device: str | None = None) -> "StableDiffusionXLPipeline":
     """The pipeline that the options name."""
     import torch
 
@@ -223,7 +222,7 @@ def load(args: "Namespace", device: str | None = None) -> "StableDiffusionXLPipe
     )
 
 
-def read_halves(args: "Namespace") -> list:
+def read_halves(args: Namespace) -> list:
     """The content and the style that the options name, as `generate` takes them; reads every file.
 
     Raises:

@@ -93,33 +93,22 @@ WITHOUT_VALUE = {
 }
 
 
-class Refuse(argparse.Action):
-    """End with the reason, unless the value asks for what is done anyway."""
+class Answer(argparse.Action):
+    """Refuse a flag with the reason, or say that it changes nothing and go on."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, flag: str | None = None
+        self, parser: argparse.ArgumentParser, namespace: Any, value: Any, flag: str | None = None
     ) -> None:
-        if flag and str(values).lower() not in DONE_ANYWAY.get(flag, ()):
+        if flag in NEEDLESS:
+            print(f"note: {flag} changes nothing: {NEEDLESS[flag]}.", file=sys.stderr)
+        elif flag in REFUSED and str(value).lower() not in DONE_ANYWAY.get(flag, ()):
             parser.error(f"{flag} is refused: {REFUSED[flag]}.")
 
 
-class Note(argparse.Action):
-    """Go on, with a note that the flag changes nothing."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, flag: str | None = None
-    ) -> None:
-        if flag:
-            print(f"note: {flag} changes nothing: {NEEDLESS[flag]}.", file=sys.stderr)
-
-
 def add_others_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that are refused with the reason, and those that change nothing, with a note.
-
-    They are those of the authors' script and of diffusers' scripts.
-    """
+    """Add the flags of the authors' script and of diffusers' scripts, left out of --help."""
     for flag in REFUSED:
-        parser.add_argument(flag, nargs="?", action=Refuse, help=argparse.SUPPRESS)
+        parser.add_argument(flag, nargs="?", action=Answer, help=argparse.SUPPRESS)
     for flag in NEEDLESS:
         nargs = 0 if flag in WITHOUT_VALUE else None
-        parser.add_argument(flag, nargs=nargs, action=Note, help=argparse.SUPPRESS)
+        parser.add_argument(flag, nargs=nargs, action=Answer, help=argparse.SUPPRESS)

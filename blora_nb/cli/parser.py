@@ -92,7 +92,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def add_train(commands: "argparse._SubParsersAction") -> None:
+def add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train",
         help="train one B-LoRA from each picture",
@@ -106,7 +106,7 @@ def add_train(commands: "argparse._SubParsersAction") -> None:
     add_group(train, "base model", options.BASE_MODEL)
 
 
-def add_generate(commands: "argparse._SubParsersAction") -> argparse.ArgumentParser:
+def add_generate(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     generate = commands.add_parser(
         "generate",
         help="make pictures with one or two B-LoRA halves",
@@ -125,7 +125,7 @@ def add_generate(commands: "argparse._SubParsersAction") -> argparse.ArgumentPar
     return generate
 
 
-def add_export(commands: "argparse._SubParsersAction") -> None:
+def add_export(commands: argparse._SubParsersAction) -> None:
     export = commands.add_parser(
         "export",
         help="write a B-LoRA, one half, or a mixture for another program",
