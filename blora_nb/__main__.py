@@ -117,7 +117,8 @@ def run_train(args):
 
 
 def run_generate(args):
-    from blora_nb.files.images import save_picture, writable_folder
+    from blora_nb.files.paths import writable_folder
+    from blora_nb.files.saved_images import save_picture
     from blora_nb.generation import generate_each
     from blora_nb.guards.bases import check_base
     from blora_nb.pipeline import merge_few_step_lora, tile_vae, use_scheduler
@@ -184,10 +185,10 @@ def run_generate(args):
 
 
 def run_inspect(args):
-    from blora_nb.files.cards import inspect
+    from blora_nb.files.descriptions import describe_in_full
     from blora_nb.lora import BLoRA
 
-    print(inspect(BLoRA.load(args.source), args.source))
+    print(describe_in_full(BLoRA.load(args.source), args.source))
 
 
 def run_export(args):

@@ -57,7 +57,7 @@ def generate(
 
     Returns:
         A list of PIL images, in the order of the seeds. Each knows what it was made with, in `info["blora_nb"]`, and
-        `images.save_picture` writes that into its file.
+        `save_picture` writes that into its file.
 
     Raises:
         BLoRAError: a B-LoRA cannot be read or does not fit the base. ValueError: an argument makes no sense, or a picture became NaN.

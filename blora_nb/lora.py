@@ -14,7 +14,7 @@ import torch
 
 from blora_nb.blocks import BLOCK_OF_HALF, half_of
 from blora_nb.errors import BLoRAError, BLoRAWarning, PipelineWarning, named_in_errors
-from blora_nb.files.cards import describe
+from blora_nb.files.descriptions import describe
 from blora_nb.files.formats import (
     FORMATS,
     WRAPPER,
@@ -256,9 +256,9 @@ class BLoRA:
         return describe(self)
 
     def _repr_html_(self):
-        from blora_nb.files.cards import html
+        from blora_nb.files.descriptions import describe_as_html
 
-        return html(self)
+        return describe_as_html(self)
 
 
 def _lasting(metadata: dict) -> dict:

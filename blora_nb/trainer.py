@@ -17,15 +17,15 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from blora_nb.errors import ImageError, TrainingError
+from blora_nb.files.image_folders import find_images
 from blora_nb.files.images import (
     centre_square,
-    find_images,
-    free_path,
+    issue_warnings,
     read_with_remarks,
     remarks_on_square,
-    tell,
 )
 from blora_nb.files.metadata import model_hash, training_metadata
+from blora_nb.files.paths import free_path
 from blora_nb.files.safe_files import FILE_NAME
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import changes, check_unchanged, inner, uncompiled
@@ -411,7 +411,7 @@ def squares_of(pictures, settings, silent=False):
         image, remarks = read_with_remarks(picture)
         name = "The picture" if isinstance(picture, Image.Image) else str(picture)
         if not silent:
-            tell(remarks + remarks_on_square(image, settings.resolution, name))
+            issue_warnings(remarks + remarks_on_square(image, settings.resolution, name))
         squares.append(centre_square(image, settings.resolution))
     return squares
 

@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blora_nb.errors import BLoRAError, BLoRAWarning, CheckpointError, ImageWarning, TrainingError
-from blora_nb.files.images import (
-    find_images,
-    free_path,
-    read_with_remarks,
-    safe_name,
-    save_image,
-    writable_folder,
-)
+from blora_nb.files.image_folders import find_images
+from blora_nb.files.images import read_with_remarks
 from blora_nb.files.metadata import training_metadata
+from blora_nb.files.paths import free_path, safe_name, writable_folder
 from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.files.saved_images import save_image
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import check_unused, checkpoints, other_settings
 from blora_nb.running.watch import stop_at_the_end_of_a_step

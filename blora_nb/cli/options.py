@@ -391,7 +391,7 @@ def with_settings_of_a_picture(parser, generate):
     args = parser.parse_args()
     args.then = {}
     if args.command == "generate" and args.like:
-        from blora_nb.files.images import read_settings
+        from blora_nb.files.saved_images import read_settings
 
         then = read_settings(args.like)
         typed_halves = {half for half in HALVES if getattr(args, f"{half}_B_LoRA")}

@@ -14,14 +14,9 @@ from PIL import Image
 from blora_nb.assets import DATA
 from blora_nb.course.examples import example_names, example_picture
 from blora_nb.errors import ImageError
-from blora_nb.files.cards import THUMBNAIL
-from blora_nb.files.images import (
-    centre_square,
-    free_path,
-    read_with_remarks,
-    remarks_on_square,
-    safe_name,
-)
+from blora_nb.files.images import centre_square, read_with_remarks, remarks_on_square
+from blora_nb.files.metadata import THUMBNAIL
+from blora_nb.files.paths import free_path, safe_name
 from blora_nb.files.safe_files import HUB_ID
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA, mix

@@ -8,7 +8,8 @@ from time import monotonic
 import ipywidgets as widgets
 
 from blora_nb.figures import picture_grid, seed_ranking, widget_data
-from blora_nb.files.images import centre_square, save_picture
+from blora_nb.files.images import centre_square
+from blora_nb.files.saved_images import save_picture
 from blora_nb.generation import generate
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.metrics import ranked, scorer_for
