@@ -9,7 +9,7 @@ import torch
 from blora_nb import lora as adapters
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import check_unchanged, ready_to_draw, unwrapped
-from blora_nb.guards.prompts import tell_of_prompt, without_the_libraries_own
+from blora_nb.guards.prompts import quiet_libraries, warn_about_prompt
 from blora_nb.pipeline import check_prompt
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.lean_attention import lean_attention
@@ -139,9 +139,9 @@ def encode(pipe, prompt, negative_prompt=None):
     """A prompt and its negative as the pipeline's keyword arguments; encoded once, they serve any number of seeds."""
     for text in (prompt, negative_prompt or ""):
         check_prompt(text)
-        tell_of_prompt(pipe, text)
+        warn_about_prompt(pipe, text)
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")
-    with without_the_libraries_own():
+    with quiet_libraries():
         embeds = pipe.encode_prompt(
             prompt, negative_prompt=negative_prompt, device=pipe._execution_device
         )
