@@ -9,7 +9,7 @@ SDXL are scored by DINO, as in the paper's table 1, and by CLIP, as in its block
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from blora_nb.settings import TINY_DEFAULTS, defaults_for
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
+
+Images: TypeAlias = Sequence[Image.Image]
 
 JUDGE = DATA / "judge"
 SIDE = 48  # pixels the judge looks at
@@ -63,7 +65,7 @@ class Judge(nn.Module):
         return judge.eval()
 
     @torch.no_grad()
-    def probabilities(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+    def probabilities(self, images: Images) -> tuple[Tensor, Tensor]:
         """[images, objects] and [images, styles] for PIL images of any size; each row sums to 1."""
         small = [
             image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images
@@ -71,7 +73,7 @@ class Judge(nn.Module):
         objects, styles = self(torch.cat([to_tensor(image) for image in small]))
         return objects.softmax(1), styles.softmax(1)
 
-    def name(self, images: Sequence[Image.Image]) -> list[tuple[str, str]]:
+    def name(self, images: Images) -> list[tuple[str, str]]:
         """[(object, style), …] for PIL images of any size."""
         objects, styles = self.probabilities(images)
         return _most_likely(objects, self.objects, styles, self.styles)
@@ -83,30 +85,28 @@ class JudgeScorer:
     def __init__(self, judge: Judge | None = None) -> None:
         self.judge = judge or Judge.load()
 
-    def content_kept(
-        self, images: Sequence[Image.Image], content_picture: Image.Image
-    ) -> list[float]:
+    def content_kept(self, images: Images, content_picture: Image.Image) -> list[float]:
         """For each image: the probability that it shows the object of the content picture."""
         expected, _ = self.judge.probabilities([content_picture])
         objects, _ = self.judge.probabilities(images)
         return objects[:, expected.argmax()].tolist()
 
-    def style_moved(self, images: Sequence[Image.Image], style_picture: Image.Image) -> list[float]:
+    def style_moved(self, images: Images, style_picture: Image.Image) -> list[float]:
         """For each image: the probability that it has the style of the style picture."""
         _, expected = self.judge.probabilities([style_picture])
         _, styles = self.judge.probabilities(images)
         return styles[:, expected.argmax()].tolist()
 
-    def name(self, images: Sequence[Image.Image]) -> list[tuple[str, str]]:
+    def name(self, images: Images) -> list[tuple[str, str]]:
         """[(object, style), …]: the judge's verdict on each image."""
         return self.judge.name(images)
 
-    def says_content(self, images: Sequence[Image.Image], object_name: str) -> list[float]:
+    def says_content(self, images: Images, object_name: str) -> list[float]:
         """For each image: the probability that it shows this object."""
         objects, _ = self.judge.probabilities(images)
         return objects[:, self.judge.objects.index(object_name)].tolist()
 
-    def says_style(self, images: Sequence[Image.Image], style_name: str) -> list[float]:
+    def says_style(self, images: Images, style_name: str) -> list[float]:
         """For each image: the probability that it has this style."""
         _, styles = self.judge.probabilities(images)
         return styles[:, self.judge.styles.index(style_name)].tolist()
@@ -136,23 +136,21 @@ class EncoderScorer:
         self.dino_processor = AutoImageProcessor.from_pretrained(dino)
         self.clip_processor = CLIPProcessor.from_pretrained(clip)
 
-    def content_kept(
-        self, images: Sequence[Image.Image], content_picture: Image.Image
-    ) -> list[float]:
+    def content_kept(self, images: Images, content_picture: Image.Image) -> list[float]:
         """For each image: the cosine of its DINO embedding with the content picture's.
 
         The paper reports 0.790 for B-LoRA.
         """
         return self._dino_cosines(images, content_picture)
 
-    def style_moved(self, images: Sequence[Image.Image], style_picture: Image.Image) -> list[float]:
+    def style_moved(self, images: Images, style_picture: Image.Image) -> list[float]:
         """For each image: the cosine of its DINO embedding with the style picture's.
 
         The paper reports 0.881 for B-LoRA.
         """
         return self._dino_cosines(images, style_picture)
 
-    def name(self, images: Sequence[Image.Image]) -> list[tuple[str, str]]:
+    def name(self, images: Images) -> list[tuple[str, str]]:
         """[(object, style), …]: which of the course's words CLIP finds nearest to each image."""
         known = json.loads((JUDGE / "config.json").read_text())
         objects, styles = known["objects"], known["styles"]
@@ -160,16 +158,16 @@ class EncoderScorer:
         style = self._clip_cosines(images, [IN_STYLE.format(name) for name in styles])
         return _most_likely(content, objects, style, styles)
 
-    def says_content(self, images: Sequence[Image.Image], object_name: str) -> list[float]:
+    def says_content(self, images: Images, object_name: str) -> list[float]:
         """For each image: the cosine of its CLIP embedding with that of "A photo of a cat"."""
         return self._clip_cosines(images, [PHOTO.format(object_name)])[:, 0].tolist()
 
-    def says_style(self, images: Sequence[Image.Image], style_name: str) -> list[float]:
+    def says_style(self, images: Images, style_name: str) -> list[float]:
         """For each image: the cosine of its CLIP embedding with that of "A picture in … style"."""
         return self._clip_cosines(images, [IN_STYLE.format(style_name)])[:, 0].tolist()
 
     @torch.no_grad()
-    def _dino_cosines(self, images: Sequence[Image.Image], picture: Image.Image) -> list[float]:
+    def _dino_cosines(self, images: Images, picture: Image.Image) -> list[float]:
         rgb = [image.convert("RGB") for image in (picture, *images)]
         pixels = self.dino_processor(rgb, return_tensors="pt").to(self.device)
         class_tokens = self.dino(**pixels).last_hidden_state[:, 0]  # [1 + images, dim]
@@ -178,7 +176,7 @@ class EncoderScorer:
         return (embeddings[1:] @ embeddings[0]).clamp(-1, 1).tolist()
 
     @torch.no_grad()
-    def _clip_cosines(self, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+    def _clip_cosines(self, images: Images, texts: list[str]) -> Tensor:
         """[images, texts]"""
         rgb = [image.convert("RGB") for image in images]
         inputs = self.clip_processor(text=texts, images=rgb, return_tensors="pt", padding=True)

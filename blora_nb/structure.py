@@ -75,16 +75,13 @@ def structure_of(
         ImageError: a picture that cannot be read.
     """
     logging.getLogger("diffusers.models.modeling_utils").addFilter(_names_modules)
+    missing = None
     if controlnet is not None and control_image is None:
-        raise ValueError(
-            "A ControlNet needs two things; name a control_image to follow (on the command line: "
-            "--outline_of or --control_image), too."
-        )
+        missing = "a control_image to follow (on the command line: --outline_of or --control_image)"
     if control_image is not None and controlnet is None:
-        raise ValueError(
-            "A ControlNet needs two things; name a controlnet that follows it "
-            '("tiny" for the teaching model), too.'
-        )
+        missing = 'a controlnet that follows it ("tiny" for the teaching model)'
+    if missing:
+        raise ValueError(f"A ControlNet needs two things; name {missing}, too.")
     if image is None and controlnet is None:
         return Structure(pipe, {"height": height, "width": width})
     size = (width or native_resolution(pipe), height or native_resolution(pipe))
@@ -114,8 +111,8 @@ def structure_of(
             "controlnet": controlnet_name(parts["controlnet"]),
             "controlnet_conditioning_scale": controlnet_conditioning_scale,
         }
-    made_strength = 1.0 if image is None else strength
-    return Structure(_guided(pipe, image is not None, parts), arguments, made_strength, made_with)
+    guided = _guided(pipe, image is not None, parts)
+    return Structure(guided, arguments, 1.0 if image is None else strength, made_with)
 
 
 def _names_modules(record: logging.LogRecord) -> bool:
