@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blora_nb.course.examples import example_blora, example_names, example_picture
     from blora_nb.figures import alpha_grid, loss_curve, picture_grid
-    from blora_nb.files.images import read_image, save_picture
+    from blora_nb.files.images import read_image
+    from blora_nb.files.saved_images import save_picture
     from blora_nb.generation import generate, sample
     from blora_nb.inspection import prompt_per_block, record_attention
     from blora_nb.lora import BLoRA, apply, combine, remove, set_alphas
@@ -26,7 +27,8 @@ __version__ = "0.1.0"
 NAMES = {
     "blora_nb.course.examples": ("example_blora", "example_names", "example_picture"),
     "blora_nb.figures": ("alpha_grid", "loss_curve", "picture_grid"),
-    "blora_nb.files.images": ("read_image", "save_picture"),
+    "blora_nb.files.images": ("read_image",),
+    "blora_nb.files.saved_images": ("save_picture",),
     "blora_nb.generation": ("generate", "sample"),
     "blora_nb.inspection": ("prompt_per_block", "record_attention"),
     "blora_nb.lora": ("BLoRA", "apply", "combine", "remove", "set_alphas"),

@@ -1,64 +1,33 @@
-"""The error for files that cannot be used, and words out of such files made fit to be printed."""
+"""The errors and warnings of the package, and how the content of a file is worded in them."""
 
 import json
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blora_nb.lora import BLoRA
 
 
 class BLoRAError(ValueError):
     """A file or state dict that is no usable B-LoRA; the message says why."""
 
 
-def shown(text, longest: int = 120) -> str:
-    """A name out of a file as it may be printed: no control characters, not endless."""
-    plain = "".join(c if c.isprintable() else "?" for c in str(text)[: longest + 1])
-    return plain if len(plain) <= longest else plain[:longest] + "…"
+class BLoRAWarning(UserWarning):
+    """Something in a file that was left out or assumed."""
 
 
-def several(names, most: int = 4) -> str:
-    """The first few of many names, for a message."""
-    names = list(names)
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(shown(name) for name in names[:most]) + more
+class BaseError(ValueError):
+    """A base model that B-LoRA is not for; the message says why and what to do."""
 
 
-def json_object(text: str) -> dict | None:
-    """The JSON object that a text out of a file holds; None where it holds none."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+class PipelineError(ValueError):
+    """A pipeline changed in a way that spoils what is asked; the message says how to undo it."""
 
 
-def parse_json(text: str, where) -> dict:
-    """A JSON object from text out of a file.
-
-    Raises:
-        BLoRAError: there is none in it.
-    """
-    value = json_object(text)
-    if value is None:
-        raise BLoRAError(
-            f"{shown(where, 300)} does not hold the settings it should (a JSON object); "
-            "remove or repair it."
-        )
-    return value
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says why and what to change.
-
-    Attributes:
-        blora: the last good weights as a `BLoRA`, or None.
-        step: after which step they were so.
-    """
-
-    blora = None
-    step = None
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or used; the message says which one, why, and what is still there."""
+class PipelineWarning(UserWarning):
+    """A change made by other code that was taken off the pipeline."""
 
 
 class ImageError(ValueError):
@@ -69,32 +38,75 @@ class ImageWarning(UserWarning):
     """What a person should know about a picture: what was left out, assumed or is not there."""
 
 
-class BLoRAWarning(UserWarning):
-    """Something in a file that was left out or assumed."""
-
-
-@contextmanager
-def named_in_errors(file):
-    """Inside, errors begin with the file they are about."""
-    try:
-        yield
-    except BLoRAError as error:
-        raise (
-            error if str(error).startswith(str(file)) else BLoRAError(f"{file}: {error}")
-        ) from None
-
-
 class PromptWarning(UserWarning):
     """Words of a prompt that do not do what they say."""
 
 
-class PipelineError(ValueError):
-    """A pipeline changed in a way that spoils what is asked; the message says how to undo it."""
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says why and what to change.
+
+    Attributes:
+        blora: the last good weights, or None.
+        step: the step after which they were good.
+    """
+
+    blora: "BLoRA | None" = None
+    step: int | None = None
 
 
-class PipelineWarning(UserWarning):
-    """A change of somebody else's that was taken off the pipeline."""
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or used.
+
+    The message says which one, why, and what is still there.
+    """
 
 
-class BaseError(ValueError):
-    """A base model that B-LoRA is not for; the message says why and what to do."""
+def shown(text: object, longest: int = 120) -> str:
+    """A text out of a file as it may be printed: no control characters, not endless."""
+    plain = "".join(c if c.isprintable() else "?" for c in str(text)[: longest + 1])
+    return plain if len(plain) <= longest else plain[:longest] + "…"
+
+
+def several(names: Iterable[object], most: int = 4) -> str:
+    """The first few of many names, for a message."""
+    names = list(names)
+    listed = ", ".join(shown(name) for name in names[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most:,} more"
+
+
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """The JSON object in a text out of a file; None if there is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def parse_json(text: str | bytes, where: object) -> dict[str, Any]:
+    """The JSON object in a text out of a file.
+
+    Args:
+        where: the file, as it is named in the error.
+
+    Raises:
+        BLoRAError: there is none.
+    """
+    value = json_object(text)
+    if value is None:
+        raise BLoRAError(
+            f"{shown(where, 300)} does not hold the settings it should (a JSON object); "
+            "remove or repair it."
+        )
+    return value
+
+
+@contextmanager
+def named_in_errors(file: str | PathLike[str]) -> Iterator[None]:
+    """Inside, every `BLoRAError` begins with the file it is about."""
+    try:
+        yield
+    except BLoRAError as error:
+        if str(error).startswith(str(file)):
+            raise
+        raise BLoRAError(f"{file}: {error}") from None

@@ -9,8 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from blora_nb.files.images import free_path, read_image, read_settings
+from blora_nb.files.images import read_image
+from blora_nb.files.paths import free_path
 from blora_nb.files.safe_files import complete_file
+from blora_nb.files.saved_images import read_settings
 from blora_nb.generation import generate, sample, seed_list
 from blora_nb.lora import apply, set_alphas
 from blora_nb.metrics import ranked

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from blora_nb.defaults import defaults_for
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import check_unchanged, ready_to_draw, unwrapped
-from blora_nb.guards.prompts import tell_of_prompt, without_the_libraries_own
+from blora_nb.guards.prompts import quiet_libraries, warn_about_prompt
 from blora_nb.lora import Given, apply, loaded, set_alphas
 from blora_nb.pipeline import check_prompt
 from blora_nb.registry import pipeline_lock
@@ -250,8 +250,8 @@ def encode(
     """
     for text in (prompt, negative_prompt or ""):
         check_prompt(text)
-        tell_of_prompt(pipe, text)
-    with without_the_libraries_own():
+        warn_about_prompt(pipe, text)
+    with quiet_libraries():
         embeds = pipe.encode_prompt(
             prompt, negative_prompt=negative_prompt, device=pipe._execution_device
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blora_nb.blocks import BLOCK_OF_HALF, HALVES, half_of
 from blora_nb.errors import BLoRAError, BLoRAWarning, PipelineWarning, named_in_errors
-from blora_nb.files.cards import describe, html
+from blora_nb.files.descriptions import describe, describe_as_html
 from blora_nb.files.locating import FILE_NAME, PEFT_FILE, find_weights, read_beside
 from blora_nb.files.lora_settings import PEFT_CONFIG, is_setting
 from blora_nb.files.metadata import versions
@@ -231,7 +231,7 @@ class BLoRA:
         return describe(self)
 
     def _repr_html_(self) -> str:
-        return html(self)
+        return describe_as_html(self)
 
 
 def _file_to_write(path: Path, format: str) -> Path:

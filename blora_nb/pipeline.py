@@ -19,7 +19,7 @@ from blora_nb.files.locating import HUB_ID, find_weights, read_beside
 from blora_nb.files.safe_files import open_weights
 from blora_nb.files.state_dict_checks import SDXL
 from blora_nb.guards.bases import check_base
-from blora_nb.guards.prompts import tell_of_prompt, without_the_libraries_own
+from blora_nb.guards.prompts import quiet_libraries, warn_about_prompt
 from blora_nb.registry import note_options
 from blora_nb.running.device import (
     check_device,
@@ -334,8 +334,8 @@ def check_prompt(prompt: str) -> None:
 def encode_prompt(pipe: "StableDiffusionXLPipeline", prompt: str) -> tuple[Tensor, Tensor]:
     """`prompt_embeds` [1, tokens, dim] and `pooled_prompt_embeds` [1, dim] of one prompt."""
     check_prompt(prompt)
-    tell_of_prompt(pipe, prompt)
-    with without_the_libraries_own():
+    warn_about_prompt(pipe, prompt)
+    with quiet_libraries():
         embeds, _, pooled, _ = pipe.encode_prompt(
             prompt, device=pipe._execution_device, do_classifier_free_guidance=False
         )

@@ -3,7 +3,8 @@
 import re
 import warnings
 
-from blora_nb.files.images import safe_name, save_image
+from blora_nb.files.paths import safe_name
+from blora_nb.files.saved_images import save_image
 from blora_nb.running.checkpoints import checkpoints
 
 SHEET = "validation.png"  # the pictures of all checkpoints side by side

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from blora_nb.assets import fingerprint
-from blora_nb.files.cards import facts, inspect, model_card, norms, upload
+from blora_nb.files.cards import model_card, upload
+from blora_nb.files.descriptions import describe_in_full, facts, norms
 from blora_nb.files.metadata import model_hash, training_metadata
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
@@ -98,7 +99,9 @@ def test_norms_are_those_of_the_change(described):
 
 
 def test_a_description_says_what_it_is_and_how_to_use_it(described, tmp_path):
-    text = inspect(BLoRA.load(described.save(tmp_path / "x.safetensors", "sgm")), "x.safetensors")
+    text = describe_in_full(
+        BLoRA.load(described.save(tmp_path / "x.safetensors", "sgm")), "x.safetensors"
+    )
     for part in (
         "kohya with SDXL's own block names",
         "content half",
@@ -111,8 +114,8 @@ def test_a_description_says_what_it_is_and_how_to_use_it(described, tmp_path):
         "--prompt 'A [v] | fish'",
     ):
         assert part in text
-    assert "rank 2, 6" in inspect(made(rank=mixed_rank).style, "x")
-    assert "--content" not in inspect(described.style, "x")
+    assert "rank 2, 6" in describe_in_full(made(rank=mixed_rank).style, "x")
+    assert "--content" not in describe_in_full(described.style, "x")
     page = described._repr_html_()
     assert page.count('<img src="data:image/jpeg;base64,') == 1
     assert "<svg" in page
@@ -121,7 +124,7 @@ def test_a_description_says_what_it_is_and_how_to_use_it(described, tmp_path):
 
 def test_a_prompt_cannot_slip_a_command_into_what_is_copied():
     trap = BLoRA(made().state_dict, {"modelspec.trigger_phrase": 'A"; rm -rf ~; "'})
-    assert """--prompt 'A"; rm -rf ~; "'""" in inspect(trap, "x")
+    assert """--prompt 'A"; rm -rf ~; "'""" in describe_in_full(trap, "x")
     assert r'generate(pipe, "A\"; rm' in model_card(trap, "a/b")
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 from blora_nb.defaults import SCHEDULERS
-from blora_nb.files.images import read_settings, save_picture
+from blora_nb.files.saved_images import read_settings, save_picture
 from blora_nb.generation import generate, lora_in_the_conditional_pass_only
 from blora_nb.inspection import prompt_per_block
 from blora_nb.lora import applied, remove

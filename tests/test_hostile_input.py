@@ -18,8 +18,11 @@ from PIL import Image
 from safetensors.torch import save
 
 from blora_nb.errors import BLoRAError, ImageError
-from blora_nb.files.images import find_images, read_image, read_settings, safe_name, save_image
+from blora_nb.files.image_folders import find_images
+from blora_nb.files.images import read_image
+from blora_nb.files.paths import safe_name
 from blora_nb.files.safe_files import complete_file
+from blora_nb.files.saved_images import read_settings, save_image
 from blora_nb.lora import BLoRA
 
 quick = {
@@ -192,12 +195,13 @@ def mutated_headers(draw):
 
 def usable(blora):
     """What a user does next works with whatever was let in."""
-    from blora_nb.files.cards import html, inspect, model_card
+    from blora_nb.files.cards import model_card
+    from blora_nb.files.descriptions import describe_as_html, describe_in_full
 
     assert blora.halves
     assert blora.rank > 0
-    assert "<script" not in html(blora)
-    assert not any(ord(c) < 32 and c != "\n" for c in inspect(blora, "x"))
+    assert "<script" not in describe_as_html(blora)
+    assert not any(ord(c) < 32 and c != "\n" for c in describe_in_full(blora, "x"))
     assert model_card(blora, "a/b")
 
 

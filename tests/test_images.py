@@ -7,16 +7,10 @@ import pytest
 from PIL import Image
 
 from blora_nb.errors import ImageError
-from blora_nb.files.images import (
-    centre_square,
-    find_images,
-    free_path,
-    read_image,
-    safe_name,
-    save_image,
-    to_tensor,
-    writable_folder,
-)
+from blora_nb.files.image_folders import find_images
+from blora_nb.files.images import centre_square, read_image, to_tensor
+from blora_nb.files.paths import free_path, safe_name, writable_folder
+from blora_nb.files.saved_images import save_image
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

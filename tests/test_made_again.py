@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 from blora_nb.errors import BLoRAError, ImageError
-from blora_nb.files.images import read_settings, save_image, save_picture
+from blora_nb.files.saved_images import read_settings, save_image, save_picture
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, combine
 from test_formats import made, mixed_rank

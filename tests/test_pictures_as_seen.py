@@ -12,7 +12,8 @@ from PIL import Image, ImageCms, features
 
 from blora_nb.cli.jobs import plan, read_captions
 from blora_nb.errors import ImageError, ImageWarning
-from blora_nb.files.images import find_images, read_image, read_with_remarks, remarks_on_square
+from blora_nb.files.image_folders import find_images
+from blora_nb.files.images import read_image, read_with_remarks, remarks_on_square
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from conftest import ROOT

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from blora_nb.errors import ImageError
-from blora_nb.files.images import read_settings, save_picture
+from blora_nb.files.saved_images import read_settings, save_picture
 from blora_nb.generation import generate
 from blora_nb.running.memory import GIB, pictures_at_once
 from blora_nb.structure import load_controlnet, outline

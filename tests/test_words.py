@@ -7,12 +7,7 @@ import pytest
 
 from blora_nb.errors import PromptWarning
 from blora_nb.generation import generate
-from blora_nb.guards.prompts import (
-    remarks_on_prompt,
-    unknown_words,
-    unused_words,
-    without_the_libraries_own,
-)
+from blora_nb.guards.prompts import quiet_libraries, remarks_on_prompt, unknown_words, unused_words
 from blora_nb.inspection import prompt_per_block
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
@@ -83,7 +78,7 @@ def test_the_libraries_speak_again_afterwards():
     from diffusers.utils import logging as diffusers_logging
 
     before = diffusers_logging.get_verbosity()
-    with without_the_libraries_own():
+    with quiet_libraries():
         assert diffusers_logging.get_verbosity() == logging.ERROR
     assert diffusers_logging.get_verbosity() == before
 

@@ -137,7 +137,8 @@ def train(args: Namespace) -> None:
 
 def generate(args: Namespace) -> None:
     from blora_nb.defaults import native_resolution
-    from blora_nb.files.images import save_picture, writable_folder
+    from blora_nb.files.paths import writable_folder
+    from blora_nb.files.saved_images import save_picture
     from blora_nb.generation import generate_each
     from blora_nb.guards.bases import check_base
     from blora_nb.pipeline import merge_few_step_lora, tile_vae, use_scheduler
@@ -177,10 +178,10 @@ def generate(args: Namespace) -> None:
 
 
 def inspect(args: Namespace) -> None:
-    from blora_nb.files.cards import inspect as description
+    from blora_nb.files.descriptions import describe_in_full
     from blora_nb.lora import BLoRA
 
-    print(description(BLoRA.load(args.source), args.source))
+    print(describe_in_full(BLoRA.load(args.source), args.source))
 
 
 def export(args: Namespace) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from blora_nb.cli.jobs import Job
 from blora_nb.errors import BLoRAError, BLoRAWarning
-from blora_nb.files.images import writable_folder
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.metadata import training_metadata
+from blora_nb.files.paths import writable_folder
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import check_unused, checkpoints, other_settings
 from blora_nb.running.training_pictures import class_pictures, fingerprints, squares_of

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blora_nb.errors import ImageWarning
-from blora_nb.files.images import find_images, read_with_remarks
+from blora_nb.files.image_folders import find_images
+from blora_nb.files.images import read_with_remarks
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
 

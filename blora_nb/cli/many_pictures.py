@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from blora_nb.cli.jobs import MANIFEST, Job
 from blora_nb.errors import BLoRAError, CheckpointError, TrainingError
-from blora_nb.files.images import find_images, free_path, safe_name, save_image, writable_folder
+from blora_nb.files.image_folders import find_images
 from blora_nb.files.locating import FILE_NAME
+from blora_nb.files.paths import free_path, safe_name, writable_folder
+from blora_nb.files.saved_images import save_image
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step

@@ -77,7 +77,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     args.record = {}
     if args.command == "generate" and args.like:
-        from blora_nb.files.images import read_settings
+        from blora_nb.files.saved_images import read_settings
 
         record = read_settings(args.like)
         generate.set_defaults(**defaults_from_picture(record, args))

@@ -1,4 +1,4 @@
-"""What a B-LoRA's file says of its making: settings, versions, base model, thumbnail."""
+"""What the file of a B-LoRA says about its making: settings, versions, base model, thumbnail."""
 
 import base64
 import hashlib
@@ -9,78 +9,87 @@ import re
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from blora_nb.files.images import read_with_remarks
+from blora_nb.files.images import ImageSource, read_with_remarks
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+    from blora_nb.settings import TrainingSettings
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+WEIGHTS = "diffusion_pytorch_model*.safetensors"
+THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]{40,400000}={0,2}")
 
 
-def versions():
+def versions() -> str:
     """The versions of the libraries that decide a result, as JSON."""
     return json.dumps({name: importlib.metadata.version(name) for name in PACKAGES})
 
 
-def model_hash(pipe):
-    """(name, sha256) of a pipeline's base model: its id or folder, and the hash of its U-Net's file; None where there is no file.
+def model_hash(pipe: "StableDiffusionXLPipeline") -> tuple[str, str | None]:
+    """The name of a pipeline's base model, and the sha256 of its U-Net's file.
 
-    The hub's cache names large files by their hash, so nothing has to be read there.
+    The name is an id on the hub or the name of a folder; without a file there is no hash.
     """
     folder = Path(str(pipe.unet.config.get("_name_or_path") or ""))
     name = str(pipe.config.get("_name_or_path") or folder)
-    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors")) or sorted(
-        (folder / "unet").glob("diffusion_pytorch_model*.safetensors")
-    )
-    name = (
-        Path(name).name if Path(name).is_dir() else name
-    )  # where a folder lies is nobody else's business
+    if Path(name).is_dir():  # where the folder is stays private
+        name = Path(name).name
+    files = sorted(folder.glob(WEIGHTS)) or sorted((folder / "unet").glob(WEIGHTS))
     if not files:
         return name, None
-    stored = files[0].resolve()
-    return name, stored.name if re.fullmatch(r"[0-9a-f]{64}", stored.name) else file_hash(
-        stored, stored.stat().st_mtime_ns
-    )
+    file = files[0].resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", file.name):  # the hub's cache names large files by their hash
+        return name, file.name
+    return name, _file_hash(file, file.stat().st_mtime_ns)
 
 
 @lru_cache
-def file_hash(path, changed):
-    """The sha256 of a file; computed again when the time of its last change is another."""
-    with open(path, "rb") as file:
+def _file_hash(path: Path, modified: int) -> str:
+    """The sha256 of a file; computed again when the time of its last change differs."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def training_metadata(pipe, settings, picture=None):
-    """What `train` puts into a B-LoRA's file: text to text.
+def training_metadata(
+    pipe: "StableDiffusionXLPipeline",
+    settings: "TrainingSettings",
+    picture: ImageSource | None = None,
+) -> dict[str, str]:
+    """What `train` writes into the file of a B-LoRA.
 
-    The names that begin with `modelspec.` are those of the ModelSpec standard, which A1111, ComfyUI and their kin show.
+    The names that begin with `modelspec.` are those of the ModelSpec standard, which A1111, ComfyUI
+    and similar programs show.
 
     Args:
-        settings: a `TrainingSettings`. picture: a path or PIL image; None leaves thumbnail and hash out.
+        picture: the training picture; without it there is no thumbnail and no hash of its pixels.
     """
     name, sha256 = model_hash(pipe)
-    found = {
+    metadata = {
         "training": json.dumps(asdict(settings)),
         "versions": versions(),
         "base_model": name,
         "modelspec.sai_model_spec": "1.0.0",
-    }
-    found |= {
         "modelspec.trigger_phrase": settings.instance_prompt,
         "modelspec.prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon"),
     }
-    found |= {"base_model_sha256": sha256} if sha256 else {}
-    found |= {"modelspec.license": settings.license} if settings.license else {}
-    return found | (picture_metadata(picture) if picture is not None else {})
+    if sha256:
+        metadata["base_model_sha256"] = sha256
+    if settings.license:
+        metadata["modelspec.license"] = settings.license
+    if picture is not None:
+        metadata |= picture_metadata(picture)
+    return metadata
 
 
-def picture_metadata(picture):
-    """A thumbnail (at most 128 pixels) of a picture and the sha256 of its pixels as `read_image` gives them."""
-    picture, _ = read_with_remarks(picture)
-    sha256 = hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
-    picture.thumbnail((128, 128))
-    data = io.BytesIO()
-    picture.save(data, format="JPEG", quality=80)
-    return {
-        "picture_sha256": sha256,
-        "modelspec.thumbnail": "data:image/jpeg;base64,"
-        + base64.b64encode(data.getvalue()).decode(),
-    }
+def picture_metadata(picture: ImageSource) -> dict[str, str]:
+    """A thumbnail (at most 128 pixels) and the sha256 of the pixels that `read_image` gives."""
+    image, _ = read_with_remarks(picture)
+    sha256 = hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()
+    image.thumbnail((128, 128))
+    jpeg = io.BytesIO()
+    image.save(jpeg, format="JPEG", quality=80)
+    data = base64.b64encode(jpeg.getvalue()).decode()
+    return {"picture_sha256": sha256, "modelspec.thumbnail": f"data:image/jpeg;base64,{data}"}

@@ -1,79 +1,95 @@
-"""What becomes of a prompt's words: those that the text encoder cuts off, or never learnt.
+"""The words of a prompt that the text encoder cuts off, or never learnt.
 
-CLIP's text encoders read a fixed number of pieces and drop the rest. diffusers logs that for those
-who read logs; here it is a `PromptWarning`, and panels show the same sentences.
+CLIP's text encoders read a fixed number of tokens and drop the rest. diffusers only logs that; here
+it is a `PromptWarning`, and panels show the same sentences.
 """
 
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 from unicodedata import category
 
 from blora_nb.errors import PromptWarning
 
-SMALL = 10_000  # pieces; the vocabulary of a teaching model has fewer, CLIP's own 49 408
-END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTokenizer
+
+SMALL = 10_000  # tokens; the vocabulary of a teaching model has fewer, CLIP's own 49 408
+END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last token of a word
 PLACEHOLDER = re.compile(r"\[[^\[\]]*\]|<[^<>]*>")  # [v], [c], <s>: meant to be no word
 
 
-def unused_words(pipe, prompt: str) -> str:
-    """The end of a prompt that the text encoder does not read, as it is typed, or ""."""
+class Word(NamedTuple):
+    """A word of a prompt: prompt[start:end], and the number of its tokens."""
+
+    start: int
+    end: int
+    tokens: int
+
+
+def unused_words(pipe: "StableDiffusionXLPipeline", prompt: str) -> str:
+    """The end of a prompt that the text encoder does not read, as it was typed, or ""."""
     ends = [_cut_off(tokenizer, prompt) for tokenizer in _tokenizers(pipe)]
     return max(ends, key=len, default="")
 
 
-def unknown_words(pipe, prompt: str) -> list[str]:
+def unknown_words(pipe: "StableDiffusionXLPipeline", prompt: str) -> list[str]:
     """The words of a prompt that the teaching model has never seen; none for larger models.
 
-    They are those that its tokenizer has to spell. Placeholders like [v] are no words.
+    They are the words that its tokenizer has to spell. Placeholders like [v] are no words.
     """
-    if not (tokenizers := list(_tokenizers(pipe))) or len(tokenizers[0].get_vocab()) > SMALL:
+    tokenizers = _tokenizers(pipe)
+    if not tokenizers or len(tokenizers[0].get_vocab()) > SMALL:
         return []
-    tokenizer = tokenizers[0]
-    spans = [match.span() for match in PLACEHOLDER.finditer(prompt)]
-    found: dict[str, None] = {}
-    for start, end, pieces in _words(tokenizer, prompt):
+    placeholders = [match.span() for match in PLACEHOLDER.finditer(prompt)]
+    found = []
+    for start, end, tokens in _words(tokenizers[0], prompt):
         word = prompt[start:end]
-        inside = any(first <= start and end <= last for first, last in spans)
-        # one letter is no word, but where letters have no case, as in Chinese
-        letters = [letter for letter in word if letter.isalpha()]
-        word_like = len(letters) > 1 or any(category(letter) == "Lo" for letter in letters)
-        if pieces > 1 and not inside and word_like:
-            found[word] = None
-    return list(found)
+        inside = any(first <= start and end <= last for first, last in placeholders)
+        if tokens > 1 and not inside and _is_word(word) and word not in found:
+            found.append(word)
+    return found
 
 
-def remarks_on_prompt(pipe, prompt: str | None) -> list[str]:
-    """Sentences on a prompt's words that are cut off or unknown; none where all is well."""
+def _is_word(text: str) -> bool:
+    """Whether there are two letters in it, or one of a script without case, such as Chinese."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return len(letters) > 1 or any(category(letter) == "Lo" for letter in letters)
+
+
+def remarks_on_prompt(pipe: "StableDiffusionXLPipeline", prompt: str | None) -> list[str]:
+    """Sentences on the words of a prompt that are cut off or unknown; none if all is well."""
     if not prompt or not isinstance(prompt, str):
         return []
     remarks = []
-    if rest := unused_words(pipe, prompt):
+    unused = unused_words(pipe, prompt)
+    if unused:
         most = min(_room(tokenizer) for tokenizer in _tokenizers(pipe))
         remarks.append(
             f"The text encoder reads {most} pieces of words; of the prompt these are not used: "
-            f'"{rest}". Shorten it, or put first what matters.'
+            f'"{unused}". Shorten it, or put first what matters.'
         )
-    used = prompt.rstrip()
-    used = used[: len(used) - len(rest)]
-    if words := unknown_words(pipe, used):
-        plural = "s" if len(words) > 1 else ""
+    unknown = unknown_words(pipe, prompt.rstrip().removesuffix(unused))
+    if unknown:
+        plural = "s" if len(unknown) > 1 else ""
         remarks.append(
-            f"The teaching model never learnt the word{plural} {', '.join(words)}; it knows only "
+            f"The teaching model never learnt the word{plural} {', '.join(unknown)}; it knows only "
             "those of its own drawings. Use one of these."
         )
     return remarks
 
 
-def tell_of_prompt(pipe, prompt: str | None) -> None:
+def warn_about_prompt(pipe: "StableDiffusionXLPipeline", prompt: str | None) -> None:
     """Give the remarks on a prompt as `PromptWarning`s."""
     for remark in remarks_on_prompt(pipe, prompt):
         warnings.warn(remark, PromptWarning, stacklevel=3)
 
 
 @contextmanager
-def without_the_libraries_own() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Inside, diffusers and transformers do not log that a prompt is too long."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -89,46 +105,41 @@ def without_the_libraries_own() -> Iterator[None]:
             logging.set_verbosity(verbosity)
 
 
-def _tokenizers(pipe) -> Iterator:
-    """The tokenizers of a pipeline, those with a limit."""
-    for name in ("tokenizer", "tokenizer_2"):
-        if (tokenizer := getattr(pipe, name, None)) is not None:
-            yield tokenizer
+def _tokenizers(pipe: "StableDiffusionXLPipeline") -> list["CLIPTokenizer"]:
+    tokenizers = (getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2"))
+    return [tokenizer for tokenizer in tokenizers if tokenizer is not None]
 
 
-def _room(tokenizer) -> int:
-    """How many pieces a tokenizer's encoder reads, without the two that mark beginning and end."""
+def _room(tokenizer: "CLIPTokenizer") -> int:
+    """How many tokens the encoder reads, without the two that mark beginning and end."""
     return tokenizer.model_max_length - 2
 
 
-def _pieces(tokenizer, prompt: str) -> list[tuple[str, int, int]]:
-    """(piece, first character, character after the last) of a whole prompt, whatever its length."""
-    with without_the_libraries_own():
+def _words(tokenizer: "CLIPTokenizer", prompt: str) -> Iterator[Word]:
+    """The words of a whole prompt, whatever its length."""
+    with quiet_libraries():
         read = tokenizer(
             prompt, truncation=False, add_special_tokens=False, return_offsets_mapping=True
         )
-    pieces = tokenizer.convert_ids_to_tokens(read["input_ids"])
-    return [(piece, *span) for piece, span in zip(pieces, read["offset_mapping"])]
-
-
-def _words(tokenizer, prompt: str) -> Iterator[tuple[int, int, int]]:
-    """(first character, character after the last, number of pieces) of the words of a prompt."""
+    tokens = tokenizer.convert_ids_to_tokens(read["input_ids"])
     start, count = None, 0
-    for piece, first, last in _pieces(tokenizer, prompt):
-        start, count = first if start is None else start, count + 1
-        if piece.endswith(END_OF_WORD):
-            yield start, last, count
+    for token, (first, last) in zip(tokens, read["offset_mapping"]):
+        if start is None:
+            start = first
+        count += 1
+        if token.endswith(END_OF_WORD):
+            yield Word(start, last, count)
             start, count = None, 0
 
 
-def _cut_off(tokenizer, prompt: str) -> str:
-    """The end of a prompt that does not fit, from its first word that is not read whole."""
+def _cut_off(tokenizer: "CLIPTokenizer", prompt: str) -> str:
+    """The end of a prompt that does not fit, from the first word that is not read as a whole."""
     read = 0
-    for start, _, pieces in _words(tokenizer, prompt):
-        read += pieces
+    for word in _words(tokenizer, prompt):
+        read += word.tokens
         if read > _room(tokenizer):
             # "[v]" is three words for the tokenizer, and shown whole
             spans = (match.span() for match in PLACEHOLDER.finditer(prompt))
-            start = next((first for first, last in spans if first < start < last), start)
+            start = next((first for first, last in spans if first < word.start < last), word.start)
             return prompt[start:].rstrip()
     return ""

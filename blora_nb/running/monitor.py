@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from blora_nb.errors import CheckpointError, TrainingError
-from blora_nb.files.images import free_path
+from blora_nb.files.paths import free_path
 from blora_nb.lora import ADAPTER, applied, collect
 from blora_nb.running.checkpoints import TrainingState, write_checkpoint
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step

@@ -6,8 +6,8 @@ The names are those of `python -m blora_nb generate`, so that `--like` can take 
 from blora_nb.blocks import HALVES
 from blora_nb.defaults import SCHEDULERS
 from blora_nb.errors import shown
-from blora_nb.files.images import read_settings
 from blora_nb.files.metadata import model_hash, versions
+from blora_nb.files.saved_images import read_settings
 from blora_nb.guards.changed_pipelines import changes
 from blora_nb.lora import applied_fingerprints
 from blora_nb.registry import options_of

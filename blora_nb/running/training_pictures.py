@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from blora_nb.files.image_folders import find_images
 from blora_nb.files.images import (
     centre_square,
-    find_images,
+    issue_warnings,
     read_with_remarks,
     remarks_on_square,
-    tell,
 )
 from blora_nb.files.metadata import model_hash
 from blora_nb.guards.changed_pipelines import changes
@@ -42,7 +42,7 @@ def squares_of(
         image, remarks = read_with_remarks(picture)
         name = "The picture" if isinstance(picture, Image.Image) else str(picture)
         if not silent:
-            tell(remarks + remarks_on_square(image, resolution, name))
+            issue_warnings(remarks + remarks_on_square(image, resolution, name))
         squares.append(centre_square(image, resolution))
     return squares
 

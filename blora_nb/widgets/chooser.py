@@ -5,7 +5,8 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from blora_nb.defaults import native_resolution
-from blora_nb.files.images import centre_square, free_path, remarks_on_square, safe_name
+from blora_nb.files.images import centre_square, remarks_on_square
+from blora_nb.files.paths import free_path, safe_name
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train

@@ -10,9 +10,9 @@ from PIL import Image
 
 from blora_nb.assets import DATA
 from blora_nb.course.examples import example_names, example_picture
-from blora_nb.files.cards import THUMBNAIL
 from blora_nb.files.images import read_with_remarks
 from blora_nb.files.locating import HUB_ID
+from blora_nb.files.metadata import THUMBNAIL
 from blora_nb.lora import BLoRA, mix
 from blora_nb.widgets.uploads import picture_from_bytes
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from blora_nb.defaults import defaults_for
 from blora_nb.figures import NotebookFigure, picture_grid, widget_data
-from blora_nb.files.images import centre_square, save_picture
+from blora_nb.files.images import centre_square
+from blora_nb.files.saved_images import save_picture
 from blora_nb.generation import generate
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA

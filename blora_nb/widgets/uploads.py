@@ -7,7 +7,8 @@ import ipywidgets as widgets
 from PIL import Image
 
 from blora_nb.errors import ImageError
-from blora_nb.files.images import read_with_remarks, safe_name
+from blora_nb.files.images import read_with_remarks
+from blora_nb.files.paths import safe_name
 
 
 def uploaded_files(upload: widgets.FileUpload) -> list[tuple[str, bytes]]:

@@ -1,0 +1,45 @@
+"""Where to write: file names that every system takes, folders, names that are still free."""
+
+import re
+import tempfile
+import unicodedata
+from pathlib import Path
+
+# no file names on Windows
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+def safe_name(text: str, longest: int = 120) -> str:
+    """A file name of at most `longest` bytes from any text: "A <c>/cat" becomes "A_c_cat"."""
+    plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFKC", text)).strip("._-")
+    plain = plain.encode()[:longest].decode(errors="ignore").rstrip("._") or "picture"
+    return f"picture_{plain}" if RESERVED.fullmatch(plain) else plain
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """The folder, made if needed; checked by writing to it before any work is done.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to the folder {folder} ({error.strerror or error}). Nothing was done "
+            "yet; choose another folder."
+        ) from None
+    return folder
+
+
+def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
+    """`folder/stem.suffix`; with -2, -3, … after the stem if that exists."""
+    path = Path(folder) / f"{stem}{suffix}"
+    number = 2
+    while path.exists():
+        path = path.with_name(f"{stem}-{number}{suffix}")
+        number += 1
+    return path
