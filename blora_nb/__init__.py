@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blora_nb.course.examples import example_blora, example_names, example_picture
-    from blora_nb.figures import alpha_grid, loss_curve, picture_grid
+    from blora_nb.figures import (
+        alpha_grid,
+        heat_map,
+        line_figure,
+        loss_curve,
+        overlay,
+        picture_grid,
+        seed_ranking,
+    )
     from blora_nb.files.images import read_image
     from blora_nb.files.saved_images import save_picture
     from blora_nb.generation import generate, sample
     from blora_nb.inspection import prompt_per_block, record_attention
-    from blora_nb.lora import BLoRA, apply, combine, remove, set_alphas
+    from blora_nb.lora import BLoRA, apply, combine, from_original_alpha, remove, set_alphas
     from blora_nb.metrics import scorer_for
-    from blora_nb.pipeline import load_pipeline
+    from blora_nb.pipeline import encode_prompt, load_pipeline
     from blora_nb.settings import TrainingSettings
     from blora_nb.training import train
+    from blora_nb.validation import validation_pictures
     from blora_nb.widgets.panels import AlphaPanel, SeedPanel
     from blora_nb.widgets.picker import CheckpointPicker
 
@@ -26,16 +35,32 @@ __version__ = "0.1.0"
 
 NAMES = {
     "blora_nb.course.examples": ("example_blora", "example_names", "example_picture"),
-    "blora_nb.figures": ("alpha_grid", "loss_curve", "picture_grid"),
+    "blora_nb.figures": (
+        "alpha_grid",
+        "heat_map",
+        "line_figure",
+        "loss_curve",
+        "overlay",
+        "picture_grid",
+        "seed_ranking",
+    ),
     "blora_nb.files.images": ("read_image",),
     "blora_nb.files.saved_images": ("save_picture",),
     "blora_nb.generation": ("generate", "sample"),
     "blora_nb.inspection": ("prompt_per_block", "record_attention"),
-    "blora_nb.lora": ("BLoRA", "apply", "combine", "remove", "set_alphas"),
+    "blora_nb.lora": (
+        "BLoRA",
+        "apply",
+        "combine",
+        "from_original_alpha",
+        "remove",
+        "set_alphas",
+    ),
     "blora_nb.metrics": ("scorer_for",),
-    "blora_nb.pipeline": ("load_pipeline",),
+    "blora_nb.pipeline": ("encode_prompt", "load_pipeline"),
     "blora_nb.settings": ("TrainingSettings",),
     "blora_nb.training": ("train",),
+    "blora_nb.validation": ("validation_pictures",),
     "blora_nb.widgets.panels": ("AlphaPanel", "SeedPanel"),
     "blora_nb.widgets.picker": ("CheckpointPicker",),
 }
@@ -50,12 +75,17 @@ __all__ = [
     "alpha_grid",
     "apply",
     "combine",
+    "encode_prompt",
     "example_blora",
     "example_names",
     "example_picture",
+    "from_original_alpha",
     "generate",
+    "heat_map",
+    "line_figure",
     "load_pipeline",
     "loss_curve",
+    "overlay",
     "picture_grid",
     "prompt_per_block",
     "read_image",
@@ -64,8 +94,10 @@ __all__ = [
     "sample",
     "save_picture",
     "scorer_for",
+    "seed_ranking",
     "set_alphas",
     "train",
+    "validation_pictures",
 ]
 
 

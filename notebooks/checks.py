@@ -1,45 +1,71 @@
-"""The checks of the exercises. Each looks at properties of an answer, never at its form, and says what is off.
+"""The checks of the exercises: each looks at properties of an answer, and says what is off.
 
 A check prints one line and returns nothing: "✓ Right. …", "✗ Not yet: …", or "… not solved yet".
 """
 
 import re
+from collections.abc import Callable, Sequence
 from functools import wraps
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
+
+from blora_nb import generate
+from blora_nb.course.examples import example_blora, example_names, example_picture
+from blora_nb.inspection import prompt_per_block
+from blora_nb.lora import BLoRA, apply, remove
+from blora_nb.metrics import scorer_for
+from blora_nb.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+    from PIL.Image import Image
+
+# a student's function; it may return anything
+Answer = Callable[..., Any]
 
 
 class NotYet(Exception):
     """What is still wrong with an answer, in words that help."""
 
 
-def need(condition, message):
-    if not condition:
-        raise NotYet(message)
+class Unsolved(Exception):
+    """The stub is as it was."""
 
 
-def exercise(check):
-    """Makes a function that raises NotYet, or returns a sentence of praise, into one that prints the verdict."""
+def exercise(check: Callable[..., str]) -> Callable[..., None]:
+    """Make a function that raises `NotYet`, or returns praise, into one that prints the verdict."""
 
     @wraps(check)
-    def run(*answer):
+    def run(*answer: Any) -> None:
         try:
             print("✓ Right.", check(*answer))
         except NotYet as wrong:
             print("✗ Not yet:", wrong)
         except Unsolved:
             print("… not solved yet")
-        except Exception as error:  # the student's own code stopped
+        except Exception as error:
+            # the student's own code stopped
             print(f"✗ Your code stopped with {type(error).__name__}: {error}")
 
     return run
 
 
-class Unsolved(Exception):
-    """The stub as it was."""
+def need(condition: bool, message: str) -> None:
+    if not condition:
+        raise NotYet(message)
 
 
-def called(function, *arguments):
+def need_prompt(name: str, answer: Any) -> None:
+    """Raise unless an answer is a text."""
+    if not answer:
+        raise Unsolved
+    need(isinstance(answer, str), f"{name} should be a prompt, a text.")
+
+
+def called(function: Answer, *arguments: Any) -> Any:
     """What an answer returns; None is what a stub returns."""
     result = function(*arguments)
     if result is None:
@@ -47,78 +73,70 @@ def called(function, *arguments):
     return result
 
 
-def close(got, wanted, tolerance=1e-4):
+def close(got: Any, wanted: Any, tolerance: float = 1e-4) -> bool:
     """True for numbers or tensors of the same shape that agree."""
     try:
-        got, wanted = (
-            torch.as_tensor(got, dtype=torch.float64),
-            torch.as_tensor(wanted, dtype=torch.float64),
-        )
+        got = torch.as_tensor(got, dtype=torch.float64)
+        wanted = torch.as_tensor(wanted, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         return False
-    return got.shape == wanted.shape and bool(
-        ((got - wanted).abs() <= tolerance * (1 + wanted.abs())).all()
-    )
+    if got.shape != wanted.shape:
+        return False
+    return bool(((got - wanted).abs() <= tolerance * (1 + wanted.abs())).all())
 
 
 # ---------------------------------------------------------------- 0 · setup
 
 
 @exercise
-def two_colours(pipe, answer):
-    from blora_nb.files.images import to_tensor
-    from blora_nb.generation import generate
-
-    if not answer:
-        raise Unsolved
-    need(isinstance(answer, str), "two_colours should be a prompt, a text.")
-    pixels = torch.cat(
-        [to_tensor(p) for p in generate(pipe, answer, seeds=[0, 1, 2], progress=False)]
-    )  # [3, 3, side, side]
-    third = pixels.shape[-1] // 3
-    middle = pixels[:, :, third:-third, third:-third].mean((0, 2, 3))
-    frame = torch.cat([pixels[:, :, :6].flatten(2), pixels[:, :, -6:].flatten(2)], 2).mean((0, 2))
+def two_colours(pipe: "StableDiffusionXLPipeline", answer: str) -> str:
+    need_prompt("two_colours", answer)
+    pictures = generate(pipe, answer, seeds=[0, 1, 2], progress=False)
+    # [pictures, height, width, 3]
+    pixels = np.stack(pictures)
+    third = pixels.shape[1] // 3
+    middle = mean_colour(pixels[:, third:-third, third:-third])
+    ground = mean_colour(np.concatenate([pixels[:, :6], pixels[:, -6:]]))
     need(
-        frame[2] > frame[0] + 0.2,
-        f"the ground is not blue: its red, green and blue are {as_bytes(frame)}.",
+        ground[2] > ground[0] + 25,
+        f"the ground is not blue: its red, green and blue are {ground}.",
     )
     need(
-        middle[0] > middle[2] + 0.2,
-        f"the ground is blue, but the object is not red: its red, green and blue are {as_bytes(middle)}. Is the object's colour said first, and a compact object named?",
+        middle[0] > middle[2] + 25,
+        "the ground is blue, but the object is not red: its red, green and blue are "
+        f"{middle}. Is the object's colour said first, and a compact object named?",
     )
     return "First the object's colour, then the ground's."
 
 
-def as_bytes(colour):
-    return ((colour + 1) * 127.5).round().int().tolist()
+def mean_colour(pixels: np.ndarray) -> list[int]:
+    return pixels.mean((0, 1, 2)).round().astype(int).tolist()
 
 
 @exercise
-def share_right(answer):
+def share_right(answer: Answer) -> str:
     wanted = [("cat", "neon"), ("star", "wood"), ("fish", "ink"), ("boat", "gold")]
-    called(answer, wanted, wanted)
-    need(
-        close(called(answer, wanted, wanted), 1),
-        f"where everything agrees the share is 1; you return {answer(wanted, wanted)}.",
-    )
+    got = called(answer, wanted, wanted)
+    need(close(got, 1), f"where everything agrees the share is 1; you return {got}.")
+
     half = [("cat", "wood"), ("tree", "wood"), ("fish", "ink"), ("boat", "gold")]
+    got = called(answer, half, wanted)
     need(
-        close(called(answer, half, wanted), 0.5),
-        f"two of four agree in both parts, one only in the object, one only in the style: the share is 0.5; you return {answer(half, wanted)}.",
+        close(got, 0.5),
+        "two of four agree in both parts, one only in the object, one only in the style: "
+        f"the share is 0.5; you return {got}.",
     )
     moved = wanted[1:] + wanted[:1]
     need(
         close(called(answer, moved, wanted), 0),
         "the same pairs in another order are all wrong: each place is compared with its own.",
     )
+    three_cats = [("cat", "neon")] * 3
+    three_wanted = [("cat", "neon"), ("cat", "ink"), ("moon", "neon")]
     need(
-        close(
-            called(
-                answer, [("cat", "neon")] * 3, [("cat", "neon"), ("cat", "ink"), ("moon", "neon")]
-            ),
-            1 / 3,
-        ),
-        "one of three pairs agrees: the share is 1/3. It must also work for lists of other lengths.",
+        close(called(answer, three_cats, three_wanted), 1 / 3),
+        "one of three pairs agrees: the share is 1/3. "
+        "It must also work for lists of other lengths.",
     )
     return "Both parts, place by place, as a share."
 
@@ -127,33 +145,34 @@ def share_right(answer):
 
 
 @exercise
-def lora_weights(answer):
-    from peft import LoraConfig, get_peft_model
-
+def lora_weights(answer: Answer) -> str:
     for rank, inside, outside in ((1, 3, 5), (4, 104, 104), (16, 128, 104), (8, 10, 70)):
         got = called(answer, rank, inside, outside)
-        layer = torch.nn.Sequential(torch.nn.Linear(inside, outside, bias=False))
-        truth = sum(
-            p.numel()
-            for p in get_peft_model(layer, LoraConfig(r=rank, target_modules=["0"])).parameters()
-            if p.requires_grad
-        )
+        counted = weights_added_by_peft(rank, inside, outside)
         need(
-            close(got, truth),
-            f"PEFT adds {truth} numbers to a layer [{outside}, {inside}] at rank {rank}; you say {got}.",
+            close(got, counted),
+            f"PEFT adds {counted} numbers to a layer [{outside}, {inside}] at rank {rank}; you "
+            f"say {got}. A is [{rank}, {inside}] and B is [{outside}, {rank}]: count both.",
         )
-    return "It grows with the sum of the sides, the layer itself with their product: that is why LoRA is small."
+    return (
+        "It grows with the sum of the sides, the layer itself with their product: "
+        "that is why LoRA is small."
+    )
+
+
+def weights_added_by_peft(rank: int, inside: int, outside: int) -> int:
+    from peft import LoraConfig, get_peft_model
+
+    layer = torch.nn.Sequential(torch.nn.Linear(inside, outside, bias=False))
+    with_lora = get_peft_model(layer, LoraConfig(r=rank, target_modules=["0"]))
+    return sum(p.numel() for p in with_lora.parameters() if p.requires_grad)
 
 
 @exercise
-def add_noise(answer):
+def add_noise(answer: Answer) -> str:
     from diffusers import DDPMScheduler
 
-    generator = torch.Generator().manual_seed(0)
-    latents, noise = (
-        torch.randn(2, 4, 6, 6, generator=generator),
-        torch.randn(2, 4, 6, 6, generator=generator),
-    )
+    latents, noise = torch.randn(2, 2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     need(
         close(called(answer, latents, noise, 1.0), latents),
         "with a share of 1 nothing but the picture is there.",
@@ -162,96 +181,93 @@ def add_noise(answer):
         close(answer(latents, noise, 0.0), noise),
         "with a share of 0 nothing but the noise is there.",
     )
-    spread = answer(latents, noise, 0.3).std().item()
+    deviation = answer(latents, noise, 0.3).std().item()
     need(
-        abs(spread - 1) < 0.1,
-        f"picture and noise have a spread of 1, and so must the mixture; yours has {spread:.2f} at a share of 0.3. Variances add up, amplitudes do not.",
+        abs(deviation - 1) < 0.1,
+        "picture and noise have a standard deviation of 1, and so must the mixture; yours has "
+        f"{deviation:.2f} at a share of 0.3. Variances add up, amplitudes do not.",
     )
     scheduler = DDPMScheduler()
-    for t in (10, 400, 900):
-        need(
-            close(
-                answer(latents, noise, scheduler.alphas_cumprod[t].item()),
-                scheduler.add_noise(latents, noise, torch.tensor([t, t])),
-            ),
-            f"at t = {t} it differs from what diffusers computes.",
-        )
+    for timestep in (10, 400, 900):
+        got = answer(latents, noise, scheduler.alphas_cumprod[timestep].item())
+        wanted = scheduler.add_noise(latents, noise, torch.tensor([timestep, timestep]))
+        need(close(got, wanted), f"at t = {timestep} it differs from what diffusers computes.")
     return "diffusers' DDPMScheduler.add_noise does the same."
 
 
 @exercise
-def train_content(pipe, answer):
-    from blora_nb.course.examples import example_picture
-    from blora_nb.lora import BLoRA, applied, remove
-    from blora_nb.settings import TrainingSettings
+def train_content(pipe: "StableDiffusionXLPipeline", answer: Answer) -> str:
+    from blora_nb.lora import applied
 
     settings = TrainingSettings.for_pipeline(pipe, max_train_steps=5, rank=4)
+    picture = example_picture("cat_wood")
     weight = pipe.unet.conv_in.weight.sum().item()
     try:
-        blora = called(answer, pipe, example_picture("cat_wood"), settings)
+        blora = called(answer, pipe, picture, settings)
         need(
             isinstance(blora, BLoRA),
             f"it should return a BLoRA (`collect` makes one), not a {type(blora).__name__}.",
         )
         need(
             blora.halves == ("content",),
-            f"it has {' and '.join(blora.halves)}; only the content block should be trained. Did attach_lora get the block?",
+            f"it has {' and '.join(blora.halves)}; only the content block should be trained. "
+            "Did attach_lora get the block?",
         )
         need(blora.rank == 4, f"its rank is {blora.rank}, the settings say 4.")
-        moved = [t for key, t in blora.state_dict.items() if "lora_B" in key]
-        need(all(t.abs().sum() > 0 for t in moved), "B is still zero: nothing was trained.")
+        need(
+            all(B.any() for _, B in blora.layers.values()),
+            "B is still zero: nothing was trained.",
+        )
         need(not applied(pipe), "the LoRA is still on the pipeline; take it off with remove(pipe).")
         need(
             pipe.unet.conv_in.weight.sum().item() == weight,
             "the model itself has changed; only the LoRA should learn.",
         )
-        alone = _trained_alone(pipe, example_picture("cat_wood"), settings)
+        trained_alone = content_trained_alone(pipe, picture, settings).state_dict
         need(
-            all(close(t, alone[key], 1e-2) for key, t in blora.state_dict.items()),
-            "its numbers are not those of a content block that learnt alone. Was the style block trained beside it, or another seed or prompt used?",
+            all(close(t, trained_alone[key], 1e-2) for key, t in blora.state_dict.items()),
+            "its numbers are not those of a content block that learnt alone. Was the style "
+            "block trained beside it, or another seed or prompt used?",
         )
     finally:
         remove(pipe)
     return "One half of a B-LoRA, in half of the weights."
 
 
-def _trained_alone(pipe, picture, settings):
-    """The weights of a LoRA on the content block, trained without the style block."""
+def content_trained_alone(
+    pipe: "StableDiffusionXLPipeline", picture: "Image", settings: TrainingSettings
+) -> BLoRA:
+    """A content half, trained without the style block."""
     from blora_nb.blocks import CONTENT_BLOCK
-    from blora_nb.lora import collect, remove
+    from blora_nb.lora import collect
     from blora_nb.training import attach_lora, encode_image, run_steps
 
     remove(pipe)
-    run_steps(
-        pipe,
-        attach_lora(pipe.unet, settings.rank, settings.seed, [CONTENT_BLOCK]),
-        encode_image(pipe, picture, settings.resolution),
-        settings,
-        progress=False,
-    )
-    return collect(pipe.unet, settings).state_dict
+    moments = encode_image(pipe, picture, settings.resolution)
+    parameters = attach_lora(pipe.unet, settings.rank, seed=settings.seed, blocks=[CONTENT_BLOCK])
+    run_steps(pipe, parameters, moments, settings, progress=False)
+    return collect(pipe.unet, settings)
 
 
 # ---------------------------------------------------------------- 2 · inspect block attention
 
 
 @exercise
-def role(answer):
+def role(answer: Answer) -> str:
     called(answer, 1.0, 0.0)
-    cases = {
-        (1.0, 0.0): "content",
-        (0.02, 1.1): "style",
-        (0.9, 0.7): "both",
-        (0.0, 0.0): "neither",
-        (-0.1, 0.49): "neither",
-        (0.5, -0.2): "content",
-        (0.3, 0.5): "style",
-        (0.5, 0.5): "both",
-        (0.4, 0.3): "neither",
-        (0.9, 0.6): "both",
-        (0.6, 0.9): "both",
-    }
-    for (content, style), wanted in cases.items():
+    for content, style, wanted in (
+        (1.0, 0.0, "content"),
+        (0.02, 1.1, "style"),
+        (0.9, 0.7, "both"),
+        (0.0, 0.0, "neither"),
+        (-0.1, 0.49, "neither"),
+        (0.5, -0.2, "content"),
+        (0.3, 0.5, "style"),
+        (0.5, 0.5, "both"),
+        (0.4, 0.3, "neither"),
+        (0.9, 0.6, "both"),
+        (0.6, 0.9, "both"),
+    ):
         got = called(answer, content, style)
         need(
             got == wanted,
@@ -261,11 +277,7 @@ def role(answer):
 
 
 @exercise
-def two_voices(pipe, answer):
-    from blora_nb.generation import generate
-    from blora_nb.inspection import prompt_per_block
-    from blora_nb.metrics import scorer_for
-
+def two_voices(pipe: "StableDiffusionXLPipeline", answer: dict[str, str]) -> str:
     if not answer:
         raise Unsolved
     need(isinstance(answer, dict), "two_voices should be a dictionary from block names to prompts.")
@@ -275,33 +287,39 @@ def two_voices(pipe, answer):
     objects, styles = zip(*scorer_for(pipe).name(pictures))
     need(
         objects.count("fish") >= 2,
-        f"it draws {', '.join(objects)}, not a fish. Which block decides the object, and does it hear the word fish?",
+        f"it draws {', '.join(objects)}, not a fish. "
+        "Which block decides the object, and does it hear the word fish?",
     )
     need(
         styles.count("wood") >= 2,
-        f"the style is {', '.join(styles)}, not wood. Which block decides the style, and what does it hear?",
+        f"the style is {', '.join(styles)}, not wood. "
+        "Which block decides the style, and what does it hear?",
     )
     return "One block hears the object, the other the style."
 
 
 @exercise
-def needed_rank(answer):
+def needed_rank(answer: Answer) -> str:
     called(answer, [1.0, 1.0], 0.5)
     need(
-        called(answer, [3.0, 4.0], 0.6) == 1,
-        "of the values 3 and 4 the larger alone has 16 of 25 of the squares, that is 0.64: for a share of 0.6 one is enough.",
+        called(answer, [4.0, 3.0], 0.6) == 1,
+        "of the values 4 and 3 the larger alone has 16 of 25 of the squares, that is 0.64: "
+        "for a share of 0.6 one is enough.",
     )
     need(
         called(answer, [4.0, 3.0], 0.7) == 2,
-        "of the values 4 and 3 the larger alone has 0.64 of the squares: for a share of 0.7 both are needed. Did you square them?",
+        "of the values 4 and 3 the larger alone has 0.64 of the squares: "
+        "for a share of 0.7 both are needed. Did you square them?",
     )
     need(
         called(answer, [1.0, 2.0, 10.0, 1.0], 0.9) == 1,
-        "the values need not be sorted: [1, 2, 10, 1] with a share of 0.9 needs only the 10.",
+        "the values can come in any order: [1, 2, 10, 1] with a share of 0.9 needs only the 10. "
+        "Sort them first.",
     )
     need(
         called(answer, [2.0, 2.0, 2.0, 2.0], 0.5) == 2,
-        "two of four equal values have exactly half of the squares: at least 0.5 is reached with 2.",
+        "two of four equal values have exactly half of the squares: "
+        "at least 0.5 is reached with 2.",
     )
     need(
         called(answer, [5.0, 1.0, 1.0], 1.0) == 3,
@@ -309,7 +327,8 @@ def needed_rank(answer):
     )
     need(
         called(answer, torch.tensor([6.0, 3.0, 2.0]), 0.9) == 2,
-        "it should also take a tensor, as svdvals returns one; 6 and 3 have 45 of 49 of the squares.",
+        "it should also take a tensor, as svdvals returns one; "
+        "6 and 3 have 45 of 49 of the squares.",
     )
     return "Now try it on the curves above: how much rank does each half need for 95 %?"
 
@@ -318,30 +337,31 @@ def needed_rank(answer):
 
 
 @exercise
-def ours(answer):
+def ours(answer: Answer) -> str:
     called(answer, 1.0)
-    for published, wanted in (
-        (1.0, 1.0),
-        (0.0, 0.0),
-        (1.1, 1.21),
-        (0.5, 0.25),
-        (-1.0, 1.0),
-        (2.0, 4.0),
-        (-0.5, 0.25),
-    ):
+    for published in (1.0, 0.0, 1.1, 0.5, -1.0, 2.0, -0.5):
         got = called(answer, published)
         need(
-            close(got, wanted), f"the original's {published} acts with {wanted}; you return {got}."
+            close(got, published**2),
+            f"the original's {published} acts with {published**2:g}; you return {got}. "
+            f"It multiplies A by {published}, and B as well.",
         )
-    return "And no published alpha can turn a half round."
+    return "And no published alpha can reverse a half."
 
 
 @exercise
-def best_seed(answer):
+def best_seed(answer: Answer) -> str:
     called(answer, [1], [0.5], [0.5])
+    got = called(answer, [70, 80, 90], [0.9, 0.6, 0.1], [0.1, 0.6, 0.9])
     need(
-        called(answer, [7, 8, 9], [0.9, 0.6, 0.1], [0.1, 0.6, 0.9]) == 8,
-        "of the pairs (0.9, 0.1), (0.6, 0.6), (0.1, 0.9) the middle one has the strongest weaker score: seed 8.",
+        got in (70, 80, 90),
+        f"the answer is one of the seeds, not its place in the list or its score: of the seeds "
+        f"70, 80 and 90 you return {got}.",
+    )
+    need(
+        got == 80,
+        "of the pairs (0.9, 0.1), (0.6, 0.6), (0.1, 0.9) the middle one has the strongest "
+        f"weaker score: seed 80; you return {got}.",
     )
     need(
         called(answer, [3, 4], [1.0, 0.55], [0.5, 0.55]) == 4,
@@ -353,7 +373,8 @@ def best_seed(answer):
     )
     need(
         called(answer, [40, 2], [0.2, 0.3], [0.9, 0.9]) == 2,
-        "the answer is the seed, not its place in the list: of seeds 40 and 2 it is 2.",
+        "of the pairs (0.2, 0.9) and (0.3, 0.9) the second is better: seed 2, although 40 is "
+        "the larger number.",
     )
     need(
         called(answer, (5, 6), (0.9, 0.4), (0.8, 1.0)) == 5,
@@ -363,32 +384,28 @@ def best_seed(answer):
 
 
 @exercise
-def lora_layer(pipe, answer):
-    from blora_nb.course.examples import example_blora
-    from blora_nb.lora import apply, remove
-
-    blora, name = (
-        example_blora(pipe, "cat_wood"),
-        "up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_v",
-    )
-    A, B = (blora.state_dict[f"unet.{name}.lora_{part}.weight"] for part in "AB")
+def lora_layer(pipe: "StableDiffusionXLPipeline", answer: Answer) -> str:
+    blora = example_blora(pipe, "cat_wood")
+    name = "up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_v"
+    A, B = blora.layers[name]
     W = pipe.unet.get_submodule(name).weight.float().cpu()
     x = torch.randn(5, W.shape[1], generator=torch.Generator().manual_seed(0))
-    got = called(answer, x, W, A, B, 0.0)
-    need(close(got, x @ W.T), "with alpha 0 it is the layer without LoRA, x·Wᵀ.")
+    need(
+        close(called(answer, x, W, A, B, 0.0), x @ W.T),
+        "with alpha 0 it is the layer without LoRA, x·Wᵀ.",
+    )
+    tolerance = 2e-3 if pipe.unet.dtype == torch.float32 else 5e-2
     for alpha in (1.0, 0.7, -1.0, 2.0):
         apply(pipe, style=blora, style_alpha=alpha)
         try:
-            truth = (
-                pipe.unet.get_submodule(name)(x.to(pipe.unet.device, pipe.unet.dtype)).float().cpu()
-            )
+            layer = pipe.unet.get_submodule(name)
+            returned = layer(x.to(pipe.unet.device, pipe.unet.dtype)).float().cpu()
         finally:
             remove(pipe)
         need(
-            close(
-                answer(x, W, A, B, alpha), truth, 2e-3 if pipe.unet.dtype == torch.float32 else 5e-2
-            ),
-            f"with alpha {alpha} the real layer in the pipeline returns something else. Is alpha there once, and B·A in this order?",
+            close(answer(x, W, A, B, alpha), returned, tolerance),
+            f"with alpha {alpha} the real layer in the pipeline returns something else. "
+            "Is alpha there once, and B·A in this order?",
         )
     return "The layer in the pipeline returns the same numbers."
 
@@ -397,80 +414,71 @@ def lora_layer(pipe, answer):
 
 
 @exercise
-def golden_words(pipe, answer):
-    from blora_nb.course.examples import example_blora
-    from blora_nb.generation import generate
-    from blora_nb.metrics import scorer_for
-
-    if not answer:
-        raise Unsolved
-    need(isinstance(answer, str), "golden_words should be a prompt, a text.")
+def golden_words(pipe: "StableDiffusionXLPipeline", answer: str) -> str:
+    need_prompt("golden_words", answer)
     need(
         not re.search(r"\bcats?\b", answer.lower()),
         "the prompt names the animal; let the content half do that.",
     )
-    objects, styles = zip(
-        *scorer_for(pipe).name(
-            generate(
-                pipe,
-                answer,
-                content=example_blora(pipe, "cat_wood"),
-                seeds=[0, 1, 2, 3],
-                progress=False,
-            )
-        )
-    )
+    cat = example_blora(pipe, "cat_wood")
+    pictures = generate(pipe, answer, content=cat, seeds=[0, 1, 2, 3], progress=False)
+    objects, styles = zip(*scorer_for(pipe).name(pictures))
     need(
         styles.count("gold") >= 3,
         f"the style is {', '.join(styles)}, not gold. Do the words say the style?",
     )
     need(
         objects.count("cat") >= 2,
-        f"the object is {', '.join(objects)}, not a cat. Do the words name another object, or leave no place for one?",
+        f"the object is {', '.join(objects)}, not a cat. "
+        "Do the words name another object, or leave no place for one?",
     )
     return "The words give the style, the half gives the cat."
 
 
 @exercise
-def useful_range(answer):
+def useful_range(answer: Answer) -> str:
+    def range_of(*arguments: Any) -> tuple:
+        return tuple(called(answer, *arguments))
+
     called(answer, [1.0], [1.0], [1.0], 0.5)
-    alphas, kept, followed = (
-        [0.0, 0.5, 1.0, 1.5, 2.0],
-        [0.1, 0.6, 0.9, 1.0, 1.0],
-        [1.0, 1.0, 0.8, 0.7, 0.2],
-    )
-    pair = lambda *arguments: tuple(called(answer, *arguments))
+    alphas = [0.0, 0.5, 1.0, 1.5, 2.0]
+    kept = [0.1, 0.6, 0.9, 1.0, 1.0]
+    followed = [1.0, 1.0, 0.8, 0.7, 0.2]
+    got = range_of(alphas, kept, followed, 0.5)
     need(
-        pair(alphas, kept, followed, 0.5) == (0.5, 1.5),
-        f"for kept {kept} and followed {followed} both are at least 0.5 from alpha 0.5 to 1.5; you return {answer(alphas, kept, followed, 0.5)}.",
+        got == (0.5, 1.5),
+        f"for kept {kept} and followed {followed} both are at least 0.5 from alpha 0.5 to 1.5; "
+        f"you return {got}.",
     )
-    need(pair(alphas, kept, followed, 0.6) == (0.5, 1.5), "exactly 0.6 is enough for 0.6.")
     need(
-        pair(alphas, kept, followed, 0.95) == (None, None),
+        range_of(alphas, kept, followed, 0.6) == (0.5, 1.5),
+        "exactly 0.6 is enough for 0.6.",
+    )
+    need(
+        range_of(alphas, kept, followed, 0.95) == (None, None),
         "if no alpha is good in both, it is the pair (None, None).",
     )
     order = [3, 0, 4, 2, 1]
     shuffled = [[values[i] for i in order] for values in (alphas, kept, followed)]
-    need(pair(*shuffled, 0.5) == (0.5, 1.5), "the alphas may come in any order.")
+    need(range_of(*shuffled, 0.5) == (0.5, 1.5), "the alphas may come in any order.")
     need(
-        pair([-1.0, -0.5, 0.0], [0.9, 0.9, 0.1], [0.9, 0.9, 0.9], 0.5) == (-1.0, -0.5),
+        range_of([-1.0, -0.5, 0.0], [0.9, 0.9, 0.1], [0.9, 0.9, 0.9], 0.5) == (-1.0, -0.5),
         "alphas can be negative.",
     )
     need(
-        pair([0.0, 1.0], [0.9, 0.1], [0.9, 0.9], 0.5) == (0.0, 0.0),
+        range_of([0.0, 1.0], [0.9, 0.1], [0.9, 0.9], 0.5) == (0.0, 0.0),
         "an alpha of 0 counts like any other.",
     )
     return "Both scores at once, and only the ends."
 
 
 @exercise
-def seeds_needed(answer):
+def seeds_needed(answer: Answer) -> str:
     called(answer, 0.5, 0.5)
     for p, chance, wanted in (
         (0.5, 0.5, 1),
         (0.5, 0.75, 2),
         (0.5, 0.76, 3),
-        (1.0, 0.99, 1),
         (0.9, 0.5, 1),
         (0.125, 0.95, 23),
         (0.01, 0.5, 69),
@@ -480,100 +488,125 @@ def seeds_needed(answer):
             close(got, wanted),
             f"with p = {p} it takes {wanted} seeds to reach {chance}; you say {got}.",
         )
+    need(
+        close(result_or_none(answer, 1.0, 0.99), 1),
+        "where every seed is good, p = 1, one is enough. (The logarithm of 1 − p does not exist.)",
+    )
     return "One in eight means 23 pictures for 95 %. Better: raise p first."
+
+
+def result_or_none(function: Answer, *arguments: Any) -> Any:
+    """What an answer returns, or None where it stops with an error of arithmetic."""
+    try:
+        return function(*arguments)
+    except (ArithmeticError, ValueError):
+        return None
 
 
 # ---------------------------------------------------------------- 5 · consistent style
 
 
 @exercise
-def my_series(pipe, objects, style):
-    from blora_nb.course.examples import example_blora, example_names, example_picture
-    from blora_nb.generation import generate
-    from blora_nb.metrics import scorer_for
-
+def my_series(pipe: "StableDiffusionXLPipeline", objects: Sequence[str], style: str) -> str:
     if not objects or not style:
         raise Unsolved
+    names = example_names()
+    need(style in names, f"{style!r} is none of the examples; they are {', '.join(names)}.")
+    unknown = sorted(set(objects) - set(known_objects()))
     need(
-        style in example_names(),
-        f"{style!r} is none of the examples; they are {', '.join(example_names())}.",
+        not unknown,
+        f"{', '.join(unknown)}: the model knows only these objects, as bare words: "
+        f"{', '.join(known_objects())}.",
     )
+    different = len(set(objects))
     need(
-        len(set(objects)) >= 4,
-        f"{len(set(objects))} different objects are not yet a series; take at least four.",
+        different >= 4,
+        f"{different} different objects are not yet a series; take at least four.",
     )
-    own, look = scorer_for(pipe).name([example_picture(style)])[0]
+    scorer = scorer_for(pipe)
+    ((own_object, look),) = scorer.name([example_picture(style)])
     need(
-        own not in objects,
-        f"{own} is the object of the style picture itself; that it comes out proves nothing.",
+        own_object not in objects,
+        f"{own_object} is the object of the style picture itself; "
+        "that it comes out proves nothing.",
     )
-    images = [
-        generate(
-            pipe,
-            f"A {thing} in [s] style",
-            style=example_blora(pipe, style),
-            seeds=0,
-            progress=False,
-        )[0]
-        for thing in objects
-    ]
-    found = scorer_for(pipe).name(images)
-    wrong = [
-        f"{thing} became {o}, {s}"
-        for thing, (o, s) in zip(objects, found)
-        if (o, s) != (thing, look)
-    ]
+    blora = example_blora(pipe, style)
+    pictures = []
+    for thing in objects:
+        prompt = f"A {thing} in [s] style"
+        pictures += generate(pipe, prompt, style=blora, seeds=0, progress=False)
+    wrong = []
+    for thing, (found_object, found_style) in zip(objects, scorer.name(pictures)):
+        if (found_object, found_style) != (thing, look):
+            wrong.append(f"{thing} became {found_object}, {found_style}")
     need(
         len(wrong) <= len(objects) / 3,
-        f"too few come out: {'; '.join(wrong)}. Does the model know these objects? Some styles are harder than others.",
+        f"too few come out: {'; '.join(wrong)}. "
+        "Thin objects are harder than compact ones, and some styles are harder than others.",
     )
     return f"A series in {look}, of a picture that shows none of its objects."
 
 
+def known_objects() -> list[str]:
+    from blora_nb.metrics import Judge
+
+    return Judge.load().objects
+
+
 @exercise
-def colour_distance(answer):
-    even, left, right = (
-        torch.full((8,), 1 / 8),
-        torch.tensor([0.5, 0.5, 0, 0, 0, 0, 0, 0]),
-        torch.tensor([0, 0, 0, 0, 0, 0, 0.25, 0.75]),
-    )
+def colour_distance(answer: Answer) -> str:
+    even = torch.full((8,), 1 / 8)
+    left = torch.tensor([0.5, 0.5, 0, 0, 0, 0, 0, 0])
+    right = torch.tensor([0, 0, 0, 0, 0, 0, 0.25, 0.75])
     called(answer, even, even)
     need(close(called(answer, left, left), 0), "a histogram has the distance 0 from itself.")
+    got = called(answer, left, right)
+    need(close(got, 1), f"two that share no box have the distance 1; you return {got}.")
+    got = called(answer, even, left)
     need(
-        close(called(answer, left, right), 1),
-        f"two that share no box have the distance 1; you return {answer(left, right)}.",
-    )
-    need(
-        close(called(answer, even, left), called(answer, left, even)),
+        close(got, called(answer, left, even)),
         "it should not matter which of the two comes first.",
     )
     need(
-        close(called(answer, even, left), 0.75),
-        f"[1/8, …] and [1/2, 1/2, 0, …] share 2/8, so their distance is 0.75; you return {answer(even, left)}.",
+        close(got, 0.75),
+        f"[1/8, …] and [1/2, 1/2, 0, …] share 2/8, so their distance is 0.75; you return {got}.",
     )
     return "One minus the overlap is half the sum of the absolute differences."
 
 
 @exercise
-def mixed_change(answer):
+def mixed_change(answer: Answer) -> str:
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
-    first, second = (draw(6, 2), draw(2, 5)), (draw(6, 3), draw(3, 5))
-    got = called(answer, first, first, 0.5)
-    need(close(got, first[0] @ first[1]), "mixed with itself, a LoRA stays what it is: B·A.")
+
+    def lora(rank: int) -> tuple[Tensor, Tensor]:
+        """A pair B [6, rank], A [rank, 5]."""
+        B = torch.randn(6, rank, generator=generator, dtype=torch.float64)
+        return B, torch.randn(rank, 5, generator=generator, dtype=torch.float64)
+
+    first, second, of_rank_3 = lora(2), lora(2), lora(3)
+    change, other, another = (B @ A for B, A in (first, second, of_rank_3))
     need(
-        close(called(answer, first, second, 0.0), first[0] @ first[1]),
+        close(called(answer, first, first, 0.5), change),
+        "mixed with itself, a LoRA stays what it is: B·A.",
+    )
+    need(
+        close(called(answer, first, second, 0.0), change),
         "with a share of 0 only the first is there.",
     )
     need(
-        close(called(answer, first, second, 1.0), second[0] @ second[1]),
+        close(called(answer, first, second, 1.0), other),
         "with a share of 1 only the second is there.",
     )
     need(
-        close(
-            called(answer, first, second, 0.25),
-            0.75 * first[0] @ first[1] + 0.25 * second[0] @ second[1],
-        ),
-        "with a share of 0.25 it should be three quarters of the first change and one quarter of the second.",
+        close(called(answer, first, second, 0.25), 0.75 * change + 0.25 * other),
+        "with a share of 0.25 it should be three quarters of the first change and one quarter "
+        "of the second. Do you multiply B·A first, and mix then?",
     )
-    return "Mixing As and Bs separately would give cross terms of one's B and the other's A, and fails for different ranks."
+    need(
+        close(called(answer, first, of_rank_3, 0.5), (change + another) / 2),
+        "the two may be of different rank: B·A always has the shape of the weight.",
+    )
+    return (
+        "Mixing As and Bs separately would give cross terms of one's B and the other's A, "
+        "and fails for different ranks."
+    )

@@ -1,6 +1,7 @@
 """Every check accepts different correct answers, rejects plausible wrong ones with a reason, and leaves stubs alone."""
 
 import sys
+from math import ceil, log
 from pathlib import Path
 
 import nbformat
@@ -152,9 +153,13 @@ PURE = {
         ],
     ),
     "seeds_needed": (
-        [lambda p, c: next(n for n in range(1, 10_000) if 1 - (1 - p) ** n >= c)],
+        [
+            lambda p, c: next(n for n in range(1, 10_000) if 1 - (1 - p) ** n >= c),
+            lambda p, c: 1 if p == 1 else ceil(log(1 - c) / log(1 - p)),
+        ],
         [
             lambda p, c: round(c / p),
+            lambda p, c: ceil(log(1 - c) / log(1 - p)),
             lambda p, c: int(1 / p),
             lambda p, c: next(n for n in range(1, 10_000) if 1 - (1 - p) ** n > c),
             lambda p, c: max(
@@ -249,6 +254,8 @@ def test_a_series(pipe, capsys):
         (["star", "heart"], "flower_neon"),
         (["star", "heart", "house", "flower"], "flower_neon"),
         (["bicycle", "piano", "giraffe", "bottle"], "flower_neon"),
+        (["star", "heart", "house", "dog"], "flower_neon"),
+        (["a star", "a heart", "a house", "a boat"], "flower_neon"),
         (["star", "heart", "house", "boat"], "monet"),
     ):
         assert verdict(capsys, "my_series", pipe, objects, style).startswith("✗"), (objects, style)

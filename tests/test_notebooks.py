@@ -1,5 +1,6 @@
 """The lessons are lessons (short cells, prose, small files), their outputs are stored and fresh, and comparing them bites."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import blora_nb
+
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 LESSONS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 ALL = [*LESSONS, *sorted(FOLDER.glob("solutions/*.ipynb"))]
+APP = FOLDER.parent / "app" / "blora.ipynb"
 sys.path.insert(0, str(FOLDER))
 import execute
 import prepare
@@ -85,6 +89,32 @@ def test_a_lesson_is_short_cells_between_prose(path):
     assert len(figures) >= 3 and all(
         o.metadata.get("image/png", {}).get("alt") or "PIL" in o.data["text/plain"] for o in figures
     ), "a figure without a caption"
+
+
+def imports_from_modules(cell):
+    """The (module, name) of what a cell imports from modules of blora_nb, not from its top."""
+    found = set()
+    for node in ast.walk(ast.parse(cell.source)):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {(node.module, alias.name) for alias in node.names}
+    return {(module, name) for module, name in found if module.startswith("blora_nb.")}
+
+
+@pytest.mark.parametrize("path", [*ALL, APP], ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_cells_are_narrow_and_import_from_the_top(path):
+    cells = code_cells(path)
+    lines = [line for cell in cells for line in cell.source.splitlines()]
+    assert [line for line in lines if len(line) > 100] == []
+    imported = set()
+    for cell in cells:
+        if "setup" not in cell.metadata.get("tags", []):
+            imported |= imports_from_modules(cell)
+    assert {name for _, name in imported} & set(blora_nb.__all__) == set(), (
+        "the top of blora_nb offers these"
+    )
+    assert len({module for module, _ in imported}) <= 2
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
