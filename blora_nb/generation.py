@@ -13,11 +13,11 @@ from blora_nb.guards.prompts import tell_of_prompt, without_the_libraries_own
 from blora_nb.pipeline import check_prompt
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.lean_attention import lean_attention
-from blora_nb.running.memory import (
+from blora_nb.running.memory import pictures_at_once
+from blora_nb.running.out_of_memory import (
     explain_out_of_memory_generating,
-    forget,
     is_out_of_memory,
-    pictures_at_once,
+    release_tensors,
 )
 from blora_nb.running.records import record
 from blora_nb.settings import defaults_for
@@ -263,7 +263,7 @@ def pictures(
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                forget(error)
+                release_tensors(error)
                 if len(batch) == 1:
                     raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
                 size = len(batch) // 2
@@ -285,7 +285,7 @@ def memory_explained(pipe):
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        forget(error)
+        release_tensors(error)
         raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
 
 

@@ -36,14 +36,12 @@ from blora_nb.running.batches import Batches
 from blora_nb.running.execution import all_back, compiled, gradient_checkpointing, offloaded
 from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.lean_lora import lean_lora
-from blora_nb.running.memory import (
-    choose_checkpointing,
+from blora_nb.running.memory import choose_checkpointing, free_memory, unet_can_stay
+from blora_nb.running.out_of_memory import (
     explain_out_of_memory,
-    forget,
-    free_memory,
     is_out_of_memory,
-    room_again,
-    unet_can_stay,
+    release_memory_on_oom,
+    release_tensors,
 )
 from blora_nb.running.text_cache import cached_text
 from blora_nb.running.watch import Report, Watch, stop_at_the_end_of_a_step
@@ -133,7 +131,7 @@ def train(
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                forget(error)
+                release_tensors(error)
                 written = checkpoints.checkpoints(output_dir) if output_dir else []
                 last = next(reversed(written), None)
                 why = explain_out_of_memory(pipe, settings, error, last)
@@ -160,7 +158,7 @@ def learn(
             pipe.text_encoder,
             pipe.text_encoder_2,
         ),
-        room_again(),
+        release_memory_on_oom(),
     ):
         moments = encode_images(pipe, squares)
         prior = encode_images(pipe, class_squares) if class_squares else None
@@ -249,7 +247,7 @@ def fit(pipe, batches, state, settings, progress=True, output_dir=None, on_check
                 progress,
             )
         )
-        stack.enter_context(room_again())
+        stack.enter_context(release_memory_on_oom())
 
         def checkpoint():
             report.look()
@@ -267,7 +265,7 @@ def fit(pipe, batches, state, settings, progress=True, output_dir=None, on_check
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                forget(error)
+                release_tensors(error)
                 warnings.warn(
                     f"There was no room for what is made at checkpoints ({str(error).splitlines()[0]}). {path} is complete, and the training goes on.",
                     stacklevel=2,
