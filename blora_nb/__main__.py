@@ -57,7 +57,7 @@ def run_train(args):
     from blora_nb.cli.options import given
     from blora_nb.figures import write_validation_sheet
     from blora_nb.guards.bases import check_base
-    from blora_nb.running.distributed import launched, share
+    from blora_nb.running.distributed import join_processes, share
     from blora_nb.running.memory import report
     from blora_nb.settings import TrainingSettings
     from blora_nb.validation import SHEET, validation_pictures
@@ -69,7 +69,7 @@ def run_train(args):
         args.captions_file,
         args.content_B_LoRA,
     )
-    device, main, gather = launched(args.device)
+    device, main, gather = join_processes(args.device)
     mine = share(lambda: check_output(jobs, args.resume_from_checkpoint))
     finished = [job for job in jobs if job.finished]  # no process has begun yet
     pipe = load(args, device)
