@@ -153,77 +153,34 @@ def alpha_grid(
 ) -> NotebookFigure:
     """A figure of pictures of one seed: content alpha downwards, style alpha to the right.
 
-    Arguments as in `generation.generate`.
+    One alpha for one half, as in `content_alphas=[1]`, gives a sweep over the other's.
+    The arguments are those of `generation.generate`.
     """
+    from tqdm.auto import tqdm
+
     alphas = [(c, s) for c in content_alphas for s in style_alphas]
-    drawn = {"prompt": prompt, "seeds": seed, "num_inference_steps": num_inference_steps}
-    pictures = _draw_with_alphas(pipe, (content, style), alphas, progress, **drawn)
-    caption = (
-        f'"{prompt}", seed {seed}, '
-        f"content alpha {min(content_alphas):g} to {max(content_alphas):g}, "
-        f"style alpha {min(style_alphas):g} to {max(style_alphas):g}"
-    )
+    pictures = []
+    with pipeline_lock(pipe):
+        apply(pipe, content, style)
+        for pair in tqdm(alphas, desc="alphas", disable=not progress):
+            set_alphas(pipe, *pair)
+            pictures += sample(pipe, prompt, seed, num_inference_steps, progress=False)
+    caption = [f'"{prompt}"', f"seed {seed}"]
+    for half, blora, tried in (
+        ("content", content, content_alphas),
+        ("style", style, style_alphas),
+    ):
+        if blora is not None:
+            last = f" to {max(tried):g}" if len(tried) > 1 else ""
+            caption.append(f"{half} alpha {min(tried):g}{last}")
     if num_inference_steps:
-        caption += f", {num_inference_steps} steps"
+        caption.append(f"{num_inference_steps} steps")
     return picture_grid(
         _in_rows(pictures, len(style_alphas)),
         [f"content {alpha:g}" for alpha in content_alphas],
         [f"style {alpha:g}" for alpha in style_alphas],
-        caption,
+        ", ".join(caption),
     )
-
-
-def alpha_sweep(
-    pipe: "StableDiffusionXLPipeline",
-    prompt: str = "A [c] in [s] style",
-    content: Half = None,
-    style: Half = None,
-    half: str = "style",
-    alphas: Sequence[float] = (-1, 0, 0.5, 1, 1.5),
-    seed: int = 0,
-    num_inference_steps: int | None = None,
-    other_alpha: float = 1.0,
-    progress: bool = True,
-) -> NotebookFigure:
-    """One row of pictures of one seed, along which the alpha of one half changes.
-
-    Args:
-        content, style: `BLoRA`s or paths, or None.
-        half: whose alpha changes.
-        other_alpha: the alpha of the other half.
-    """
-    if half not in ("content", "style"):
-        raise ValueError(f'half is "content" or "style", not {half!r}.')
-    caption = f'"{prompt}", seed {seed}, {half} alpha from {min(alphas):g} to {max(alphas):g}'
-    if half == "content":
-        pairs, other, given = [(alpha, other_alpha) for alpha in alphas], "style", style
-    else:
-        pairs, other, given = [(other_alpha, alpha) for alpha in alphas], "content", content
-    if given is not None:
-        caption += f", {other} alpha {other_alpha:g}"
-    drawn = {"prompt": prompt, "seeds": seed, "num_inference_steps": num_inference_steps}
-    pictures = _draw_with_alphas(pipe, (content, style), pairs, progress, **drawn)
-    labels = [f"{half} {alpha:g}" for alpha in alphas]
-    return picture_grid([pictures], None, labels, caption, side=1.35)
-
-
-def _draw_with_alphas(
-    pipe: "StableDiffusionXLPipeline",
-    halves: tuple[Half, Half],
-    alphas: Iterable[tuple[float, float]],
-    progress: bool,
-    **sampling: Any,
-) -> list[Image.Image]:
-    """A picture for each pair of content and style alpha; the halves are applied only once."""
-    from tqdm.auto import tqdm
-
-    pictures = []
-    with pipeline_lock(pipe):
-        apply(pipe, *halves)
-        for pair in tqdm(alphas, desc="alphas", disable=not progress):
-            set_alphas(pipe, *pair)
-            pictures += sample(pipe, progress=False, **sampling)
-    return pictures
 
 
 def _in_rows(pictures: Sequence[Image.Image], columns: int) -> Rows:
