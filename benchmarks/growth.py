@@ -27,7 +27,7 @@ from blora_nb.course.examples import example_names, example_picture
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, apply, set_alphas
 from blora_nb.pipeline import load_pipeline
-from blora_nb.trainer import train
+from blora_nb.training import train
 
 RESOLUTIONS, RANKS = (64, 96, 128, 192), (4, 16, 64, 128)
 STEPS, WARM_UP, ROUNDS = 12, 2, 3

@@ -30,7 +30,7 @@ from blora_nb.generation import sample
 from blora_nb.lora import BLoRA, apply, remove
 from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
+from blora_nb.training import train
 from world.judge import Judge
 from world.painting import paint, place, random_poses
 from world.samples import Shapes

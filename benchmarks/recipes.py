@@ -21,7 +21,7 @@ from blora_nb.generation import generate
 from blora_nb.metrics import Judge
 from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
+from blora_nb.training import train
 from separation import PROMPT, held_out_pictures, pairs, summary
 
 HALF = TrainingSettings.max_train_steps  # stands for half of the steps that suit the pipeline

@@ -27,8 +27,7 @@ from blora_nb.lora import apply, remove
 from blora_nb.metrics import Judge
 from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import run_steps, train
-from blora_nb.training import ADAPTER, attach_lora, encode_image
+from blora_nb.training import ADAPTER, attach_lora, encode_image, run_steps, train
 from drawings import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, draw, is_held_out
 
 PROMPT = "A [c] in [s] style"

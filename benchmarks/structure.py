@@ -21,13 +21,13 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "data")]
 
 from blora_nb.assets import fingerprint
+from blora_nb.defaults import native_resolution
 from blora_nb.figures import picture_grid
 from blora_nb.generation import generate
 from blora_nb.metrics import Judge
 from blora_nb.pipeline import load_pipeline
-from blora_nb.settings import native_resolution
 from blora_nb.structure import load_controlnet, outline
-from blora_nb.trainer import train
+from blora_nb.training import train
 from drawings import draw, free_pose
 from recipes import PAIRED, against
 from separation import PROMPT, held_out_pictures, pairs, summary

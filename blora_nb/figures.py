@@ -3,7 +3,7 @@
 import io
 import textwrap
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from blora_nb.files.images import free_path, read_image, read_settings
 from blora_nb.files.safe_files import complete_file
-from blora_nb.generation import generate, sample, seed_list
-from blora_nb.lora import BLoRA, apply, set_alphas
+from blora_nb.generation import Seeds, generate, sample, seed_list
+from blora_nb.lora import Given, apply, set_alphas
 from blora_nb.metrics import ranked
 from blora_nb.registry import pipeline_lock
 from blora_nb.validation import SHEET, validated
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from ipywidgets import Widget
 
-# what `generate` takes for a half
-Half = BLoRA | str | Path | list | None
 Rows = Sequence[Sequence[Image.Image | None]]
 
 GAP = 0.05  # inches between pictures
@@ -143,8 +141,8 @@ def _show_pictures(rows: Rows, side: float, gap: float) -> tuple[NotebookFigure,
 def alpha_grid(
     pipe: "StableDiffusionXLPipeline",
     prompt: str = "A [c] in [s] style",
-    content: Half = None,
-    style: Half = None,
+    content: Given | None = None,
+    style: Given | None = None,
     content_alphas: Sequence[float] = (0, 0.5, 1, 1.5),
     style_alphas: Sequence[float] = (0, 0.5, 1, 1.5),
     seed: int = 0,
@@ -190,11 +188,11 @@ def _in_rows(pictures: Sequence[Image.Image], columns: int) -> Rows:
 def seed_sweep(
     pipe: "StableDiffusionXLPipeline",
     prompt: str = "A [c] in [s] style",
-    content: Half = None,
-    style: Half = None,
+    content: Given | None = None,
+    style: Given | None = None,
     content_alpha: float = 1.0,
     style_alpha: float = 1.0,
-    seeds: int | Iterable[int] = range(8),
+    seeds: Seeds = range(8),
     num_inference_steps: int | None = None,
     progress: bool = True,
 ) -> NotebookFigure:
@@ -203,8 +201,10 @@ def seed_sweep(
     Arguments as in `generation.generate`. `seed_ranking` sorts them by scores.
     """
     numbers = seed_list(seeds)
-    sampling = {"seeds": numbers, "num_inference_steps": num_inference_steps, "progress": progress}
-    pictures = generate(pipe, prompt, content, style, content_alpha, style_alpha, **sampling)
+    alphas = (content_alpha, style_alpha)
+    pictures = generate(
+        pipe, prompt, content, style, *alphas, numbers, num_inference_steps, progress=progress
+    )
     caption = f'"{prompt}", seeds {numbers[0]} to {numbers[-1]}'
     if content is not None:
         caption += f", content alpha {content_alpha:g}"

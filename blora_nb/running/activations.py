@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from blora_nb.blocks import target_modules
-from blora_nb.running.execution import gradient_checkpointing
+from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.lean_lora import lean_lora
 from blora_nb.settings import TrainingSettings
 

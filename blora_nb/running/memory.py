@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from blora_nb.defaults import native_resolution
 from blora_nb.registry import options_of
 from blora_nb.running.activations import count_activations, step_batch
 from blora_nb.running.text_cache import movable, text_projections
-from blora_nb.settings import TrainingSettings, native_resolution
+from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from blora_nb.errors import TrainingError
+from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.memory import advice, in_order, quantizing
 from blora_nb.settings import TrainingSettings
 
@@ -47,27 +49,29 @@ def release_memory_on_oom() -> Iterator[None]:
         raise
 
 
-def explain_out_of_memory(
-    pipe: "StableDiffusionXLPipeline",
-    settings: TrainingSettings,
-    error: BaseException,
-    checkpoint: Path | None,
-) -> str:
-    """The message for a training: how much it wanted, what is kept and what to change.
+@contextmanager
+def out_of_memory_explained(
+    pipe: "StableDiffusionXLPipeline", settings: TrainingSettings, output_dir: str | Path | None
+) -> Iterator[None]:
+    """Inside, a training that runs out of memory is a `TrainingError`.
 
-    Args:
-        checkpoint: the newest one, or None.
+    It says how much was wanted, which checkpoint is complete, and what to change.
     """
-    kept = ""
-    if checkpoint:
-        kept = (
-            f' {checkpoint} is complete: with gradient_checkpointing="full" and '
-            'resume_from_checkpoint="latest" the training goes on from there; the other changes '
-            "need a folder of their own."
-        )
-    device = pipe.unet.device
-    remedy = advice(pipe, settings)
-    return f"The memory of {device} is too small ({_how_much(error)}).{kept} {remedy}"
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        release_tensors(error)
+        message = f"The memory of {pipe.unet.device} is too small ({_wanted(error)})."
+        written = checkpoints(output_dir) if output_dir else []
+        if written:
+            message += (
+                f' {written[-1]} is complete: with gradient_checkpointing="full" and '
+                'resume_from_checkpoint="latest" the training goes on from there; the other '
+                "changes need a folder of their own."
+            )
+        raise TrainingError(f"{message} {advice(pipe, settings)}") from None
 
 
 def explain_out_of_memory_generating(
@@ -82,11 +86,10 @@ def explain_out_of_memory_generating(
     steps += [*quantizing(pipe), "a smaller height and width"]
     device = pipe.unet.device
     return (
-        f"The memory of {device} is too small for one picture ({_how_much(error)}). "
-        f"{in_order(steps)}"
+        f"The memory of {device} is too small for one picture ({_wanted(error)}). {in_order(steps)}"
     )
 
 
-def _how_much(error: BaseException) -> str:
+def _wanted(error: BaseException) -> str:
     """What PyTorch says it wanted, without its table of what is allocated."""
     return str(error).split("\n")[0].split(". GPU")[0]

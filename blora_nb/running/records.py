@@ -7,19 +7,16 @@ for what was typed.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blora_nb.defaults import SCHEDULERS
 from blora_nb.errors import shown
 from blora_nb.files.images import read_settings
 from blora_nb.files.metadata import model_hash, versions
 from blora_nb.guards.changed_pipelines import changes
-from blora_nb.lora import BLoRA, on_the_pipeline
+from blora_nb.lora import BLoRA, Given, applied_fingerprints
 from blora_nb.registry import options_of
-from blora_nb.settings import SCHEDULERS
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
-
-# from `lora.loaded`; to mix, several, each perhaps with its weight
-Half = BLoRA | tuple[BLoRA, float] | list[BLoRA | tuple[BLoRA, float]]
 
 # where these are the same, a picture is made again bit by bit
 DECISIVE = (
@@ -45,17 +42,19 @@ def record(
     pipe: "StableDiffusionXLPipeline",
     prompt: str,
     negative_prompt: str | None,
-    content: Half | None,
-    style: Half | None,
+    content: Given | None,
+    style: Given | None,
     content_alpha: float,
     style_alpha: float,
 ) -> dict[str, Any]:
     """What the pictures of one call have in common, once the halves are on the pipeline.
 
     Args:
-        content, style: their files are named where they have some; their fingerprints always.
+        content, style: from `lora.loaded`; their files are named where they have some, their
+            fingerprints always.
     """
-    found = {"prompt": prompt, "negative_prompt": negative_prompt, **options_of(pipe)}
+    found: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
+    found |= options_of(pipe)
     if content is not None:
         found |= {"content_alpha": content_alpha, **_half_record(pipe, "content", content)}
     if style is not None:
@@ -76,11 +75,12 @@ def record(
     }
 
 
-def _half_record(pipe: "StableDiffusionXLPipeline", half: str, given: Half) -> dict[str, Any]:
+def _half_record(pipe: "StableDiffusionXLPipeline", half: str, given: Given) -> dict[str, Any]:
     """The fingerprint of one half, and of what it was mixed, where all of that are files."""
-    items = given if isinstance(given, list) else [given]
+    items: list[Any] = given if isinstance(given, list) else [given]
+    parts: list[tuple[BLoRA, float]]
     parts = [item if isinstance(item, tuple) else (item, 1.0) for item in items]
-    found = {f"{half}_fingerprint": on_the_pipeline(pipe)[half]}
+    found: dict[str, Any] = {f"{half}_fingerprint": applied_fingerprints(pipe)[half]}
     sources = [blora.source for blora, _ in parts]
     if all(sources):
         found[f"{half}_B_LoRA"] = sources
