@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from blora_nb.blocks import target_modules
@@ -43,7 +44,7 @@ class _MemoryEfficientAttention(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if function is torch.nn.functional.scaled_dot_product_attention:
+        if function is scaled_dot_product_attention:
             return _Attention.apply(*args[:3])
         return function(*args, **(kwargs or {}))
 
