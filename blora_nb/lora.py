@@ -18,25 +18,12 @@ from torch import Tensor
 from blora_nb.blocks import BLOCK_OF_HALF, HALVES, half_of
 from blora_nb.errors import BLoRAError, BLoRAWarning, PipelineWarning, named_in_errors
 from blora_nb.files.cards import describe, html
-from blora_nb.files.formats import (
-    FORMATS,
-    WRAPPER,
-    converted,
-    format_of,
-    named_weights,
-    peft_config,
-    read_weights,
-)
+from blora_nb.files.locating import FILE_NAME, PEFT_FILE, find_weights, read_beside
+from blora_nb.files.lora_settings import PEFT_CONFIG, is_setting
 from blora_nb.files.metadata import versions
-from blora_nb.files.safe_files import (
-    FILE_NAME,
-    PEFT_FILE,
-    complete_file,
-    find_weights,
-    open_weights,
-    read_beside,
-)
-from blora_nb.files.scales import PEFT_CONFIG, is_setting
+from blora_nb.files.names import FORMATS, WRAPPER, format_of
+from blora_nb.files.reading import read_weights
+from blora_nb.files.safe_files import complete_file, open_weights
 from blora_nb.files.state_dict_checks import (
     base_of,
     check_complete,
@@ -44,6 +31,7 @@ from blora_nb.files.state_dict_checks import (
     check_sizes,
     remarks,
 )
+from blora_nb.files.writing import converted, named_weights, peft_config
 from blora_nb.guards.changed_pipelines import (
     acting_weights,
     adapters_of_encoders,

@@ -15,7 +15,8 @@ from blora_nb.assets import TINY_SDXL
 from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
 from blora_nb.errors import BLoRAWarning, named_in_errors
 from blora_nb.files.few_step import merge, read_few_step
-from blora_nb.files.safe_files import HUB_ID, find_weights, open_weights, read_beside
+from blora_nb.files.locating import HUB_ID, find_weights, read_beside
+from blora_nb.files.safe_files import open_weights
 from blora_nb.files.state_dict_checks import SDXL
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.prompts import tell_of_prompt, without_the_libraries_own

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from blora_nb import training
-from blora_nb.__main__ import main
+from blora_nb.cli.commands import main
 from blora_nb.errors import TrainingError
 from blora_nb.generation import generate
 from blora_nb.lora import applied, remove

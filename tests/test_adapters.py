@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from blora_nb.blocks import half_of
 from blora_nb.errors import BLoRAError
-from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.generation import generate
 from blora_nb.lora import (
     BLoRA,

@@ -16,9 +16,9 @@ from PIL import Image
 
 from blora_nb.assets import TINY_SDXL
 from blora_nb.cli.options import add_settings, given
-from blora_nb.cli.others_flags import NEEDLESS, WITHOUT_VALUE, add_others_flags
+from blora_nb.cli.others_flags import NEEDLESS, REFUSED, WITHOUT_VALUE, add_others_flags
 from blora_nb.lora import BLoRA
-from blora_nb.settings import REFUSED, TrainingSettings
+from blora_nb.settings import TrainingSettings
 from drawings import draw
 
 
@@ -36,7 +36,7 @@ def in_process(arguments):
     """As `run`, where nothing is done and so nothing has to be kept apart; without the seconds that a new Python takes."""
     from unittest import mock
 
-    from blora_nb.__main__ import main
+    from blora_nb.cli.commands import main
 
     with (
         mock.patch.object(sys, "argv", ["python -m blora_nb", *map(str, arguments)]),

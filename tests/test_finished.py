@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train

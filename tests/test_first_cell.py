@@ -59,7 +59,7 @@ def test_only_what_is_missing_is_installed_and_nothing_else_moves(bare_python, t
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import importlib.metadata as metadata
 from packaging.requirements import Requirement
-from blora_nb.running import device as runtime
+from blora_nb.cli import check as runtime
 before = metadata.version("torch"), metadata.version("numpy")
 real = runtime.requirements()
 runtime.requirements = lambda: real | {{"{SMALL}": Requirement("{SMALL}>=0.11")}}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from blora_nb.blocks import BLOCK_OF_HALF
 from blora_nb.errors import BLoRAError, BLoRAWarning
-from blora_nb.files.scales import PEFT_CONFIG
+from blora_nb.files.lora_settings import PEFT_CONFIG
 from blora_nb.files.state_dict_checks import base_of
 from blora_nb.lora import BLoRA, _check_fits, apply, combine, remove
 from random_sdxl import unet_config
@@ -453,7 +453,7 @@ def test_which_file_of_a_folder_is_meant(tmp_path):
 
 
 def test_the_address_of_a_page_on_the_hub_is_taken_for_the_id(monkeypatch):
-    from blora_nb.files import safe_files as files
+    from blora_nb.files import locating as files
 
     asked = []
     monkeypatch.setattr(

@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from blora_nb.cli.many_pictures import check_output, plan, read_captions, train_all, write_manifest
+from blora_nb.cli.finished import check_output
+from blora_nb.cli.jobs import plan, read_captions
+from blora_nb.cli.many_pictures import train_all, write_manifest
 from blora_nb.errors import ImageError
-from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.running.batches import Batches
 from blora_nb.settings import TrainingSettings
@@ -123,10 +125,10 @@ def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(
     from blora_nb.cli import many_pictures
     from blora_nb.errors import TrainingError
 
-    def sometimes(pipe_, pictures, *rest):
+    def sometimes(pipe_, pictures, *rest, **options):
         if "cat" in str(pictures):
             raise TrainingError("The loss became nan at step 3.")
-        return train(pipe_, pictures, *rest)
+        return train(pipe_, pictures, *rest, **options)
 
     monkeypatch.setattr(many_pictures, "train", sometimes)
     jobs = plan(folder, tmp_path / "out")

@@ -24,7 +24,7 @@ from blora_nb.metrics import scorer_for
 from blora_nb.pipeline import load_pipeline
 from blora_nb.registry import pipeline_lock
 from blora_nb.settings import TrainingSettings
-from blora_nb.widgets import panels
+from blora_nb.widgets import panel as panels
 from blora_nb.widgets.gallery import Gallery, Source, example_gallery
 from blora_nb.widgets.panels import AlphaPanel, SeedPanel
 from blora_nb.widgets.worker import Cancelled, threads_reach_the_page

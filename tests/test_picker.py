@@ -11,8 +11,8 @@ from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
 from blora_nb.training import train
 from blora_nb.validation import validation_pictures
-from blora_nb.widgets.gallery import read_bytes
 from blora_nb.widgets.picker import CheckpointPicker
+from blora_nb.widgets.uploads import picture_from_bytes
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_slider_shows_the_pictures_of_a_checkpoint_and_gives_its_weights(pip
     assert picker.checkpoint.name == "checkpoint-30"
     picker.slider.value = folder / "checkpoint-10"
     shown = [
-        read_bytes("shown", base64.b64decode(text.split('"')[0]))
+        picture_from_bytes("shown", base64.b64decode(text.split('"')[0]))[0]
         for text in picker.shown.value.split("base64,")[1:]
     ]
     assert (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from blora_nb.cli.many_pictures import plan, read_captions
+from blora_nb.cli.jobs import plan, read_captions
 from blora_nb.errors import ImageError, ImageWarning
 from blora_nb.files.images import find_images, read_image, read_with_remarks, remarks_on_square
 from blora_nb.settings import TrainingSettings

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from blora_nb.blocks import CONTENT_BLOCK, SGM_BLOCK_OF_HALF, STYLE_BLOCK, target_modules
 from blora_nb.errors import BLoRAError, BLoRAWarning
-from blora_nb.files.few_step import sgm_name
-from blora_nb.files.formats import REFUSED
-from blora_nb.files.scales import CHANGE_THE_BASE, SOURCES
+from blora_nb.files.lora_settings import SOURCES
+from blora_nb.files.other_methods import CHANGE_THE_BASE, REFUSED
+from blora_nb.files.sgm_names import sgm_name
 from blora_nb.lora import BLoRA
 from blora_nb.pipeline import load_pipeline, merge_few_step_lora
 

@@ -15,9 +15,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from blora_nb.cli.many_pictures import Job, check_output, plan, train_all, write_manifest
+from blora_nb.cli.finished import check_output
+from blora_nb.cli.jobs import Job, plan
+from blora_nb.cli.many_pictures import train_all, write_manifest
 from blora_nb.errors import BLoRAError, CheckpointError, TrainingError
-from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, applied
 from blora_nb.pipeline import load_pipeline
@@ -136,8 +138,8 @@ def test_ctrl_c_between_the_last_step_and_the_saving_loses_nothing(
 ):
     from blora_nb.cli import many_pictures
 
-    def interrupted(*arguments):
-        made = train(*arguments)
+    def interrupted(*arguments, **options):
+        made = train(*arguments, **options)
         signal.raise_signal(signal.SIGINT)
         return made
 

@@ -1,8 +1,15 @@
-"""Is everything installed that is needed, and on what does it run: a table that says so."""
+"""What is installed and what it will run on: a table with a remedy for each fault."""
 
 import importlib.metadata
+import subprocess
 import sys
+import tempfile
+import tomllib
 from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from blora_nb.running.device import (
     default_base,
@@ -15,116 +22,90 @@ from blora_nb.running.device import (
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "ipywidgets")
 
 
-def check():
-    """Rows (state, what, found, remedy) of the check table; the state is "OK" or "FAIL"."""
+class Row(NamedTuple):
+    """One line of the table; `remedy` is shown where it is not ok."""
+
+    ok: bool
+    what: str
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        remedy = "" if self.ok else f"   -> {self.remedy}"
+        return f"[{'OK' if self.ok else 'FAIL':^4}] {self.what:<15} {self.found}{remedy}"
+
+
+def check() -> list[Row]:
+    """The rows of the check table."""
     from blora_nb.assets import TINY_SDXL
 
     device = default_device()
+    dtype = str(default_dtype(device)).removeprefix("torch.")
+    choices = "(environment variable BLORA_BASE: tiny, sdxl, or an id or folder)"
+    python = sys.version_info >= (3, 11)
     rows = [
-        (
-            "OK" if sys.version_info >= (3, 11) else "FAIL",
-            "Python",
-            sys.version.split()[0],
-            "install Python 3.11 or later",
-        )
+        Row(python, "Python", sys.version.split()[0], "install Python 3.11 or later"),
+        *map(check_package, PACKAGES),
+        Row(True, "host", host()),
+        Row(True, "device", f"{device}, {dtype}"),
+        Row(True, "base model", f"{default_base()}   {choices}"),
     ]
-    wanted = requirements()
-    for package in PACKAGES:
-        remedy = f'pip install "{wanted.get(package, package)}"'
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            rows.append(("FAIL", package, "not installed", remedy))
-            continue
-        fits = package not in wanted or wanted[package].specifier.contains(
-            version, prereleases=True
-        )
-        rows.append(("OK" if fits else "FAIL", package, version, remedy))
-    rows.append(("OK", "host", host(), ""))
-    rows.append(
-        ("OK", "device", f"{device}, {str(default_dtype(device)).removeprefix('torch.')}", "")
-    )
-    rows.append(
-        (
-            "OK",
-            "base model",
-            f"{default_base()}   (environment variable BLORA_BASE: tiny, sdxl, or an id or folder)",
-            "",
-        )
-    )
     if device.startswith("cuda"):
-        rows.append(("OK", "memory profile", memory_profile(device).name, ""))
+        rows.append(Row(True, "memory profile", memory_profile(device).name))
     here = (TINY_SDXL / "model_index.json").exists()
-    rows.append(
-        (
-            "OK" if here else "FAIL",
-            "teaching model",
-            "data/tiny_sdxl" if here else "missing",
-            "clone the whole repository; data/ is part of it",
-        )
-    )
-    return rows
+    found = "data/tiny_sdxl" if here else "missing"
+    remedy = "clone the whole repository; data/ is part of it"
+    return [*rows, Row(here, "teaching model", found, remedy)]
 
 
-def print_check():
+def check_package(name: str) -> Row:
+    """Whether a package is installed in a version that pyproject.toml asks for."""
+    wanted = requirements().get(name, Requirement(name))
+    remedy = f'pip install "{wanted}"'
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Row(False, name, "not installed", remedy)
+    return Row(wanted.specifier.contains(version, prereleases=True), name, version, remedy)
+
+
+def print_check() -> bool:
     """Print the check table; True if every line is OK."""
     rows = check()
-    for state, what, found, remedy in rows:
-        print(f"[{state:^4}] {what:<15} {found}" + (f"   -> {remedy}" if state == "FAIL" else ""))
-    return all(row[0] == "OK" for row in rows)
+    for row in rows:
+        print(row)
+    return all(row.ok for row in rows)
 
 
-def requirements():
-    """Name to `packaging` Requirement of everything pyproject.toml asks for; none where only the module was copied."""
-    import tomllib
-
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
+def requirements() -> dict[str, Requirement]:
+    """What pyproject.toml asks for, by name; nothing where only the module was copied."""
     file = Path(__file__).resolve().parents[2] / "pyproject.toml"
-    wanted = (
-        [Requirement(text) for text in tomllib.loads(file.read_text())["project"]["dependencies"]]
-        if file.exists()
-        else []
-    )
+    if not file.exists():
+        return {}
+    wanted = map(Requirement, tomllib.loads(file.read_text())["project"]["dependencies"])
     return {canonicalize_name(requirement.name): requirement for requirement in wanted}
 
 
-def install_missing():
-    """Install what pyproject.toml asks for and this Python lacks; what is there, torch and numpy above all, stays as it is.
+def install_missing() -> list[str]:
+    """Install what pyproject.toml asks for and this Python lacks, and change nothing else.
 
-    For Colab and Kaggle, where a wrong torch costs the session. Returns the requirements that were installed.
+    For Colab and Kaggle, where another version of torch or numpy would break the session.
+
+    Returns:
+        The requirements that were installed.
     """
-    import subprocess
-    import tempfile
-
-    from packaging.utils import canonicalize_name
-
     here = {
-        canonicalize_name(d.metadata["Name"]): d.version
-        for d in importlib.metadata.distributions()
-        if d.metadata["Name"]
+        canonicalize_name(package.metadata["Name"]): package.version
+        for package in importlib.metadata.distributions()
+        if package.metadata["Name"]
     }
     missing = [str(wanted) for name, wanted in requirements().items() if name not in here]
-    if missing:
-        print("installing", ", ".join(missing), "...")
-        with tempfile.NamedTemporaryFile(
-            "w", suffix=".txt"
-        ) as constraints:  # nothing that is there may move
-            constraints.write("\n".join(f"{name}=={version}" for name, version in here.items()))
-            constraints.flush()
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--disable-pip-version-check",
-                    "--constraint",
-                    constraints.name,
-                    *missing,
-                ],
-                check=True,
-            )
+    if not missing:
+        return []
+    print("installing", ", ".join(missing), "...")
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+        constraints.write("\n".join(f"{name}=={version}" for name, version in here.items()))
+        constraints.flush()
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--constraint", constraints.name, *missing], check=True)
     return missing

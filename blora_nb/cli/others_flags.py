@@ -1,82 +1,75 @@
-"""The flags of other training scripts: what is refused here and why, and what is not needed."""
+"""The flags of other training scripts: which are refused and why, and which change nothing here."""
 
 import argparse
 import sys
+from typing import Any
 
-_TEXT_ENCODER = "only the two blocks of the U-Net are trained: a text encoder that learns the picture tells it to every block, and content and style are no longer separate"
-
-
-_DATASET = "pictures are read from a folder: use --instance_data_dir, with --together and --captions_file for captions"
-
-
-_LOCAL = "nothing is sent anywhere; losses, settings and versions are written beside the weights"
-
-
-_ADAMW = "AdamW (or its 8-bit form, --use_8bit_adam) is what B-LoRA was published with; Prodigy is not offered"
-
-
-_CROP = "SDXL is told a crop at (0, 0), as it is when pictures are generated, and the middle square is used"
-
-
-_PLAIN = "it makes other files than B-LoRA's plain LoRA, or another loss; it is not offered"
-
-
-REFUSED = {
-    **dict.fromkeys(
-        (
-            "--train_text_encoder",
-            "--text_encoder_lr",
-            "--adam_weight_decay_text_encoder",
-            "--train_text_encoder_frac",
-            "--train_text_encoder_ti",
-            "--train_text_encoder_ti_frac",
-        ),
-        _TEXT_ENCODER,
+REASONS = (
+    (
+        "--train_text_encoder --text_encoder_lr --adam_weight_decay_text_encoder "
+        "--train_text_encoder_frac --train_text_encoder_ti --train_text_encoder_ti_frac "
+        "--token_abstraction --num_new_tokens_per_abstraction --clip_skip",
+        "only the two blocks of the U-Net are trained: a text encoder that learns the picture "
+        "tells it to every block, and content and style are no longer separate",
     ),
-    **dict.fromkeys(
-        ("--token_abstraction", "--num_new_tokens_per_abstraction", "--clip_skip"), _TEXT_ENCODER
+    (
+        "--dataset_name --dataset_config_name --image_column --caption_column",
+        "pictures are read from a folder: use --instance_data_dir, with --together and "
+        "--captions_file for captions",
     ),
-    **dict.fromkeys(
-        ("--dataset_name", "--dataset_config_name", "--image_column", "--caption_column"), _DATASET
+    (
+        "--push_to_hub --hub_token --hub_model_id --report_to",
+        "nothing is sent anywhere; losses, settings and versions are written beside the weights",
     ),
-    **dict.fromkeys(("--push_to_hub", "--hub_token", "--hub_model_id", "--report_to"), _LOCAL),
-    **dict.fromkeys(
-        (
-            "--optimizer",
-            "--prodigy_beta3",
-            "--prodigy_decouple",
-            "--prodigy_use_bias_correction",
-            "--prodigy_safeguard_warmup",
-        ),
-        _ADAMW,
+    (
+        "--optimizer --prodigy_beta3 --prodigy_decouple --prodigy_use_bias_correction "
+        "--prodigy_safeguard_warmup",
+        "AdamW (or its 8-bit form, --use_8bit_adam) is what B-LoRA was published with; Prodigy is "
+        "not offered",
     ),
-    **dict.fromkeys(("--crops_coords_top_left_h", "--crops_coords_top_left_w"), _CROP),
-    **dict.fromkeys(
-        ("--use_dora", "--lora_dropout", "--noise_offset", "--do_edm_style_training"), _PLAIN
+    (
+        "--crops_coords_top_left_h --crops_coords_top_left_w",
+        "SDXL is told a crop at (0, 0), as it is when pictures are generated, and the middle "
+        "square is used",
     ),
-    "--lora_unet_blocks": "B-LoRA is trained on the content and the style block; others are compared in the notebooks",
-    "--random_flip": "a mirrored picture is another content; the B-LoRA would learn both",
-    "--num_train_epochs": "the length of a training is --max_train_steps; with one picture an epoch is one step",
-    "--validation_epochs": "validation pictures are made at each checkpoint: --checkpointing_steps",
-    "--prior_generation_precision": "class pictures are made in the dtype of the base: --dtype",
-    "--scale_lr": "say the learning rate you want with --learning_rate; it is not multiplied behind your back",
-}
-
+    (
+        "--use_dora --lora_dropout --noise_offset --do_edm_style_training",
+        "it makes other files than B-LoRA's plain LoRA, or another loss; it is not offered",
+    ),
+    (
+        "--lora_unet_blocks",
+        "B-LoRA is trained on the content and the style block; others are compared in the "
+        "notebooks",
+    ),
+    ("--random_flip", "a mirrored picture is another content; the B-LoRA would learn both"),
+    (
+        "--num_train_epochs",
+        "the length of a training is --max_train_steps; with one picture an epoch is one step",
+    ),
+    (
+        "--validation_epochs",
+        "validation pictures are made at each checkpoint: --checkpointing_steps",
+    ),
+    (
+        "--prior_generation_precision",
+        "class pictures are made in the dtype of the base: --dtype",
+    ),
+    (
+        "--scale_lr",
+        "say the learning rate you want with --learning_rate; it is not multiplied behind your "
+        "back",
+    ),
+)
+REFUSED = {flag: reason for flags, reason in REASONS for flag in flags.split()}
 
 # values of refused flags that ask for what is done anyway
-AS_HERE = {
+DONE_ANYWAY = {
     "--optimizer": {"adamw"},
-    **dict.fromkeys(
-        (
-            "--crops_coords_top_left_h",
-            "--crops_coords_top_left_w",
-            "--lora_dropout",
-            "--noise_offset",
-        ),
-        {"0", "0.0"},
-    ),
+    "--crops_coords_top_left_h": {"0", "0.0"},
+    "--crops_coords_top_left_w": {"0", "0.0"},
+    "--lora_dropout": {"0", "0.0"},
+    "--noise_offset": {"0", "0.0"},
 }
-
 
 # flags of the original and of diffusers' scripts that change nothing here, and why
 NEEDLESS = {
@@ -91,8 +84,6 @@ NEEDLESS = {
     "--logging_dir": "the losses are in the checkpoints",
     "--local_rank": "accelerate tells each process its number",
 }
-
-
 WITHOUT_VALUE = {
     "--center_crop",
     "--enable_xformers_memory_efficient_attention",
@@ -102,25 +93,22 @@ WITHOUT_VALUE = {
 }
 
 
-class _Refuse(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        if str(values).lower() not in AS_HERE.get(option_string, ()):
-            parser.error(f"{option_string} is refused: {REFUSED[option_string]}.")
+class Answer(argparse.Action):
+    """Refuse a flag with the reason, or say that it changes nothing and go on."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, value: Any, flag: str | None = None
+    ) -> None:
+        if flag in NEEDLESS:
+            print(f"note: {flag} changes nothing: {NEEDLESS[flag]}.", file=sys.stderr)
+        elif flag in REFUSED and str(value).lower() not in DONE_ANYWAY.get(flag, ()):
+            parser.error(f"{flag} is refused: {REFUSED[flag]}.")
 
 
-class _Needless(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        print(f"note: {option_string} changes nothing: {NEEDLESS[option_string]}.", file=sys.stderr)
-
-
-def add_others_flags(parser):
-    """Flags of the original and of diffusers' scripts that are refused with the reason, and those that change nothing, with a note."""
+def add_others_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the authors' script and of diffusers' scripts, left out of --help."""
     for flag in REFUSED:
-        parser.add_argument(flag, nargs="?", action=_Refuse, help=argparse.SUPPRESS)
+        parser.add_argument(flag, nargs="?", action=Answer, help=argparse.SUPPRESS)
     for flag in NEEDLESS:
-        parser.add_argument(
-            flag,
-            action=_Needless,
-            nargs=0 if flag in WITHOUT_VALUE else None,
-            help=argparse.SUPPRESS,
-        )
+        nargs = 0 if flag in WITHOUT_VALUE else None
+        parser.add_argument(flag, nargs=nargs, action=Answer, help=argparse.SUPPRESS)

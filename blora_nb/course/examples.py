@@ -1,6 +1,9 @@
-"""The example pictures of the course, and a trained B-LoRA for each of them, so that a class need not wait."""
+"""The example pictures of the course, and a trained B-LoRA for each: a class need not wait."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from blora_nb.assets import DATA
 from blora_nb.defaults import TINY_DEFAULTS, defaults_for
@@ -8,16 +11,19 @@ from blora_nb.files.images import read_image
 from blora_nb.lora import BLoRA
 from blora_nb.training import train
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
 OUTPUTS = DATA.parent / "outputs"
 
 
-def example_names():
+def example_names() -> list[str]:
     """The names of the pictures in data/examples, such as "cat_wood"."""
     return sorted(path.stem for path in (DATA / "examples").glob("*.png"))
 
 
-def example_picture(name):
-    """One of them, a PIL image of 1024 x 1024 pixels.
+def example_picture(name: str) -> Image.Image:
+    """An example picture, a PIL image of 1024 x 1024 pixels.
 
     Raises:
         ValueError: there is none of this name.
@@ -27,20 +33,24 @@ def example_picture(name):
     return read_image(DATA / "examples" / f"{name}.png")
 
 
-def example_blora(pipe, name, afresh=False):
+def example_blora(pipe: "StableDiffusionXLPipeline", name: str, afresh: bool = False) -> BLoRA:
     """The B-LoRA of an example picture, for this pipeline.
 
-    For the teaching model it is in data/bloras. For another base model it is trained at the first call and kept in
-    outputs/bloras, in a folder named after the model.
+    For the teaching model it is in data/bloras. For another base model it is trained at the first
+    call and kept in outputs/bloras, in a folder named after the model.
 
     Args:
         afresh: train it now in any case, with a progress bar, and keep nothing.
+
+    Raises:
+        ValueError: there is no example of this name.
     """
     picture = example_picture(name)
     if afresh:
         return train(pipe, picture)
-    tiny = defaults_for(pipe) is TINY_DEFAULTS
-    folder = DATA / "bloras" if tiny else OUTPUTS / "bloras" / Path(pipe.config._name_or_path).name
+    folder = DATA / "bloras"
+    if defaults_for(pipe) is not TINY_DEFAULTS:
+        folder = OUTPUTS / "bloras" / Path(pipe.config._name_or_path).name
     file = folder / f"{name}.safetensors"
     if not file.exists():
         train(pipe, picture).save(file)

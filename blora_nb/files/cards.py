@@ -10,7 +10,7 @@ from pathlib import Path
 from blora_nb.blocks import half_of
 from blora_nb.errors import shown
 from blora_nb.files.images import safe_name
-from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.state_dict_checks import SDXL, base_of
 
 # what the hub knows by name, of its list at huggingface.co/docs/hub/repositories-licenses; others it shows as "other", with their name

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from blora_nb.errors import BLoRAError, CheckpointError
-from blora_nb.files.safe_files import FILE_NAME
+from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
 

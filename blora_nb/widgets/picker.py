@@ -1,6 +1,8 @@
 """Which checkpoint to take: the pictures of each, always with the same seeds, behind a slider."""
 
 import html
+from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 
@@ -8,7 +10,7 @@ from blora_nb.figures import checkpoint_grid
 from blora_nb.files.images import read_image
 from blora_nb.lora import BLoRA
 from blora_nb.validation import validated
-from blora_nb.widgets.gallery import picture_html, reduced
+from blora_nb.widgets.markup import picture_html, reduced, small_print
 
 SIDE = 180  # pixels of a picture
 
@@ -21,7 +23,8 @@ class CheckpointPicker(widgets.VBox):
         picker = CheckpointPicker("outputs/cat")
         picker.blora
 
-    Early checkpoints follow other words of a prompt more freely, late ones keep more of the picture.
+    Early checkpoints follow other words of a prompt more freely; late ones keep more of the
+    picture.
 
     Args:
         folder: the `output_dir` of a training.
@@ -33,42 +36,44 @@ class CheckpointPicker(widgets.VBox):
         FileNotFoundError: no checkpoint with pictures in the folder.
     """
 
-    def __init__(self, folder):
-        self.folder, self.pictures = folder, validated(folder)
-        steps = {f"step {path.name.partition('-')[2]}": path for path in self.pictures}
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = folder
+        self.pictures = validated(folder)
+        steps = [(f"step {path.name.partition('-')[2]}", path) for path in self.pictures]
         self.slider = widgets.SelectionSlider(
-            options=list(steps.items()),
-            value=list(steps.values())[-1],
+            options=steps,
+            value=steps[-1][1],
             description="Checkpoint",
-            layout=widgets.Layout(width="420px"),
+            layout={"width": "420px"},
             style={"description_width": "90px"},
         )
-        self.shown, self.words = widgets.HTML(), widgets.HTML()
-        self.slider.observe(lambda _: self._show(), "value")
-        super().__init__(
-            [self.slider, self.shown, self.words], layout=widgets.Layout(padding="8px")
-        )
-        self._show()
+        self.shown = widgets.HTML()
+        self.usage = widgets.HTML()
+        self.slider.observe(lambda _: self._show_chosen(), "value")
+        super().__init__([self.slider, self.shown, self.usage], layout={"padding": "8px"})
+        self._show_chosen()
 
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below
 
     @property
-    def checkpoint(self):
+    def checkpoint(self) -> Path:
         return self.slider.value
 
     @property
-    def blora(self):
+    def blora(self) -> BLoRA:
         return BLoRA.load(self.checkpoint)
 
-    def _show(self):
-        cards = "".join(
-            f'<div style="flex:0 1 {SIDE}px">{picture_html(reduced(read_image(file), SIDE), SIDE, f"{self.checkpoint.name}, picture {number}")}</div>'
-            for number, file in enumerate(self.pictures[self.checkpoint])
-        )
-        self.shown.value = (
-            f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin:6px 0">{cards}</div>'
-        )
-        self.words.value = f'<div style="font-size:12px;opacity:.75;overflow-wrap:anywhere">Use it: <code>BLoRA.load("{html.escape(str(self.checkpoint))}")</code></div>'
+    def _show_chosen(self) -> None:
+        """Show the pictures of the chosen checkpoint, and how it is used."""
+        cards = []
+        for number, file in enumerate(self.pictures[self.checkpoint]):
+            alt = f"{self.checkpoint.name}, picture {number}"
+            picture = picture_html(reduced(read_image(file), SIDE), SIDE, alt)
+            cards.append(f'<div style="flex:0 1 {SIDE}px">{picture}</div>')
+        row = "display:flex;flex-wrap:wrap;gap:10px;margin:6px 0"
+        self.shown.value = f'<div style="{row}">{"".join(cards)}</div>'
+        load = html.escape(f'BLoRA.load("{self.checkpoint}")', quote=False)
+        self.usage.value = small_print(f"Use it: <code>{load}</code>")
 
-    def _repr_mimebundle_(self, **kwargs):
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         return checkpoint_grid(self.folder).instead_of(self)

@@ -1,0 +1,140 @@
+"""What earlier trainings left in the output folders: what is finished, and is it what is wanted."""
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from blora_nb.cli.jobs import Job
+from blora_nb.errors import BLoRAError, BLoRAWarning
+from blora_nb.files.images import writable_folder
+from blora_nb.files.locating import FILE_NAME
+from blora_nb.files.metadata import training_metadata
+from blora_nb.lora import BLoRA
+from blora_nb.running.checkpoints import check_unused, checkpoints, other_settings
+from blora_nb.running.training_pictures import class_pictures, fingerprints, squares_of
+from blora_nb.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+
+def check_output(jobs: Sequence[Job], resume: str | None) -> list[Job]:
+    """The jobs that are not finished.
+
+    Raises, before any work:
+        FileExistsError: something would be overwritten, or is the B-LoRA of other pictures.
+        OSError: a folder cannot be written to. BLoRAError: a file only looks finished.
+    """
+    for job in jobs:
+        if not job.finished:
+            if not resume:
+                check_unused(job.folder)
+            # left by a process that was killed while it wrote
+            for part in writable_folder(job.folder).glob(f"{FILE_NAME}*.part"):
+                part.unlink()
+        elif resume:
+            check_pictures(job)
+        else:
+            raise FileExistsError(
+                f"{job.folder / FILE_NAME} exists already. Choose another output_dir, remove it, "
+                'or keep what is finished with resume_from_checkpoint="latest".'
+            )
+    return [job for job in jobs if not job.finished]
+
+
+def check_pictures(job: Job) -> None:
+    """Raise where a finished file is damaged, or is the B-LoRA of other pictures."""
+    try:
+        learned = json.loads(BLoRA.load(job.folder).metadata.get("pictures", "null"))
+    except (BLoRAError, ValueError) as error:
+        raise BLoRAError(
+            f"{error} Remove it, and the training goes on from its last checkpoint."
+        ) from None
+    if learned and learned != job.picture_names:
+        raise FileExistsError(
+            f"{job.folder / FILE_NAME} is the B-LoRA of {', '.join(learned)}. Choose another "
+            "output_dir."
+        )
+
+
+def check_finished(
+    pipe: "StableDiffusionXLPipeline", jobs: Sequence[Job], settings: TrainingSettings
+) -> list[tuple[Job, str]]:
+    """Print what is finished; returns (job, why) of what is finished and not what is asked for.
+
+    Args:
+        jobs: finished ones, from `plan`; `check_output` has looked at their files.
+    """
+    others = []
+    for job in jobs:
+        why = other_training(pipe, job, settings)
+        if why:
+            print(f"failed: {job}: {why}", file=sys.stderr, flush=True)
+            others.append((job, why))
+        else:
+            print(f"finished already: {job.folder}", flush=True)
+    return others
+
+
+def other_training(
+    pipe: "StableDiffusionXLPipeline", job: Job, settings: TrainingSettings
+) -> str | None:
+    """How a finished B-LoRA differs from what its job asks for, and what to do; None if in nothing.
+
+    They are the same where the pixels, prompts, settings and base are, as with checkpoints.
+    """
+    file = job.folder / FILE_NAME
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BLoRAWarning)
+        metadata = BLoRA.load(job.folder).metadata
+    stored = json.loads(metadata.get("training", "{}"))
+    then, now = learned_then_and_now(pipe, job, settings, metadata)
+    different = other_settings(stored, settings, frozenset({"max_train_steps"}))
+    different += [f"it is of another {what}" for what in now if then.get(what) != now[what]]
+    steps, asked = stored.get("max_train_steps"), settings.max_train_steps
+    if steps == asked and not different:
+        return None
+    remedy = "Choose another output_dir, or move this folder away to train anew."
+    last = next(reversed(checkpoints(job.folder)), None)
+    only_longer = not different and steps and steps < asked
+    if only_longer and last and settings.lr_scheduler.startswith("constant"):
+        remedy = (
+            f"To go on from {last}, move {file} away and train again with "
+            'resume_from_checkpoint="latest".'
+        )
+    if steps != asked:
+        different.append(f"it had {steps} training steps and {asked} are asked for")
+    why = "; ".join(different)
+    return f"{file} is finished, and another one than is asked for: {why}. {remedy}"
+
+
+def learned_then_and_now(
+    pipe: "StableDiffusionXLPipeline",
+    job: Job,
+    settings: TrainingSettings,
+    metadata: dict[str, str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a finished B-LoRA was trained on, and what its job would train on, in the same terms."""
+    content = BLoRA.load(job.content).content if job.content else None
+    if "learned" in metadata:
+        squares = squares_of(job.pictures, settings.resolution, silent=True)
+        class_squares = squares_of(class_pictures(settings), settings.resolution, silent=True)
+        prompts = list(job.pictures.values()) if job.has_captions else None
+        now = fingerprints(pipe, squares, prompts, class_squares, content)
+        return json.loads(metadata["learned"]), now
+    # a file of an earlier version
+    picture = next(iter(job.pictures)) if len(job.pictures) == 1 else None
+    asked = training_metadata(pipe, settings, picture)
+    now = {
+        "picture": asked.get("picture_sha256"),
+        "base model": asked.get("base_model_sha256"),
+        "content half": content.fingerprint if content else None,
+    }
+    then = {
+        "picture": metadata.get("picture_sha256"),
+        "base model": metadata.get("base_model_sha256"),
+        "content half": metadata.get("content_fingerprint"),
+    }
+    return then, now

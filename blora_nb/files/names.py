@@ -1,0 +1,241 @@
+"""How programs name the weights of a LoRA, and what their names mean here.
+
+Our names are PEFT's endings on diffusers' layer names:
+`unet.up_blocks.0.attentions.0.….attn1.to_q.lora_A.weight`. A name is read in three pieces: a prefix
+that says which model it belongs to, a layer, and an ending that says which matrix it is. Any of the
+prefixes may stand before any of the endings. Dots and underscores in the layer are taken for the
+same, because kohya's files have only underscores.
+
+To read the names of another program, add a row to `NAMINGS`.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from blora_nb.blocks import BLOCK_OF_HALF, SGM_BLOCK_OF_HALF
+from blora_nb.errors import BLoRAError, shown
+from blora_nb.files.lycoris import PARTS
+from blora_nb.files.other_methods import method_of, other_model, refuse_method
+
+
+class Naming(NamedTuple):
+    """The names that one kind of program writes; all but `description` are regular expressions."""
+
+    description: str  # what `BLoRA.format` says
+    mark: str  # a file has these names if one contains it; the first row that fits counts
+    prefix: str  # what stands before a layer's name
+    down: str  # what stands behind it, without .weight: lora_A, [rank, in]
+    up: str  # lora_B, [out, rank]
+    writes_alphas: bool = False  # always, so that a file without them is odd
+
+
+ADAPTER = r"(?:\.[\w-]{1,80})?"  # PEFT may put the name of the adapter behind lora_A
+NAMINGS = (
+    Naming(
+        "diffusers, old names (attention processors)",
+        mark=r"\.processor\.",
+        prefix=r"unet[._]",
+        down=r"_lora(?:_layer)?\.down",
+        up=r"_lora(?:_layer)?\.up",
+    ),
+    Naming(
+        "diffusers with a doubled unet., as the authors' published weights",
+        mark=r"unet\.unet\.",
+        prefix=r"unet[._]",
+        down=r"\.lora\.down",
+        up=r"\.lora\.up",
+    ),
+    Naming(
+        "kohya with SDXL's own block names",
+        mark=r"(?:lora_unet|lycoris)_\w{0,40}?output_blocks_",
+        prefix=r"lora_unet_|lycoris_unet_|lycoris_",
+        down=r"\.lora_down",
+        up=r"\.lora_up",
+        writes_alphas=True,
+    ),
+    Naming(
+        "kohya with diffusers' block names",
+        mark=r"(?:lora_unet|lycoris)_",
+        prefix=r"lora_unet_|lycoris_unet_|lycoris_",
+        down=r"\.lora_down",
+        up=r"\.lora_up",
+        writes_alphas=True,
+    ),
+    Naming(
+        "ComfyUI",
+        mark=r"diffusion_model\.",
+        prefix=r"(?:model\.)?diffusion_model\.",
+        down=r"\.lora_down",
+        up=r"\.lora_up",
+    ),
+    Naming(
+        "PEFT",
+        mark=r"base_model\.model\.",
+        prefix=r"base_model\.model\.",
+        down=rf"\.lora_A{ADAPTER}",
+        up=rf"\.lora_B{ADAPTER}",
+    ),
+    Naming(
+        "diffusers",
+        mark="",
+        prefix=r"unet[._]",
+        down=r"\.lora(?:_layer|_linear_layer)?\.down",
+        up=r"\.lora(?:_layer|_linear_layer)?\.up",
+    ),
+)
+FORMATS = ("diffusers", "peft", "kohya", "sgm")  # that are written: `written_name`
+
+
+def _any_of(patterns: Iterable[str]) -> str:
+    return "|".join(dict.fromkeys(patterns))
+
+
+# what torch.compile and distributed training put before the names of the model inside
+WRAPPERS = r"_orig_mod[._]|module[._]|_fsdp_wrapped_module[._]"
+WRAPPER = re.compile(rf"(?<![^._])(?:{WRAPPERS})")
+PREFIX = re.compile(rf"(?:{_any_of(n.prefix for n in NAMINGS)}|oft_unet_|{WRAPPERS})*")
+ENDINGS = {
+    "lora_A": re.compile(rf"(?:{_any_of(n.down for n in NAMINGS)})\.weight$"),
+    "lora_B": re.compile(rf"(?:{_any_of(n.up for n in NAMINGS)})\.weight$"),
+    "alpha": re.compile(r"\.alpha$"),
+    **{part: re.compile(rf"\.{part}(?:\.weight)?$") for part in PARTS},
+}
+WHOLE_WEIGHT = re.compile(r"\.(?:weight|bias)$")
+TEXT_ENCODER = re.compile(
+    rf"(?:base_model\.model\.|{WRAPPERS})*"
+    r"(?:(?:lora|oft)_te[12]?_|lycoris_te|text_encoder|text_model|te[12][._]|clip_[lg]|conditioner)"
+)
+EMBEDDING = re.compile(r"bundle_emb\.")  # textual inversions that some programs put beside a LoRA
+OTHER_BLOCK = re.compile(
+    r"(?:down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|time_embed|"
+    r"time_embedding|add_embedding|label_emb|class_embedding|encoder_hid_proj|conv_in|conv_out|"
+    r"conv_norm_out|out)(?:_|$)"
+)
+HALF_OF_START = {
+    f"{block.replace('.', '_')}_": half
+    for blocks in (BLOCK_OF_HALF, SGM_BLOCK_OF_HALF)
+    for half, block in blocks.items()
+}
+
+# the linear layers of a transformer block
+ATTENTION_LAYERS = [
+    f"attn{number}.{projection}"
+    for number in (1, 2)
+    for projection in ("to_q", "to_k", "to_v", "to_out.0")
+]
+LAYER_OF_FLAT_NAME = {
+    name.replace(".", "_"): name for name in (*ATTENTION_LAYERS, "ff.net.0.proj", "ff.net.2")
+} | {"attn1_to_out": "attn1.to_out.0", "attn2_to_out": "attn2.to_out.0"}
+TRANSFORMER_BLOCK = re.compile(r"transformer_blocks_(0|[1-9][0-9]{0,2})_")
+
+
+class Name(NamedTuple):
+    """What a name in a file means."""
+
+    half: str | None  # "content", "style", or None for other parts of the model
+    layer: str  # in the U-Net, as `up_blocks.0.attentions.0.….to_q`; of other parts what they are
+    part: str | None  # "lora_A", "lora_B", "alpha", one of LyCORIS's `PARTS`; None for others
+
+
+def namings_of(keys: Iterable[str]) -> list[Naming]:
+    """The namings that a file's names may follow, the likeliest first."""
+    text = "\n".join(keys)
+    return [naming for naming in NAMINGS if re.search(naming.mark, text)]
+
+
+def format_of(keys: Iterable[str]) -> str:
+    """The format of a file, in words, by its names."""
+    return namings_of(keys)[0].description
+
+
+def split_name(key: str) -> tuple[str, str | None]:
+    """(prefix and layer, part) of a name; the part is None where it is no part of a LoRA."""
+    for part, ending in ENDINGS.items():
+        match = ending.search(key)
+        if match:
+            return key[: match.start()], part
+    return key, None
+
+
+def flat_layer(stem: str) -> str:
+    """A layer's name in the U-Net with underscores for dots, without all that stands before it."""
+    inside = WRAPPER.sub("", PREFIX.sub("", stem, count=1))
+    return inside.replace(".processor.", ".").replace(".", "_")
+
+
+def read_name(key: str) -> Name:
+    """The meaning of a weight's name in any of the known formats.
+
+    Raises:
+        BLoRAError: it is no LoRA weight of a U-Net or text encoder, or one of a refused method.
+    """
+    stem, part = split_name(key)
+    known = part or method_of(key) or WHOLE_WEIGHT.search(key)
+    if known and TEXT_ENCODER.match(stem):
+        return Name(None, "text encoder", part)
+    if EMBEDDING.match(key):
+        return Name(None, "embedding", part)
+    flat = flat_layer(stem)
+    for start, half in HALF_OF_START.items():
+        if flat.startswith(start):
+            if part is None:
+                _refuse_in_the_two_blocks(key)
+            layer = _layer(flat.removeprefix(start), key)
+            return Name(half, f"{BLOCK_OF_HALF[half]}.{layer}", part)
+    if known and OTHER_BLOCK.match(flat):
+        return Name(None, "other block", part)
+    raise BLoRAError(
+        f"{shown(key)} is not the name of a LoRA weight of SDXL in any known format."
+        f"{hint_of_other_model(key)}"
+    )
+
+
+def hint_of_other_model(key: str) -> str:
+    """A sentence, after a space, about the model to which a foreign name seems to belong."""
+    model = other_model([key])
+    return f" It looks like one for {model}; B-LoRA needs SDXL." if model else ""
+
+
+def _refuse_in_the_two_blocks(key: str) -> None:
+    refuse_method(key)
+    raise BLoRAError(
+        f"{shown(key)} is a whole weight or bias of a layer (such as PEFT's modules_to_save), "
+        "which cannot be read beside a LoRA in the two blocks, and without it the LoRA acts "
+        "otherwise."
+    )
+
+
+def _layer(flat: str, key: str) -> str:
+    """diffusers' name of a linear layer inside one of the blocks, from that with underscores."""
+    if flat in ("proj_in", "proj_out"):
+        return flat
+    match = TRANSFORMER_BLOCK.match(flat)
+    layer = LAYER_OF_FLAT_NAME.get(flat[match.end() :]) if match else None
+    if match is None or layer is None:
+        raise BLoRAError(f"{shown(key)} names a layer that SDXL's transformer blocks do not have.")
+    return f"transformer_blocks.{match[1]}.{layer}"
+
+
+def are_pefts(keys: Iterable[str]) -> bool:
+    """Whether the names of a file are those that PEFT writes."""
+    return any(key.startswith("base_model.") for key in keys)
+
+
+def written_name(layer: str, part: str, format: str) -> str:
+    """The name of a weight in a file that is written.
+
+    Args:
+        layer: diffusers' name in the U-Net.
+        part: "lora_A", "lora_B", or "alpha", which only kohya's formats have.
+        format: one of `FORMATS`.
+    """
+    if format == "peft":
+        return f"base_model.model.{layer}.{part}.weight"
+    if format == "diffusers":
+        return f"unet.{layer}.lora.{'down' if part == 'lora_A' else 'up'}.weight"
+    if format == "sgm":
+        for half, block in BLOCK_OF_HALF.items():
+            layer = layer.replace(block, SGM_BLOCK_OF_HALF[half])
+    ending = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "alpha": "alpha"}[part]
+    return f"lora_unet_{layer.replace('.', '_')}.{ending}"

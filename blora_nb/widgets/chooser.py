@@ -1,0 +1,151 @@
+"""The controls of one half: which source, an own picture, training, alpha."""
+
+from pathlib import Path
+
+import ipywidgets as widgets
+
+from blora_nb.defaults import native_resolution
+from blora_nb.files.images import centre_square, free_path, remarks_on_square, safe_name
+from blora_nb.guards.prompts import remarks_on_prompt
+from blora_nb.settings import TrainingSettings
+from blora_nb.training import train
+from blora_nb.widgets.gallery import Gallery, Source
+from blora_nb.widgets.markup import AUTO, EMPTY, WRAPPED, picture_html
+from blora_nb.widgets.uploads import picture_from_bytes, uploaded_files
+from blora_nb.widgets.worker import Worker
+
+# in pixels: a source's picture, the words before a control, and where the inputs begin
+SIDE, LABEL = 96, 94
+INDENT = SIDE + 12 + LABEL
+
+NO_PICTURE = (
+    f'<div style="width:{SIDE}px;height:{SIDE}px;line-height:{SIDE}px;text-align:center;'
+    f'border-radius:4px;{EMPTY}">no picture</div>'
+)
+
+
+class HalfChooser(widgets.VBox):
+    """The controls of one half.
+
+    Args:
+        half: "content" or "style".
+        chosen: a name in the gallery.
+        worker: does the training.
+        training_settings: None for those that suit the pipeline.
+        folder: where freshly trained weights are written.
+    """
+
+    def __init__(
+        self,
+        half: str,
+        gallery: Gallery,
+        chosen: str,
+        alpha: float,
+        worker: Worker,
+        training_settings: TrainingSettings | None,
+        folder: str | Path,
+    ) -> None:
+        self.half = half
+        self.gallery = gallery
+        self.worker = worker
+        self.training_settings = training_settings
+        self.folder = folder
+        title = half.capitalize()
+        label = {"description_width": f"{LABEL}px"}
+        self.choice = widgets.Dropdown(description=title, layout=AUTO, style=label)
+        self.alpha = widgets.FloatSlider(
+            alpha,
+            min=-2,
+            max=2,
+            step=0.05,
+            description=f"{title} alpha",
+            continuous_update=False,
+            readout_format="+.2f",
+            layout=AUTO,
+            style=label,
+        )
+        own = f"Own {half}"
+        self.upload = widgets.FileUpload(accept="image/*", description=own, layout=AUTO)
+        self.train = widgets.Button(description=f"Train {half}", layout=AUTO)
+        self.thumbnail = widgets.HTML(layout={"min_width": f"{SIDE + 8}px"})
+        super().__init__([self._arranged()], layout={"margin": "0 0 10px 0"})
+
+        self._offer_sources()
+        self.choice.value = chosen
+        self.show_chosen()
+        self.choice.observe(lambda _: self.show_chosen(), "value")
+        self.upload.observe(lambda _: self._add_uploaded(), "value")
+        self.train.on_click(lambda _: self._train())
+        gallery.observe(lambda _: self._offer_sources(), "sources")
+        worker.buttons.append(self.train)
+
+    def _arranged(self) -> widgets.Widget:
+        """The thumbnail, and the controls beside it."""
+        indented = WRAPPED | {"margin": f"0 0 0 {LABEL + 8}px"}
+        buttons = widgets.HBox([self.upload, self.train], layout=indented)
+        rows = [self.choice, buttons, self.alpha]
+        controls = widgets.VBox(rows, layout={"flex": "1 1 auto"})
+        return widgets.HBox([self.thumbnail, controls])
+
+    @property
+    def source(self) -> Source:
+        """The chosen source."""
+        return self.gallery.sources[self.choice.value]
+
+    def show_chosen(self) -> None:
+        """Show the chosen picture, and offer training if there is no B-LoRA of it yet."""
+        source = self.source
+        self.thumbnail.value = NO_PICTURE
+        if source.picture:
+            picture = centre_square(source.picture, 2 * SIDE)
+            alt = f"{self.half} picture: {source.name}"
+            self.thumbnail.value = picture_html(picture, SIDE, alt)
+        if not self.worker.busy:
+            self.train.disabled = source.blora is not None
+            self.train.button_style = "" if self.train.disabled else "primary"
+
+    def remarks(self) -> list[str]:
+        """Sentences on the chosen picture, and on the prompt that it would be trained with."""
+        source = self.source
+        if source.blora is not None or source.picture is None:
+            return list(source.remarks)
+        pipe, settings = self.worker.pipe, self.training_settings
+        side = settings.resolution if settings else native_resolution(pipe)
+        prompt = settings.instance_prompt if settings else None
+        square = remarks_on_square(source.picture, side, source.name)
+        return [*source.remarks, *square, *remarks_on_prompt(pipe, prompt)]
+
+    def _offer_sources(self) -> None:
+        """Offer all sources of the gallery, and keep the chosen one."""
+        names = tuple(self.gallery.sources)
+        chosen = self.choice.value
+        if names != self.choice.options:
+            self.choice.options = names
+            self.choice.value = chosen or names[0]
+        self.show_chosen()
+
+    def _add_uploaded(self) -> None:
+        """Put an uploaded picture into the gallery, and choose it."""
+        for name, content in uploaded_files(self.upload):
+            try:
+                picture, remarks = picture_from_bytes(name, content)
+            except Exception as error:
+                self.worker.show(error)
+            else:
+                source = Source(Path(name).stem or "picture", picture, remarks=tuple(remarks))
+                self.choice.value = self.gallery.add(source)
+                text = f'Press "{self.train.description}" to learn {name}.'
+                self.worker.say(text, self.remarks())
+
+    def _train(self) -> None:
+        """Train the B-LoRA of the chosen picture, write it, and add it to the gallery."""
+        source, remarks = self.source, self.remarks()
+        pipe, settings = self.worker.pipe, self.training_settings
+
+        def work() -> None:
+            blora = train(pipe, source.picture, settings, progress=self.worker.step)
+            self.gallery.add_trained(source.name, blora)  # before a full disk could lose it
+            path = blora.save(free_path(self.folder, safe_name(source.name), ".safetensors"))
+            self.worker.say(f"{source.name} is learnt, and kept in {path}.", remarks)
+
+        self.worker.start(f"Learning {source.name}", work)
