@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from blora_nb.running.activations import count_activations, meta_unet, trainable_parameters
 from blora_nb.running.gradient_checkpointing import gradient_checkpointing
-from blora_nb.running.memory import GIB, WORKING, count_activations, lora_of, without_numbers
+from blora_nb.running.memory import GIB, WORKING
 from blora_nb.running.text_cache import cached_text, text_projections
 from blora_nb.settings import TrainingSettings
 from random_sdxl import unet_config, vae_config
@@ -43,7 +44,7 @@ def step_parts(settings):
 
     with torch.device("meta"):
         vae = AutoencoderKL(**vae_config("full"))
-    unet, forward = without_numbers(SDXL, torch.float16, settings)
+    unet, forward = meta_unet(SDXL, torch.float16, settings)
     parts = {
         "VAE encoding": counted(
             lambda: vae.encode(
@@ -67,7 +68,7 @@ def step_parts(settings):
 
 def memory(settings):
     """Bytes, one training on one device: {(dtype, mode): {part: bytes}}."""
-    unet, _ = without_numbers(SDXL, torch.float16, settings)
+    unet, _ = meta_unet(SDXL, torch.float16, settings)
     base = [p for p in unet.parameters() if not p.requires_grad]
     text = sum(layer.weight.numel() for *_, layer in text_projections(unet))
     linear = sum(
@@ -75,7 +76,7 @@ def memory(settings):
         for name, m in unet.named_modules()
         if isinstance(m, torch.nn.Linear) and "lora_" not in name
     )
-    lora, rows = sum(p.numel() for p in lora_of(unet)), {}
+    lora, rows = sum(p.numel() for p in trainable_parameters(unet)), {}
     activations = {
         (kind, mode): count_activations(SDXL, torch.float16, settings, mode, quantization=kind)[0]
         for kind in BYTES

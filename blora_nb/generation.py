@@ -20,11 +20,11 @@ from blora_nb.lora import Given, apply, loaded, set_alphas
 from blora_nb.pipeline import check_prompt
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.lean_attention import lean_attention
-from blora_nb.running.memory import (
+from blora_nb.running.memory import pictures_at_once
+from blora_nb.running.out_of_memory import (
     explain_out_of_memory_generating,
-    forget,
     is_out_of_memory,
-    pictures_at_once,
+    release_tensors,
 )
 from blora_nb.running.records import record
 from blora_nb.structure import Structure, structure_of
@@ -321,7 +321,7 @@ def pictures(
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                forget(error)
+                release_tensors(error)
                 if len(batch) == 1:
                     raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
                 size = len(batch) // 2
@@ -421,7 +421,7 @@ def memory_explained(pipe: "StableDiffusionXLPipeline") -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        forget(error)
+        release_tensors(error)
         raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
 
 

@@ -43,10 +43,10 @@ from blora_nb.pipeline import encode_prompt
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.batches import Batches
 from blora_nb.running.checkpoints import TrainingState, checkpoint_to_resume, resume
-from blora_nb.running.memory import release_memory_on_oom, unet_can_stay
+from blora_nb.running.memory import unet_can_stay
 from blora_nb.running.monitor import Monitor, OnCheckpoint, Progress, Reporting
 from blora_nb.running.optimized_unet import optimized_unet
-from blora_nb.running.out_of_memory import out_of_memory_explained
+from blora_nb.running.out_of_memory import out_of_memory_explained, release_memory_on_oom
 from blora_nb.running.placement import all_back, offloaded
 from blora_nb.running.recipes import sample_weights
 from blora_nb.running.training_pictures import class_pictures, fingerprints, squares_of
@@ -120,9 +120,11 @@ def train(
         models = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2]
         if not getattr(pipe.unet, "is_quantized", False):
             models.append(pipe.unet)
-        with all_back(*models), out_of_memory_explained(pipe, settings, output_dir):
+        with all_back(*models):
             try:
-                return _learn(pipe, pictures, prompts, settings, kept, checkpoint, reporting)
+                # its errors keep nothing alive when the LoRA is taken off and the models move back
+                with out_of_memory_explained(pipe, settings, output_dir):
+                    return _learn(pipe, pictures, prompts, settings, kept, checkpoint, reporting)
             finally:
                 remove(pipe)
 

@@ -15,9 +15,9 @@ from blora_nb.lora import applied, remove
 from blora_nb.pipeline import load_pipeline
 from blora_nb.running import monitor
 from blora_nb.running.memory import (
+    DECODING,
     ENCODING,
     GIB,
-    PICTURE,
     WORKING,
     choose_checkpointing,
     free_for_training,
@@ -171,7 +171,7 @@ def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
     with torch.no_grad():
         gpu.peak = before = gpu.live
         pipe.vae.decode(torch.zeros(1, 4, 128, 128, dtype=torch.float16, device="cuda"))
-        assert 0.45 * PICTURE < gpu.peak - before < 0.55 * PICTURE
+        assert 0.45 * DECODING < gpu.peak - before < 0.55 * DECODING
 
 
 def test_what_fits_is_chosen_and_fits(gpu, on_gpu, picture):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from blora_nb.assets import DATA
-from blora_nb.figures import alpha_grid, alpha_sweep, picture_grid, seed_ranking, seed_sweep
+from blora_nb.figures import alpha_grid, picture_grid, seed_ranking, seed_sweep
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
 from blora_nb.metrics import ranked
@@ -57,13 +57,12 @@ def test_a_grid_has_the_content_downwards_and_the_style_to_the_right(pipe, halve
     assert "style alpha 0 to 1" in repr(figure)
 
 
-def test_a_sweep_varies_one_half(pipe, halves):
-    figure = alpha_sweep(
+def test_one_alpha_for_one_half_gives_a_sweep_over_the_other(pipe, halves):
+    figure = alpha_grid(
         pipe,
         **halves,
-        half="content",
-        alphas=(0, 2),
-        other_alpha=0.5,
+        content_alphas=(0, 2),
+        style_alphas=(0.5,),
         num_inference_steps=2,
         progress=False,
     )
@@ -81,7 +80,7 @@ def test_a_sweep_varies_one_half(pipe, halves):
     ]
     assert all((a == np.asarray(b)).all() for a, b in zip(pictures(figure), expected, strict=True))
     assert "seed 0" in repr(figure)
-    assert "style alpha 0.5" in repr(figure)
+    assert "content alpha 0 to 2, style alpha 0.5, 2 steps" in repr(figure)
 
 
 def test_seeds_side_by_side(pipe, halves):

@@ -9,10 +9,11 @@ import torch
 from blora_nb.errors import TrainingError
 from blora_nb.lora import applied
 from blora_nb.pipeline import encode_prompt, merge_few_step_lora
+from blora_nb.running.activations import count_activations
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.device import memory_profile
 from blora_nb.running.gradient_checkpointing import gradient_checkpointing
-from blora_nb.running.memory import GIB, choose_checkpointing, count_activations, need, report
+from blora_nb.running.memory import GIB, choose_checkpointing, need, report
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import (
     attach_lora,

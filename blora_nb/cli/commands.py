@@ -95,14 +95,14 @@ def train(args: Namespace) -> None:
     from blora_nb.cli.many_pictures import make_class_pictures, train_all, write_manifest
     from blora_nb.cli.options import given
     from blora_nb.guards.bases import check_base
-    from blora_nb.running.distributed import launched, share
+    from blora_nb.running.distributed import join_processes, share
     from blora_nb.running.memory import report
     from blora_nb.settings import TrainingSettings
     from blora_nb.validation import validation_pictures
 
     sources = (args.instance_data_dir, args.output_dir)
     jobs = plan(*sources, args.together, args.captions_file, args.content_B_LoRA)
-    device, is_main, gather = launched(args.device)
+    device, is_main, gather = join_processes(args.device)
     mine = share(lambda: check_output(jobs, args.resume_from_checkpoint))
     finished = [job for job in jobs if job.finished]  # no process has begun yet
     pipe = load(args, device)

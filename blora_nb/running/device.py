@@ -1,4 +1,4 @@
-"""Where am I running, on which device, in which dtype; and a table that says so."""
+"""Where this runs, on which device, in which dtype, and what that device's memory asks for."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 
-def host():
-    """ "Colab", "Kaggle", "Jupyter" or "Python"."""
+def host() -> str:
+    """One of "Colab", "Kaggle", "Jupyter" and "Python"."""
     if "google.colab" in sys.modules:
         return "Colab"
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
@@ -16,18 +16,15 @@ def host():
     return "Jupyter" if "ipykernel" in sys.modules else "Python"
 
 
-def default_base():
-    """The base model of the course: "tiny", or what the environment variable BLORA_BASE says ("sdxl", an id, a folder)."""
+def default_base() -> str:
+    """The course's base model: "tiny", or what the environment variable BLORA_BASE says."""
     return os.environ.get("BLORA_BASE") or "tiny"
 
 
-def default_device():
-    """ "cuda", "mps" or "cpu", the first that really computes."""
-    for device, there in (
-        ("cuda", torch.cuda.is_available),
-        ("mps", torch.backends.mps.is_available),
-    ):
-        if there():
+def default_device() -> str:
+    """The first of "cuda", "mps" and "cpu" that really computes."""
+    for device in ("cuda", "mps"):
+        if _is_available(device):
             try:
                 (torch.ones(2, device=device) + 1).sum().item()
                 return device
@@ -36,25 +33,32 @@ def default_device():
     return "cpu"
 
 
-def check_device(device):
+def check_device(device: torch.device | str) -> None:
     """Raise a ValueError unless PyTorch knows a device of this name and there is one here."""
     try:
         kind = torch.device(device).type
-        there = {
-            "cuda": torch.cuda.is_available,
-            "mps": torch.backends.mps.is_available,
-            "cpu": lambda: True,
-        }[kind]()
-    except (RuntimeError, KeyError):
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cuda", "mps", "cpu"):
         raise ValueError(
-            f"{device!r} is no device; name cuda, mps or cpu, or leave it out for the best that works."
-        ) from None
-    if not there:
+            f"{device!r} is no device; name cuda, mps or cpu, or leave it out for the best that "
+            "works."
+        )
+    if not _is_available(kind):
         raise ValueError(f"There is no {device} here. Leave the device out, or name cpu.")
 
 
-def default_dtype(device):
-    """bfloat16 where the GPU computes in it (capability 8 and up; a T4 only emulates it), else float16; float32 on a CPU."""
+def _is_available(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    return kind == "cpu" or torch.backends.mps.is_available()
+
+
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where a GPU computes in it, else float16; float32 on a CPU.
+
+    GPUs compute in bfloat16 from capability 8 on; a T4 only emulates it.
+    """
     if not str(device).startswith("cuda"):
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
@@ -62,26 +66,33 @@ def default_dtype(device):
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """What a device's memory asks of the base model. Gradient checkpointing is chosen later, by what is then still free."""
+    """What a device's memory asks of the base model.
+
+    Gradient checkpointing is chosen later, by what is free then.
+    """
 
     name: str
-    quantization: str | None  # of the frozen U-Net
-    vae_tiling: bool
+    least: int  # GiB of memory
+    quantization: str | None = None  # of the frozen U-Net
+    vae_tiling: bool = False
 
 
-PROFILES = (  # from so many GiB on; SDXL's U-Net takes 4.8 GiB in 16 bits and 1.7 in nf4 (counted)
-    (22, MemoryProfile("24 GB and more", None, False)),
-    (11, MemoryProfile("T4 and other cards of 12 to 16 GB", None, False)),
-    (0, MemoryProfile("8 GB", "nf4", True)),
+# SDXL's U-Net takes 4.8 GiB in 16 bits and 1.7 GiB in nf4 (counted)
+PROFILES = (
+    MemoryProfile("24 GB and more", 22),
+    MemoryProfile("T4 and other cards of 12 to 16 GB", 11),
+    MemoryProfile("8 GB", 0, quantization="nf4", vae_tiling=True),
 )
 
 
-def memory_profile(device, total=None):
-    """The `MemoryProfile` for a device; `total` bytes of memory instead of what the device says."""
+def memory_profile(device: torch.device | str, total: float | None = None) -> MemoryProfile:
+    """The `MemoryProfile` for a device.
+
+    Args:
+        total: bytes of memory; by default what a GPU says, and no limit elsewhere.
+    """
+    if total is None and str(device).startswith("cuda"):
+        total = torch.cuda.get_device_properties(device).total_memory
     if total is None:
-        total = (
-            torch.cuda.get_device_properties(device).total_memory
-            if str(device).startswith("cuda")
-            else float("inf")
-        )
-    return next(profile for least, profile in PROFILES if total >= least * 2**30)
+        return PROFILES[0]
+    return next(profile for profile in PROFILES if total >= profile.least * 2**30)

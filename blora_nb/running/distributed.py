@@ -1,55 +1,63 @@
-"""Work shared between the processes that `accelerate launch` or `torchrun` has started; a single process has all of it."""
+"""Work shared between the processes that `accelerate launch` or `torchrun` has started."""
 
 import atexit
-import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 
-PATIENCE = timedelta(
-    days=30
-)  # a process waits for the others as long as they train; the default, 10 minutes on GPUs, would end them all
+Item = TypeVar("Item")
+
+# A process waits for the others as long as they train. The default, 10 minutes on GPUs, would end
+# them all.
+PATIENCE = timedelta(days=30)
 
 
-def share(decide):
-    """This process's part of the list that `decide()` returns, in processes started by `accelerate launch` or `torchrun`; all of it in one started by hand.
+def join_processes(device: str | None = None) -> tuple[str | None, bool, Callable[[list], list]]:
+    """Join the other processes, if there are any.
 
-    The main process decides for all, because the others might see a file that has just been finished. Where that raises, the
-    others end, too.
+    Args:
+        device: the one asked for; "cpu" keeps the processes off the GPUs.
+
+    Returns:
+        This process's device (of a single process, the one asked for); whether it is the main
+        process; and a function that waits for the others and gathers a list from all.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    if state.num_processes > 1:
+        device = "cpu" if on_cpu else str(state.device)
+        # a process that leaves without it is aborted now and then
+        atexit.register(state.destroy_process_group)
+    return device, state.is_main_process, gather_object
+
+
+def share(decide: Callable[[], list[Item]]) -> list[Item]:
+    """This process's part of the list that `decide` returns; a single process has all of it.
+
+    The main process decides for all, because the others might see a file that has just been
+    finished. Where that raises, the others end, too.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     state = PartialState()
-    if state.num_processes == 1:
-        return decide()
-    box = [None]
+    decided: list[list[Item] | None] = [None]
     try:
         if state.is_main_process:
-            box = [decide()]
+            decided = [decide()]
     finally:
-        broadcast_object_list(box)
-    if box[0] is None:
+        broadcast_object_list(decided)
+    everything = decided[0]
+    if everything is None:
         sys.exit(1)
-    mine = box[0][state.process_index :: state.num_processes]
-    print(
-        f"process {state.process_index + 1} of {state.num_processes} trains {len(mine)} of {len(box[0])}",
-        flush=True,
-    )
-    return mine
-
-
-def launched(device=None):
-    """(this process's device, is it the main one, a function that waits for the others and gathers a list of all)."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return device, True, lambda items: items
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
-
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=cpu, timeout=PATIENCE)
-    atexit.register(
-        state.destroy_process_group
-    )  # a process that leaves without it is aborted now and then
-    return "cpu" if cpu else str(state.device), state.is_main_process, gather_object
+    with state.split_between_processes(everything) as mine:
+        if state.num_processes > 1:
+            here = f"process {state.process_index + 1} of {state.num_processes}"
+            print(f"{here} trains {len(mine)} of {len(everything)}", flush=True)
+        return mine

@@ -1,41 +1,54 @@
-"""Attention as SDXL needs it, the same to the bit with less ado: diffusers' layers stay what they are, and compute differently meanwhile.
+"""Attention as SDXL needs it: the same bits as diffusers', with less work around them.
 
-diffusers' `Attention` serves many models. At each call it looks up which arguments its processor takes (`inspect.signature`), and it
-divides by 1. With 140 such layers in the U-Net, a fast GPU waits for the computer to do so (as in the size "thin" of
-benchmarks/training_speed.md).
+diffusers' `Attention` serves many models. At each call it looks up which arguments its processor
+takes (`inspect.signature`), and it divides by 1. With 140 such layers in the U-Net, a fast GPU
+waits for the computer to do so (as in the size "thin" of benchmarks/training_speed.md).
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
 
 
 @cache
-def _kinds():
-    """(diffusers' class, ours); importing diffusers takes seconds, for which a help text need not wait."""
+def _lean_class() -> type:
+    """A subclass of diffusers' `Attention`; made late, as importing diffusers takes seconds."""
     from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
     class LeanAttention(Attention):
-        def forward(self, hidden_states, encoder_hidden_states=None, attention_mask=None, **more):
+        def forward(
+            self,
+            hidden_states: Tensor,
+            encoder_hidden_states: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+            **more: Any,
+        ) -> Tensor:
             if attention_mask is not None or more or type(self.processor) is not AttnProcessor2_0:
                 return super().forward(hidden_states, encoder_hidden_states, attention_mask, **more)
-            batch, positions, _ = hidden_states.shape
             source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-            projected = self.to_q(hidden_states), self.to_k(source), self.to_v(source)
-            heads = [
-                x.view(batch, -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)
-                for x in projected
-            ]
-            return self.to_out[0](
-                F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(batch, positions, -1)
-            )
+            query = self._split(self.to_q(hidden_states))
+            key = self._split(self.to_k(source))
+            value = self._split(self.to_v(source))
+            attended = F.scaled_dot_product_attention(query, key, value)
+            return self.to_out[0](attended.transpose(1, 2).flatten(2))
 
-    return Attention, LeanAttention
+        def _split(self, x: Tensor) -> Tensor:
+            """[batch, positions, heads × dim] to [batch, heads, positions, dim]."""
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    return LeanAttention
 
 
-def is_plain(attention):
-    """Whether queries, keys, values, and one layer behind them are all there is to an attention layer."""
+def is_plain(attention: "Attention") -> bool:
+    """Whether there is no more to a layer than queries, keys, values and one layer behind them."""
     extras = (
         attention.spatial_norm,
         attention.group_norm,
@@ -49,16 +62,15 @@ def is_plain(attention):
 
 
 @contextmanager
-def lean_attention(unet):
+def lean_attention(unet: "UNet2DConditionModel") -> Iterator[None]:
     """Inside, the attention layers of a U-Net compute as said above."""
-    diffusers_own, ours = _kinds()
-    layers = [
-        module for module in unet.modules() if type(module) is diffusers_own and is_plain(module)
-    ]
+    from diffusers.models.attention_processor import Attention
+
+    layers = [module for module in unet.modules() if type(module) is Attention and is_plain(module)]
     for layer in layers:
-        layer.__class__ = ours
+        layer.__class__ = _lean_class()
     try:
         yield
     finally:
         for layer in layers:
-            layer.__class__ = diffusers_own
+            layer.__class__ = Attention

@@ -1,42 +1,37 @@
-"""What a training needs in memory, counted before it starts, and what to change when it was too much.
-
-Nothing before the first trained block (`up_blocks.0.attentions.0`) needs a graph, so only the way up keeps activations. Their bytes
-are counted by running one loss without numbers, on PyTorch's "meta" device.
-"""
+"""What a training or a picture needs in memory, what is free, and what follows from both."""
 
 import json
-import traceback
-from contextlib import contextmanager
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from blora_nb.blocks import target_modules
 from blora_nb.defaults import native_resolution
 from blora_nb.registry import options_of
-from blora_nb.running.gradient_checkpointing import gradient_checkpointing
-from blora_nb.running.lean_lora import lean_lora
+from blora_nb.running.activations import count_activations, step_batch
 from blora_nb.running.text_cache import movable, text_projections
 from blora_nb.settings import TrainingSettings
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
 GIB = 2**30
-PICTURE = (
-    3 * GIB
-)  # of 1024 × 1024 pixels through SDXL's VAE in 16 bits: twice its tensors, since convolutions want room too; a batch that does not fit is halved
-MOST_AT_ONCE = 8  # larger batches gain no speed
-ENCODING = int(
-    2.7 * GIB
-)  # a picture of 1024 × 1024 pixels through SDXL's VAE in float32: the tensors alive at once (tests/on_a_simulated_gpu.py)
-WORKING = int(
-    0.7 * GIB
-)  # CUDA's own memory and the largest temporary tensors; an allowance, not counted
+# Of a picture of 1024 × 1024 pixels through SDXL's VAE (tests/on_a_simulated_gpu.py). Encoding, in
+# float32: the tensors alive at once. Decoding, in 16 bits: twice those, as convolutions want room
+# too, and a batch that does not fit is halved.
+ENCODING = int(2.7 * GIB)
+DECODING = 3 * GIB
+# CUDA's own memory and the largest temporary tensors; an allowance, not counted
+WORKING = int(0.7 * GIB)
+LARGEST_BATCH = 8  # of pictures made at once; larger ones gain no speed
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a training takes on the device, beside the base model."""
+    """Bytes that a training takes on the device, beside text encoders and VAE."""
 
     weights: int  # of the frozen U-Net
     lora: int  # LoRA, its gradients and the optimizer's state
@@ -44,353 +39,217 @@ class Need:
     checkpointing: str
 
     @property
-    def beside_the_base(self):
+    def beside_the_base(self) -> int:
         return self.lora + self.activations + WORKING
 
-    def __str__(self):
+    def __str__(self) -> str:
         parts = {
             "U-Net": self.weights,
             "LoRA and optimizer": self.lora,
             f"activations (checkpointing {self.checkpointing})": self.activations,
             "working memory, about": WORKING,
         }
-        return f"{(self.weights + self.beside_the_base) / GIB:.1f} GiB = " + " + ".join(
-            f"{what} {size / GIB:.2f}" for what, size in parts.items()
-        )
+        listed = " + ".join(f"{what} {size / GIB:.2f}" for what, size in parts.items())
+        return f"{sum(parts.values()) / GIB:.1f} GiB = {listed}"
 
 
-class _Attention(torch.autograd.Function):
-    """What a memory-efficient attention keeps: queries, keys, values, output and one number for each row; never the N × N scores."""
-
-    @staticmethod
-    def forward(ctx, query, key, value):
-        output = torch.empty_like(query)
-        ctx.save_for_backward(
-            query, key, value, output, torch.empty(query.shape[:-1], device=query.device)
-        )
-        return output
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise NotImplementedError("only for counting")
-
-
-@contextmanager
-def _counted_attention():
-    kept = torch.nn.functional.scaled_dot_product_attention
-    count = lambda query, key, value, **options: _Attention.apply(query, key, value)
-    # others may be drawing meanwhile, in a thread of their own
-    torch.nn.functional.scaled_dot_product_attention = lambda query, *rest, **options: (
-        count if query.is_meta else kept
-    )(query, *rest, **options)
-    try:
-        yield
-    finally:
-        torch.nn.functional.scaled_dot_product_attention = kept
-
-
-def without_numbers(config, dtype, settings, tokens=77):
-    """(U-Net with LoRA on PyTorch's "meta" device, a function that runs it once on a batch) of a U-Net given by its configuration."""
-    from diffusers import UNet2DConditionModel
-    from peft import LoraConfig
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    torch.nn.Module.to(unet, dtype).requires_grad_(False)  # diffusers' own warns
-    unet.add_adapter(
-        LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=target_modules())
-    )
-    for p in lora_of(unet):
-        p.data = p.data.float()
-    batch = settings.train_batch_size * (2 if settings.with_prior_preservation else 1)
-    side = settings.resolution * config["sample_size"] // _native(config)
-    empty = lambda *shape: torch.empty(batch, *shape, device="meta", dtype=dtype)
-    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-    conditions = {"text_embeds": empty(pooled), "time_ids": empty(6)}
-    return (
-        unet,
-        lambda: (
-            unet(
-                empty(config["in_channels"], side, side),
-                empty(),
-                empty(tokens, config["cross_attention_dim"]),
-                added_cond_kwargs=conditions,
-            ).sample
-        ),
-    )
-
-
-def lora_of(unet):
-    """The trainable parameters."""
-    return [p for p in unet.parameters() if p.requires_grad]
-
-
-def count_activations(config, dtype, settings, mode, tokens=77, quantization=None):
-    """(bytes that one loss keeps for its backward pass, number of LoRA weights) of a U-Net given by its configuration.
-
-    bitsandbytes' 8-bit layers keep what goes into them where gradient checkpointing cannot reach it (`MatMul8bitLt` in its source).
-    """
-    unet, forward = without_numbers(config, dtype, settings, tokens)
-    kept = []
-    if quantization == "int8":
-        for name, layer in unet.named_modules():
-            if isinstance(layer, torch.nn.Linear) and "lora_" not in name:
-                layer.register_forward_pre_hook(
-                    lambda _, inputs: kept.append(inputs[0]) if inputs[0].requires_grad else None
-                )
-    with (
-        _counted_attention(),
-        lean_lora(unet),
-        gradient_checkpointing(unet, mode),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
-    ):
-        forward()
-    frozen = {t.untyped_storage()._cdata for t in (*unet.parameters(), *unet.buffers())}
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
-    return sum(size for storage, size in storages.items() if storage not in frozen), sum(
-        p.numel() for p in lora_of(unet)
-    )
-
-
-def _native(config):
-    return config["sample_size"] * 8  # SDXL's VAE halves the side three times
-
-
-@lru_cache(maxsize=64)
-def _counted(config, dtype, rank, resolution, batch, mode, tokens, quantization):
-    return count_activations(
-        json.loads(config),
-        dtype,
-        TrainingSettings(rank=rank, resolution=resolution, train_batch_size=batch),
-        mode,
-        tokens,
-        quantization,
-    )
-
-
-def need(pipe, settings, mode, one_prompt=True):
-    """The `Need` of a training with the given gradient checkpointing, counted once for all trainings of its size.
+def need(
+    pipe: "StableDiffusionXLPipeline",
+    settings: TrainingSettings,
+    mode: str,
+    one_prompt: bool = True,
+) -> Need:
+    """The `Need` of a training with a mode of gradient checkpointing.
 
     Args:
-        one_prompt: whether all steps have the same prompt, so that the layers that only see it can wait elsewhere.
+        mode: "none", "partial" or "full".
+        one_prompt: whether all steps have the same prompt, so that the layers that see nothing else
+            can wait in the computer's memory.
     """
-    batch = settings.train_batch_size * (2 if settings.with_prior_preservation else 1)
-    config = json.dumps(
-        {
-            name: value
-            for name, value in pipe.unet.config.items()
-            if not name.startswith("_") and name != "quantization_config"
-        }
-    )
-    activations, lora = _counted(
-        config,
+    left_out = ("quantization_config", *(name for name in pipe.unet.config if name[0] == "_"))
+    config = {name: value for name, value in pipe.unet.config.items() if name not in left_out}
+    activations, lora = _count_once(
+        json.dumps(config),
         pipe.unet.dtype,
-        settings.rank,
-        settings.resolution,
-        batch,
+        # all that matters of the settings, so that trainings of one size are counted once
+        TrainingSettings(
+            rank=settings.rank,
+            resolution=settings.resolution,
+            train_batch_size=step_batch(settings),
+        ),
         mode,
         pipe.tokenizer.model_max_length,
         options_of(pipe).get("quantization"),
     )
-    weights = size_of(pipe.unet) - (
-        sum(size_of(layer) for layer in text_layers(pipe.unet)) if one_prompt else 0
-    )
-    return Need(weights, lora * (4 + 4 + (2 if settings.use_8bit_adam else 8)), activations, mode)
+    weights = frozen_bytes(pipe.unet)
+    if one_prompt:
+        weights -= sum(frozen_bytes(layer) for layer in text_layers(pipe.unet))
+    # float32 values, gradients, and two moments of the gradient in 32 or 8 bits
+    bytes_each = 4 + 4 + 2 * (1 if settings.use_8bit_adam else 4)
+    return Need(weights, lora * bytes_each, activations, mode)
 
 
-def size_of(model):
-    """Bytes of the frozen weights."""
+@lru_cache(maxsize=64)
+def _count_once(
+    config: str,
+    dtype: torch.dtype,
+    settings: TrainingSettings,
+    mode: str,
+    tokens: int,
+    quantization: str | None,
+) -> tuple[int, int]:
+    """`count_activations`, remembered; the configuration is JSON."""
+    return count_activations(json.loads(config), dtype, settings, mode, tokens, quantization)
+
+
+def frozen_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a model's frozen weights."""
     return sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
 
 
-def text_layers(unet):
+def text_layers(unet: "UNet2DConditionModel") -> list[torch.nn.Linear]:
     """The layers that only see the prompt and wait in the computer's memory during a training."""
     return movable(text_projections(unet))
 
 
-def free_memory(device):
-    """Bytes that PyTorch can still take on a GPU; None on other devices, where nothing is limited beforehand."""
+def free_memory(device: torch.device | str) -> int | None:
+    """Bytes that PyTorch can still take on a GPU; None on other devices, which have no limit."""
     if torch.device(device).type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def computers_memory():
-    """Bytes of the computer's memory that programs can still take; None where the system does not say."""
-    try:
-        return next(
-            1024 * int(line.split()[1])
-            for line in Path("/proc/meminfo").read_text().splitlines()
-            if line.startswith("MemAvailable")
-        )
-    except (OSError, StopIteration):
-        return None
-
-
-def free_for_training(pipe, one_prompt=True):
-    """`free_memory` of the U-Net's device and what a training (see `need`) moves away from there, as far as it is there still."""
+def free_for_training(pipe: "StableDiffusionXLPipeline", one_prompt: bool = True) -> int | None:
+    """`free_memory` of the U-Net's device once a training has moved away what it does not need."""
     device = pipe.unet.device
     free = free_memory(device)
-    leaving = [
-        model
-        for model in (
-            pipe.vae,
-            pipe.text_encoder,
-            pipe.text_encoder_2,
-            *(text_layers(pipe.unet) if one_prompt else ()),
-        )
-        if next(model.parameters()).device == device
-    ]
-    return None if free is None else free + sum(map(size_of, leaving))
+    if free is None:
+        return None
+    leaving = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2]
+    if one_prompt:
+        leaving += text_layers(pipe.unet)
+    return free + sum(
+        frozen_bytes(model) for model in leaving if next(model.parameters()).device == device
+    )
 
 
-def choose_checkpointing(pipe, settings, free=None):
-    """`settings.gradient_checkpointing`, or where it is None the first of none, partial and full that fits into the free memory."""
+def free_ram() -> int | None:
+    """Bytes of the computer's memory that are available; None where the system does not say."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    return 1024 * int(found[1]) if found else None
+
+
+def choose_checkpointing(
+    pipe: "StableDiffusionXLPipeline", settings: TrainingSettings, free: int | None = None
+) -> str:
+    """The mode of gradient checkpointing: the one in the settings, or else the first that fits.
+
+    Args:
+        free: bytes of free memory; by default as a training will find it.
+    """
+    if settings.gradient_checkpointing:
+        return settings.gradient_checkpointing
     free = free_for_training(pipe) if free is None else free
-    if settings.gradient_checkpointing or free is None:
-        return settings.gradient_checkpointing or "none"
-    for mode in ("none", "partial", "full"):
+    if free is None:
+        return "none"
+    for mode in ("none", "partial"):
         if need(pipe, settings, mode).beside_the_base <= free:
             return mode
     return "full"
 
 
-def unet_can_stay(pipe, settings):
-    """Whether the U-Net stays on the device while the picture is encoded: where there is room for both once the text encoders are away, or where it cannot be moved.
+def unet_can_stay(pipe: "StableDiffusionXLPipeline", settings: TrainingSettings) -> bool:
+    """Whether the U-Net stays on the device while the pictures are encoded.
 
-    Not where activations are to be recomputed: who asks for that wants the peak of memory low, and encoding beside the U-Net would be the peak.
+    It does where it cannot be moved, or where there is room for both. It leaves where activations
+    are to be recomputed: that is asked for to lower the peak of memory, and encoding beside the
+    U-Net would be the peak.
     """
-    if pipe.unet.device.type != "cuda" or getattr(pipe.unet, "is_quantized", False):
+    device = pipe.unet.device
+    free = free_memory(device)
+    if free is None or getattr(pipe.unet, "is_quantized", False):
         return True
-    free = free_memory(pipe.unet.device) + sum(
-        size_of(model)
-        for model in (pipe.text_encoder, pipe.text_encoder_2)
-        if model.device == pipe.unet.device
-    )
-    return (
-        choose_checkpointing(pipe, settings) == "none"
-        and ENCODING * (settings.resolution / 1024) ** 2 + WORKING <= free
-    )
+    if choose_checkpointing(pipe, settings) != "none":
+        return False
+    for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+        if encoder.device == device:  # and will leave
+            free += frozen_bytes(encoder)
+    return ENCODING * (settings.resolution / 1024) ** 2 + WORKING <= free
 
 
-def report(pipe, settings, free=None, one_prompt=True):
-    """A sentence for people: what the training (see `need`) will take, and whether it fits."""
-    one_prompt = one_prompt and not settings.with_prior_preservation
-    free = free_for_training(pipe, one_prompt) if free is None else free
-    needed = need(pipe, settings, choose_checkpointing(pipe, settings, free), one_prompt)
-    free = computers_memory() if free is None else free
-    if free is None:
-        return f"memory: {needed}"
-    fits = needed.beside_the_base <= free
-    return f"memory: {needed}; {free / GIB:.1f} GiB are free beside the base model: " + (
-        "it fits" if fits else "it will NOT fit. " + advice(pipe, settings)
-    )
+def pictures_at_once(
+    pipe: "StableDiffusionXLPipeline",
+    height: int | None = None,
+    width: int | None = None,
+    free: int | None = None,
+) -> int:
+    """How many pictures to make in one batch: one on a CPU, as many as fit on a GPU.
 
-
-def advice(pipe, settings):
-    """What to change, the cheapest first; settings by the names they have in Python and, after two dashes, on the command line."""
-    mode = choose_checkpointing(pipe, settings)
-    batch = settings.train_batch_size
-    quantized = getattr(pipe.unet, "is_quantized", False)
-    steps = [
-        (
-            batch > 1,
-            f"train_batch_size=1 and gradient_accumulation_steps={batch * settings.gradient_accumulation_steps} (the same on average, slower)",
-        ),
-        (mode != "full", 'gradient_checkpointing="full" (the same result, a quarter slower)'),
-        (not settings.use_8bit_adam, "use_8bit_adam"),
-        (
-            not quantized and pipe.unet.device.type == "cuda",
-            'loading the base with quantization="nf4" (the U-Net in a third of the memory)',
-        ),
-        (
-            True,
-            f"resolution={settings.resolution * 3 // 4 // 8 * 8} (activations shrink with the square)",
-        ),
-        (settings.rank > 16, "rank=16"),
-    ]
-    return "Try, in this order: " + "; ".join(text for helps, text in steps if helps) + "."
-
-
-def is_out_of_memory(error):
-    """Whether an error says that the memory of a GPU, or the computer's, is too small."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        text in str(error)
-        for text in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
-def forget(error):
-    """Let go of the tensors that an error's traceback keeps alive, so that there is room again for what comes next."""
-    traceback.clear_frames(error.__traceback__)
-    error.__traceback__ = None  # a frame that was cleared still has what its function closed over
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-@contextmanager
-def release_memory_on_oom():
-    """Inside, an error for lack of memory keeps none of it; to be the innermost context, so that what moved away can come back."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            forget(error)
-        raise
-
-
-def explain_out_of_memory(pipe, settings, error, checkpoint):
-    """The message for a training that ran out of memory: how much it wanted, what to change, what is kept (the newest checkpoint's path, or None)."""
-    first = str(error).split("\n")[0].split(". GPU")[0]
-    kept = (
-        f' {checkpoint} is complete: with gradient_checkpointing="full" and resume_from_checkpoint="latest" the training goes on from there; the other changes need a folder of their own.'
-        if checkpoint
-        else ""
-    )
-    return (
-        f"The memory of {pipe.unet.device} is too small ({first}).{kept} {advice(pipe, settings)}"
-    )
-
-
-def pictures_at_once(pipe, height=None, width=None, free=None):
-    """How many pictures of this size (pixels) to make in one batch: one on a CPU, on a GPU as many as fit."""
+    Args:
+        height, width: of a picture in pixels; by default what the model was trained on.
+        free: bytes of free memory; by default what the device says.
+    """
     free = free_memory(pipe.unet.device) if free is None else free
     if free is None:
         return 1
     side = native_resolution(pipe)
     pixels = (height or side) * (width or side)
-    upcast = (
-        pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast
-    )  # diffusers decodes in float32 with a VAE that overflows
-    return max(
-        1,
-        min(
-            MOST_AT_ONCE,
-            int(
-                free / (PICTURE * pixels / 1024**2 * (4 if upcast else pipe.vae.dtype.itemsize) / 2)
-            ),
-        ),
-    )
+    # with a VAE that overflows in float16, diffusers decodes in float32
+    overflows = pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast
+    itemsize = 4 if overflows else pipe.vae.dtype.itemsize
+    fitting = int(free / (DECODING * pixels / 1024**2 * itemsize / 2))
+    return max(1, min(LARGEST_BATCH, fitting))
 
 
-def explain_out_of_memory_generating(pipe, error):
-    """The message for a picture that needs more memory than there is, and what to change, the cheapest first."""
-    first = str(error).split("\n")[0].split(". GPU")[0]
-    steps = [
-        (
-            not getattr(pipe.vae, "use_tiling", False),
-            "--vae_tiling (in Python: models.tile_vae(pipe))",
-        ),
-        (pipe.unet.dtype == torch.float32, "loading the base with dtype float16"),
-        (
-            not getattr(pipe.unet, "is_quantized", False) and pipe.unet.device.type == "cuda",
-            'loading the base with quantization="nf4" (the U-Net in a third of the memory)',
-        ),
-        (True, "a smaller height and width"),
-    ]
-    return (
-        f"The memory of {pipe.unet.device} is too small for one picture ({first}). Try, in this order: "
-        + "; ".join(text for helps, text in steps if helps)
-        + "."
-    )
+def report(
+    pipe: "StableDiffusionXLPipeline",
+    settings: TrainingSettings,
+    free: int | None = None,
+    one_prompt: bool = True,
+) -> str:
+    """A sentence that says what a training will take (see `need`), and whether it fits."""
+    one_prompt = one_prompt and not settings.with_prior_preservation
+    free = free_for_training(pipe, one_prompt) if free is None else free
+    needed = need(pipe, settings, choose_checkpointing(pipe, settings, free), one_prompt)
+    free = free_ram() if free is None else free
+    if free is None:
+        return f"memory: {needed}"
+    fits = needed.beside_the_base <= free
+    verdict = "it fits" if fits else f"it will NOT fit. {advice(pipe, settings)}"
+    return f"memory: {needed}; {free / GIB:.1f} GiB are free beside the base model: {verdict}"
+
+
+def advice(pipe: "StableDiffusionXLPipeline", settings: TrainingSettings) -> str:
+    """What to change in a training that needs less memory, the cheapest first."""
+    batch, accumulate = settings.train_batch_size, settings.gradient_accumulation_steps
+    steps = []
+    if batch > 1:
+        steps.append(
+            f"train_batch_size=1 and gradient_accumulation_steps={batch * accumulate} "
+            "(the same on average, slower)"
+        )
+    if choose_checkpointing(pipe, settings) != "full":
+        steps.append('gradient_checkpointing="full" (the same result, a quarter slower)')
+    if not settings.use_8bit_adam:
+        steps.append("use_8bit_adam")
+    steps += quantizing(pipe)
+    resolution = settings.resolution * 3 // 4 // 8 * 8
+    steps.append(f"resolution={resolution} (activations shrink with the square)")
+    if settings.rank > 16:
+        steps.append("rank=16")
+    return in_order(steps)
+
+
+def quantizing(pipe: "StableDiffusionXLPipeline") -> list[str]:
+    """The advice to load the base in 4 bits, where that is possible and was not done."""
+    if getattr(pipe.unet, "is_quantized", False) or pipe.unet.device.type != "cuda":
+        return []
+    return ['loading the base with quantization="nf4" (the U-Net in a third of the memory)']
+
+
+def in_order(steps: list[str]) -> str:
+    return f"Try, in this order: {'; '.join(steps)}."

@@ -17,8 +17,8 @@ from blora_nb.lora import ADAPTER, applied, collect
 from blora_nb.running.checkpoints import TrainingState, write_checkpoint
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
 from blora_nb.running.loss_guard import WINDOW, LossGuard
-from blora_nb.running.memory import forget, is_out_of_memory
 from blora_nb.running.optimized_unet import Patches
+from blora_nb.running.out_of_memory import is_out_of_memory, release_tensors
 from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Monitor:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            forget(error)
+            release_tensors(error)
             warnings.warn(
                 f"There was no room for what is made at checkpoints ({str(error).splitlines()[0]})."
                 f" {path} is complete, and the training goes on.",

@@ -1,30 +1,95 @@
-"""A training that needs more memory than there is: explained, with nothing kept alive."""
+"""What is done when memory was short: tensors are released, the error says what to change."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from blora_nb.errors import TrainingError
 from blora_nb.running.checkpoints import checkpoints
-from blora_nb.running.memory import explain_out_of_memory, forget, is_out_of_memory
+from blora_nb.running.memory import advice, in_order, quantizing
 from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
+
+PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a GPU, or the computer's, is too small."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(phrase in str(error) for phrase in PHRASES)
+
+
+def release_tensors(error: BaseException) -> None:
+    """Release the tensors that an error's traceback keeps alive."""
+    traceback.clear_frames(error.__traceback__)
+    # a frame that was cleared still has what its function closed over
+    error.__traceback__ = None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def release_memory_on_oom() -> Iterator[None]:
+    """Inside, an out-of-memory error keeps no tensors alive.
+
+    It has to be the innermost context, so that what was moved away finds room to come back.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            release_tensors(error)
+        raise
 
 
 @contextmanager
 def out_of_memory_explained(
     pipe: "StableDiffusionXLPipeline", settings: TrainingSettings, output_dir: str | Path | None
 ) -> Iterator[None]:
-    """Inside, running out of memory is a `TrainingError`: what was wanted, changed, and kept."""
+    """Inside, a training that runs out of memory is a `TrainingError`.
+
+    It says how much was wanted, which checkpoint is complete, and what to change.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        forget(error)
+        release_tensors(error)
+        message = f"The memory of {pipe.unet.device} is too small ({_wanted(error)})."
         written = checkpoints(output_dir) if output_dir else []
-        last = written[-1] if written else None
-        raise TrainingError(explain_out_of_memory(pipe, settings, error, last)) from None
+        if written:
+            message += (
+                f' {written[-1]} is complete: with gradient_checkpointing="full" and '
+                'resume_from_checkpoint="latest" the training goes on from there; the other '
+                "changes need a folder of their own."
+            )
+        raise TrainingError(f"{message} {advice(pipe, settings)}") from None
+
+
+def explain_out_of_memory_generating(
+    pipe: "StableDiffusionXLPipeline", error: BaseException
+) -> str:
+    """The message for a picture: how much it wanted and what to change, the cheapest first."""
+    steps = []
+    if not getattr(pipe.vae, "use_tiling", False):
+        steps.append("--vae_tiling (in Python: blora_nb.pipeline.tile_vae(pipe))")
+    if pipe.unet.dtype == torch.float32:
+        steps.append("loading the base with dtype float16")
+    steps += [*quantizing(pipe), "a smaller height and width"]
+    device = pipe.unet.device
+    return (
+        f"The memory of {device} is too small for one picture ({_wanted(error)}). {in_order(steps)}"
+    )
+
+
+def _wanted(error: BaseException) -> str:
+    """What PyTorch says it wanted, without its table of what is allocated."""
+    return str(error).split("\n")[0].split(". GPU")[0]

@@ -1,69 +1,101 @@
-"""What a picture was made with: kept on the picture, written into its file, read again to make the same one.
+"""What a picture was made with: kept on it, written into its file, read to make it again.
 
-The names are those of `python -m blora_nb generate`, so that `--like` can take a picture's record for what was typed.
+The names are those of `python -m blora_nb generate`, so that `--like` can take a picture's record
+for what was typed.
 """
 
-from blora_nb.blocks import HALVES
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from blora_nb.defaults import SCHEDULERS
 from blora_nb.errors import shown
 from blora_nb.files.metadata import model_hash, versions
 from blora_nb.files.saved_images import read_settings
 from blora_nb.guards.changed_pipelines import changes
-from blora_nb.lora import applied_fingerprints
+from blora_nb.lora import BLoRA, Given, applied_fingerprints
 from blora_nb.registry import options_of
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
 
-def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha):
+# where these are the same, a picture is made again bit by bit
+DECISIVE = (
+    "content_fingerprint",
+    "style_fingerprint",
+    "base_model",
+    "base_model_sha256",
+    "few_step_sha256",
+    "image_sha256",
+    "control_image_sha256",
+    "controlnet",
+    "dtype",
+    "device",
+    "quantization",
+    "versions",
+    "fused_lora",
+    "freeu",
+    "attention_processors",
+)
+
+
+def record(
+    pipe: "StableDiffusionXLPipeline",
+    prompt: str,
+    negative_prompt: str | None,
+    content: Given | None,
+    style: Given | None,
+    content_alpha: float,
+    style_alpha: float,
+) -> dict[str, Any]:
     """What the pictures of one call have in common, once the halves are on the pipeline.
 
     Args:
-        content, style: from `adapters.loaded`. Their files are named where they have some; their fingerprints always.
+        content, style: from `lora.loaded`; their files are named where they have some, their
+            fingerprints always.
     """
-    name, sha256 = model_hash(pipe)
-    found = {"prompt": prompt, "negative_prompt": negative_prompt, **options_of(pipe)}
-    for half, given, alpha in zip(HALVES, (content, style), (content_alpha, style_alpha)):
-        if given is not None:
-            found |= {f"{half}_alpha": alpha} | half_record(
-                half, given, applied_fingerprints(pipe)[half]
-            )
-    if found.get("scheduler") and type(pipe.scheduler).__name__ != SCHEDULERS[found["scheduler"]]:
+    found: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
+    found |= options_of(pipe)
+    if content is not None:
+        found |= {"content_alpha": content_alpha, **_half_record(pipe, "content", content)}
+    if style is not None:
+        found |= {"style_alpha": style_alpha, **_half_record(pipe, "style", style)}
+    asked = found.get("scheduler")
+    if asked and type(pipe.scheduler).__name__ != SCHEDULERS[asked]:
         found["scheduler"] = None  # somebody has put another one in its place
-    found |= changes(pipe)
-    found |= {
+    name, sha256 = model_hash(pipe)
+    return {
+        **found,
+        **changes(pipe),
         "device": pipe._execution_device.type,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "vae_tiling": bool(getattr(pipe.vae, "use_tiling", False)),
+        "base_model": name,
+        "base_model_sha256": sha256,
+        "versions": versions(),
     }
-    return found | {"base_model": name, "base_model_sha256": sha256, "versions": versions()}
 
 
-def half_record(half, given, fingerprint):
-    """The sources and weights of one half, and the fingerprint of what they make together."""
-    parts = [
-        item if isinstance(item, tuple) else (item, 1.0)
-        for item in (given if isinstance(given, list) else [given])
-    ]
-    sources = [part.source for part, _ in parts]
-    found = {f"{half}_fingerprint": fingerprint}
+def _half_record(pipe: "StableDiffusionXLPipeline", half: str, given: Given) -> dict[str, Any]:
+    """The fingerprint of one half, and of what it was mixed, where all of that are files."""
+    items: list[Any] = given if isinstance(given, list) else [given]
+    parts: list[tuple[BLoRA, float]]
+    parts = [item if isinstance(item, tuple) else (item, 1.0) for item in items]
+    found: dict[str, Any] = {f"{half}_fingerprint": applied_fingerprints(pipe)[half]}
+    sources = [blora.source for blora, _ in parts]
     if all(sources):
-        found |= {f"{half}_B_LoRA": sources} | (
-            {f"{half}_weights": [float(weight) for _, weight in parts]}
-            if any(weight != 1 for _, weight in parts)
-            else {}
-        )
+        found[f"{half}_B_LoRA"] = sources
+        weights = [float(weight) for _, weight in parts]
+        if any(weight != 1 for weight in weights):
+            found[f"{half}_weights"] = weights
     return found
 
 
-DECISIVE = ("content_fingerprint", "style_fingerprint", "base_model", "base_model_sha256")
-DECISIVE += ("few_step_sha256", "image_sha256", "control_image_sha256", "controlnet", "dtype")
-DECISIVE += ("device", "quantization", "versions", "fused_lora", "freeu", "attention_processors")
-
-
-def differences(picture, now):
-    """Lines that say where a new record differs from a picture's in what decides its pixels; none where it can be made again bit by bit."""
+def differences(picture: str | Path, now: dict[str, Any]) -> list[str]:
+    """Lines that say where a new record differs from a picture's in what decides its pixels."""
     then = read_settings(picture)
     return [
-        f"{what} was {shown(then.get(what))} and is {shown(now.get(what))}; the picture may not be the same."
+        f"{what} was {shown(then.get(what))} and is {shown(now.get(what))}; "
+        "the picture may not be the same."
         for what in DECISIVE
         if then.get(what) != now.get(what)
     ]
