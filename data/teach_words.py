@@ -2,8 +2,8 @@
 
     python data/teach_words.py      # after train_unet.py and train_vae.py; minutes on one core
 
-The first encoder learns the content tutor's tokens of a noun's drawing, the second the style tutor's
-tokens of a style; where a caption has no noun or no style ("A [v]") they learn the neutral words.
+The first encoder learns the content tutor's tokens of a noun's drawing, the second the style
+tutor's tokens of a style; without a noun or a style ("A [v]") they learn the neutral words.
 The U-Net takes no part in it. Writes outputs/teaching_model/tiny_sdxl/.
 """
 
@@ -69,7 +69,7 @@ def build_encoders(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
 
 
 class Lesson:
-    """Captions, and what the tutors would say for each: [batch, 32, 96] for content and for style."""
+    """Captions, and what the tutors would say for them: [batch, 32, 96] for each half."""
 
     def __init__(
         self, tutors: Tutors, shapes: Shapes, things: list[Noun], tokenizer: CLIPTokenizer
@@ -86,11 +86,13 @@ class Lesson:
         captions = [caption(self.things, random_) for _ in range(count)]
         content = self.neutral[:, :HALF].repeat(count, 1, 1)
         style = self.neutral[:, HALF:].repeat(count, 1, 1)
-        for row, (_, noun, meaning) in enumerate(captions):
-            if noun is not None:
-                content[row, -SPEAKING:] = self.content[noun]
-            if meaning is not None:
-                style[row, -SPEAKING:] = self.tutors.style(meaning[None])[0]
+        nouns_by_row = {row: c[1] for row, c in enumerate(captions) if c[1] is not None}
+        styles_by_row = {row: c[2] for row, c in enumerate(captions) if c[2] is not None}
+        if nouns_by_row:
+            content[list(nouns_by_row), -SPEAKING:] = self.content[list(nouns_by_row.values())]
+        if styles_by_row:
+            meanings = torch.stack(list(styles_by_row.values()))
+            style[list(styles_by_row), -SPEAKING:] = self.tutors.style(meanings)
         texts = [text for text, *_ in captions]
         longest = {"padding": "max_length", "max_length": POSITIONS, "truncation": True}
         return torch.tensor(self.tokenizer(texts, **longest).input_ids), content, style

@@ -1,4 +1,4 @@
-"""Train the teaching model's autoencoder (diffusers' `AutoencoderKL`, 8 pixels to a latent as in SDXL).
+"""Train the teaching model's autoencoder: an `AutoencoderKL`, 8 pixels to a latent as in SDXL.
 
     torchrun --nproc_per_node 2 data/train_vae.py      # one core a process
 
@@ -58,7 +58,7 @@ def edges(x: Tensor) -> Tensor:
 
 
 class Pictures:
-    """A few hundred painted pictures of which crops are taken; an eighth is replaced every 8 steps."""
+    """A few hundred painted pictures to crop from; an eighth of them is replaced every 8 steps."""
 
     def __init__(self, generator: torch.Generator, count: int = 240) -> None:
         self.shapes, self.generator, self.fresh = Shapes.load(), generator, count // 8

@@ -44,7 +44,7 @@ class ResidualConv(nn.Module):
 
 
 class ContentTutor(nn.Module):
-    """Label maps [batch, 4, 128, 128] → tokens [batch, 16, 96], one for each cell of a 4 × 4 grid."""
+    """Label maps [batch, 4, 128, 128] → tokens [batch, 16, 96], one a cell of a 4 × 4 grid."""
 
     def __init__(self) -> None:
         super().__init__()
