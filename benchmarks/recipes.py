@@ -1,4 +1,4 @@
-"""Do the optional recipes help on the teaching model? The same pairs and seeds with and without each.
+"""Do the optional recipes help on the teaching model? The same pairs and seeds with each.
 
     python benchmarks/recipes.py    # about 40 minutes on one core; writes recipes.md and .json
 
@@ -76,7 +76,7 @@ def main() -> None:
 
 Made by `python benchmarks/recipes.py`; model {fingerprint()}, {rows["plain"]["pictures"]} \
 pictures a row (24 pairs of held-out combinations, {args.seeds} seeds).
-Share of pictures in which the judge finds the content picture's object, the style picture's style, \
+Share of pictures in which the judge finds the content picture's object, the style picture's style,
 both; and the difference from plain, {PAIR_BY_PAIR}
 
 {table(columns, cells)}"""

@@ -19,8 +19,9 @@ PAIR_BY_PAIR = (
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], first: str = "") -> str:
     """A Markdown table. A row has a cell under `first`, then one for each of `columns`."""
-    head = f"|{f' {first} '.replace('  ', ' ')}| {' | '.join(columns)} |\n"
-    head += "|---" * (len(columns) + 1) + "|\n"
+    names = [first, *columns]
+    head = "|" + "|".join(f" {name} " if name else " " for name in names) + "|\n"
+    head += "|---" * len(names) + "|\n"
     return head + "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
