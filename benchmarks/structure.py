@@ -126,8 +126,8 @@ def main() -> None:
     columns = ["object right", "style right", "both right", "difference", "layout"]
     text = f"""# Layouts kept, on the teaching model
 
-Made by `python benchmarks/structure.py`; model {fingerprint()}, {rows[ALONE]["pictures"]} pictures a \
-row ({args.pictures} pairs, {args.seeds} seeds).
+Made by `python benchmarks/structure.py`; model {fingerprint()}, {rows[ALONE]["pictures"]} \
+pictures a row ({args.pictures} pairs, {args.seeds} seeds).
 Share of pictures in which the judge finds the content picture's object, the style picture's style,
 both; the difference from the halves alone, {PAIR_BY_PAIR}
 Layout is the mean overlap with the object drawn in the content picture's pose, in its own style or
