@@ -1,5 +1,6 @@
 # make walkthrough   run the lessons on the teaching model; pictures and executed notebooks go to outputs/
 # make test          run every test
+# make lint          check layout, common mistakes and types (ruff, mypy)
 # make lab           open JupyterLab on the notebooks
 # make app           open the page for people who never open a notebook
 # make test-colab    run the notebooks and panels with the versions that Colab ships, in an environment of their own
@@ -16,13 +17,18 @@ export OMP_WAIT_POLICY := passive
 # one thread is faster for a model as small as the teaching model, and adds up in the same order everywhere
 export OMP_NUM_THREADS := 1
 
-.PHONY: walkthrough test test-colab test-old-diffusers lab app notebooks bench teaching-model
+.PHONY: walkthrough test lint test-colab test-old-diffusers lab app notebooks bench teaching-model
 
 walkthrough: $(READY)
 	$(BIN)/python notebooks/execute.py --to outputs
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 test-colab: .venv-colab/ready
 	.venv-colab/bin/python -m pytest tests/test_panels.py tests/test_picker.py notebooks
@@ -57,7 +63,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	@echo "installing (a few minutes the first time) ..."
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab,test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab,lint,test]"
 	@touch $(READY)
 
 .venv-colab/ready: pyproject.toml constraints-colab.txt

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from blora_nb.running.execution import gradient_checkpointing
+from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.memory import GIB, WORKING, count_activations, lora_of, without_numbers
 from blora_nb.running.text_cache import cached_text, text_projections
 from blora_nb.settings import TrainingSettings

@@ -44,21 +44,22 @@ with SimulatedGPU(numbers=False) as gpu:
         import torch
         from PIL import Image
         from blora_nb.settings import TrainingSettings
-        from blora_nb import trainer
         from blora_nb import training
+        from blora_nb.running import optimized_unet
+        from blora_nb.running.monitor import Monitor
+        from blora_nb.running.placement import offloaded
         from full_sdxl import full_sdxl
-        step = trainer.take_step
+        on_step_end = Monitor.on_step_end
         def noted(*given):
-            found = step(*given)
             note()
-            return found
-        trainer.take_step = noted
+            on_step_end(*given)
+        Monitor.on_step_end = noted
         if kind == "PEFT":
-            trainer.lean_lora = lambda unet: nullcontext(nullcontext)
+            optimized_unet.lean_lora = lambda unet: nullcontext(nullcontext)
         pipe, settings = full_sdxl(torch.float16), TrainingSettings(gradient_checkpointing="none" if kind == "PEFT" else kind, max_train_steps=int(arguments[0]))
-        with trainer.offloaded(pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
+        with offloaded(pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
             moments = training.encode_image(pipe, Image.new("RGB", (1024, 1024)), 1024)
-        trainer.run_steps(pipe, training.attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
+        training.run_steps(pipe, training.attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
 json.dump(steps, open(result, "w"))
 """
 

@@ -26,7 +26,7 @@ from blora_nb.course.examples import example_names, example_picture
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, apply, set_alphas
 from blora_nb.pipeline import load_pipeline
-from blora_nb.trainer import train
+from blora_nb.training import train
 from random_sdxl import unet_config
 from report import table, write
 

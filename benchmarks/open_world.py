@@ -32,7 +32,7 @@ from blora_nb.generation import sample
 from blora_nb.lora import apply, remove
 from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
+from blora_nb.training import train
 from ordinary_lora import apply_both, train_everywhere
 from report import HERE, OUTPUTS, shares, summary, table, write
 from world.captions import EMOJI_SETS

@@ -8,8 +8,7 @@ from torch import Tensor
 from blora_nb.blocks import TRANSFORMER_BLOCKS
 from blora_nb.lora import remove
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import run_steps
-from blora_nb.training import ADAPTER, attach_lora, encode_image
+from blora_nb.training import ADAPTER, attach_lora, encode_image, run_steps
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline

@@ -16,7 +16,7 @@ from blora_nb.lora import BLoRA
 from blora_nb.metrics import Judge
 from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
+from blora_nb.training import train
 from report import PAIR_BY_PAIR, against, shares, summary, table, write
 from separation import PROMPT, held_out_pictures, pairs
 

@@ -28,7 +28,7 @@ from blora_nb.lora import BLoRA, apply, remove
 from blora_nb.metrics import Judge
 from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
+from blora_nb.training import train
 from drawings import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, draw, is_held_out
 from ordinary_lora import apply_both, train_everywhere
 from report import HERE, OUTPUTS, shares, summary, table, write

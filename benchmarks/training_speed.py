@@ -35,18 +35,18 @@ import json, sys
 import torch
 from blora_nb.settings import TrainingSettings
 from blora_nb.pipeline import load_pipeline
-from blora_nb.trainer import train
-from blora_nb.running.watch import Watch
+from blora_nb.training import train
+from blora_nb.running.loss_guard import LossGuard
 from peer_step_times import now, peak
 base, picture, result, steps, rank, side, mode, compiled = sys.argv[1:]
 cuda, times = torch.cuda.is_available(), []
-look = Watch.look
+look = LossGuard.look
 def timed(watch):
     known = look(watch)
     if known:
         times.append((known[-1][0], now()))
     return known
-Watch.look = timed
+LossGuard.look = timed
 pipe = load_pipeline(base, dtype=torch.float16 if cuda else None)
 blora = train(pipe, picture, TrainingSettings(rank=int(rank), resolution=int(side), max_train_steps=int(steps), gradient_checkpointing=mode, compile=compiled == "compiled"), progress=False)
 json.dump({"times": times, "losses": blora.losses, "peak_mib": peak()}, open(result, "w"))

@@ -117,12 +117,12 @@ def run_train(args):
 
 
 def run_generate(args):
+    from blora_nb.defaults import native_resolution
     from blora_nb.files.images import save_picture, writable_folder
     from blora_nb.generation import generate_each
     from blora_nb.guards.bases import check_base
     from blora_nb.pipeline import merge_few_step_lora, tile_vae, use_scheduler
     from blora_nb.running.records import differences
-    from blora_nb.settings import native_resolution
     from blora_nb.structure import outline
 
     content, style = halves_of(args)

@@ -2,14 +2,21 @@
 
 import math
 import operator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
+from torch import Tensor, nn
 
-from blora_nb import lora as adapters
+from blora_nb.defaults import defaults_for
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import check_unchanged, ready_to_draw, unwrapped
 from blora_nb.guards.prompts import tell_of_prompt, without_the_libraries_own
+from blora_nb.lora import Given, apply, loaded, set_alphas
 from blora_nb.pipeline import check_prompt
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.lean_attention import lean_attention
@@ -20,114 +27,213 @@ from blora_nb.running.memory import (
     pictures_at_once,
 )
 from blora_nb.running.records import record
-from blora_nb.settings import defaults_for
-from blora_nb.structure import structure_of
+from blora_nb.structure import Structure, structure_of
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditionModel
+
+Seeds = int | Collection[int]
+Progress = bool | Callable[[int, int], object]
+Preview = Callable[[int, int, Tensor], object]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn; None stands for what suits the pipeline.
+
+    Attributes:
+        height, width: in pixels.
+        batch_size: pictures made at once; by default one on a CPU and as many as fit on a GPU,
+            where it is faster. A picture still depends on its own seed only, but sums are added up
+            in another order in a batch, which can change a pixel by a step or two. Halved where
+            the memory turns out to be too small.
+        asymmetric_guidance: no LoRA in the unconditional pass, so that guidance pushes towards
+            what the LoRA adds (CRAFT-LoRA, arXiv 2602.18936).
+        content_until, style_from: timed halves: the content half only up to this share of the
+            steps, the style half only from this one (content first, style late: arXiv
+            2602.18936). Outside its time the alpha of a half is 0.
+        image, strength: start from this picture (path or PIL image) instead of pure noise, and
+            make only this share of the steps (img2img): the lower, the more of the picture is
+            kept, its colours too.
+        controlnet, control_image, controlnet_conditioning_scale: follow a drawn layout: a
+            ControlNet ("tiny" for the teaching model, id, folder, or one from
+            `structure.load_controlnet`), the layout as it wants it (see `structure.outline`), and
+            how closely.
+    """
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    batch_size: int | None = None
+    asymmetric_guidance: bool = False
+    content_until: float = 1.0
+    style_from: float = 0.0
+    image: "str | Path | Image.Image | None" = None
+    strength: float = 0.6
+    controlnet: "str | Path | ControlNetModel | None" = None
+    control_image: "str | Path | Image.Image | None" = None
+    controlnet_conditioning_scale: float = 1.0
+
+    def suited_to(self, pipe: "StableDiffusionXLPipeline") -> "Sampling":
+        """The same with the pipeline's own steps and guidance where none are given, checked.
+
+        Raises:
+            ValueError: no picture can be made with it.
+        """
+        suited = defaults_for(pipe)
+        steps, guidance = self.num_inference_steps, self.guidance_scale
+        steps = operator.index(suited.num_inference_steps if steps is None else steps)
+        guidance = float(suited.guidance_scale if guidance is None else guidance)
+        if steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, not {steps}.")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance_scale must be an ordinary number, not {guidance}.")
+        shares = {"content_until": self.content_until, "style_from": self.style_from}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share of the steps, from 0 to 1, not {share}.")
+        return replace(
+            self,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=None if self.height is None else operator.index(self.height),
+            width=None if self.width is None else operator.index(self.width),
+        )
+
+    @property
+    def timed(self) -> bool:
+        """Whether a half acts in some of the steps only."""
+        return self.content_until < 1 or self.style_from > 0
+
+    def record(self) -> dict[str, Any]:
+        """What of it stands in the record of a picture."""
+        names = (
+            "num_inference_steps",
+            "guidance_scale",
+            "height",
+            "width",
+            "asymmetric_guidance",
+            "content_until",
+            "style_from",
+        )
+        return {name: getattr(self, name) for name in names}
 
 
 @torch.no_grad()
 def generate(
-    pipe,
-    prompt,
-    content=None,
-    style=None,
-    content_alpha=1.0,
-    style_alpha=1.0,
-    seeds=(0,),
-    num_inference_steps=None,
-    guidance_scale=None,
-    negative_prompt=None,
-    height=None,
-    width=None,
-    progress=True,
-    **options,
-):
+    pipe: "StableDiffusionXLPipeline",
+    prompt: str,
+    content: Given | None = None,
+    style: Given | None = None,
+    content_alpha: float = 1.0,
+    style_alpha: float = 1.0,
+    seeds: Seeds = (0,),
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    progress: Progress = True,
+    **options: Any,
+) -> list[Image.Image]:
     """One picture for each seed, with the content half of one B-LoRA and the style half of another.
 
-    Both halves: style transfer. Only `content` and a prompt with a style: text stylization. Only `style` and a prompt
-    with an object: consistent style. Neither: the plain model. Whatever was applied to the pipeline before is replaced.
+    Both halves: style transfer. Only `content` and a prompt with a style: text stylization. Only
+    `style` and a prompt with an object: consistent style. Neither: the plain model. Whatever was
+    applied to the pipeline before is replaced.
 
     Args:
-        content, style: `BLoRA`s or paths, of which the named half is used; to mix, lists of (B-LoRA, weight); or None.
+        content, style: `BLoRA`s or paths, of which the named half is used; to mix, lists of
+            (B-LoRA, weight); or None.
         content_alpha, style_alpha: linear, signed strengths.
         seeds: a whole number or several; a picture depends on its own seed only.
-        num_inference_steps, guidance_scale, height, width: by default what suits the pipeline; height and width in pixels.
-        progress: True for a progress bar over all steps, or a function called with (steps done, steps in all).
-        options: `image` and `strength`, `controlnet` and `control_image`, `batch_size`, `preview`, `asymmetric_guidance`,
-            `content_until`, `style_from`; see `pictures`.
+        num_inference_steps, guidance_scale: by default what suits the pipeline.
+        height, width: in pixels; by default the size that the model was trained on.
+        progress: True for a progress bar over all steps, or a function called with (steps done,
+            steps in all).
+        options: `preview` (see `pictures`) and the other fields of `Sampling`: `batch_size`,
+            `image` and `strength`, `controlnet` and `control_image`, `asymmetric_guidance`,
+            `content_until`, `style_from`.
 
     Returns:
-        A list of PIL images, in the order of the seeds. Each knows what it was made with, in `info["blora_nb"]`, and
-        `images.save_picture` writes that into its file.
+        PIL images in the order of the seeds. Each knows what it was made with, in
+        `info["blora_nb"]`, and `save_picture` writes that into its file.
 
     Raises:
-        BLoRAError: a B-LoRA cannot be read or does not fit the base. ValueError: an argument makes no sense, or a picture became NaN.
+        BLoRAError: a B-LoRA cannot be read or does not fit the base.
+        ValueError: an argument makes no sense, or a picture became NaN.
         MemoryError: not even one picture fits; it says what to change.
     """
+    options |= {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+    }
+    halves = (content, style, content_alpha, style_alpha)
     with pipeline_lock(pipe):
-        return list(
-            generate_each(
-                pipe,
-                prompt,
-                content,
-                style,
-                content_alpha,
-                style_alpha,
-                negative_prompt,
-                seeds=seeds,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                height=height,
-                width=width,
-                progress=progress,
-                **options,
-            )
+        each = generate_each(
+            pipe, prompt, *halves, negative_prompt, seeds=seeds, progress=progress, **options
         )
+        return list(each)
 
 
 @torch.no_grad()
 def generate_each(
-    pipe,
-    prompt,
-    content=None,
-    style=None,
-    content_alpha=1.0,
-    style_alpha=1.0,
-    negative_prompt=None,
-    **sampling,
-):
+    pipe: "StableDiffusionXLPipeline",
+    prompt: str,
+    content: Given | None = None,
+    style: Given | None = None,
+    content_alpha: float = 1.0,
+    style_alpha: float = 1.0,
+    negative_prompt: str | None = None,
+    **options: Any,
+) -> Iterator[Image.Image]:
     """Like `generate`, one picture after another, each as soon as it is ready.
 
     Args:
-        sampling: see `pictures`.
+        options: see `pictures`.
     """
     check_pipeline(pipe)
-    content, style = adapters.loaded(content), adapters.loaded(style)
+    content, style = loaded(content), loaded(style)
     # also NumPy's and PyTorch's numbers, which no record could hold
-    alphas = {"content_alpha": float(content_alpha), "style_alpha": float(style_alpha)}
+    alphas = (float(content_alpha), float(style_alpha))
     with ready_to_draw(pipe), memory_explained(pipe):
-        adapters.apply(pipe, content, style, **alphas)
+        apply(pipe, content, style, *alphas)
         embeds = encode(pipe, prompt, negative_prompt)
-        common = record(pipe, prompt, negative_prompt, content, style, *alphas.values())
-    for image in pictures(pipe, embeds, **sampling, **alphas):
-        image.info["blora_nb"] = common | image.info["blora_nb"]
-        yield image
+        common = record(pipe, prompt, negative_prompt, content, style, *alphas)
+    options |= {"content_alpha": alphas[0], "style_alpha": alphas[1]}
+    for picture in pictures(pipe, embeds, **options):
+        picture.info["blora_nb"] = common | picture.info["blora_nb"]
+        yield picture
 
 
 @torch.no_grad()
-def sample(pipe, prompt, seeds=(0,), num_inference_steps=None, negative_prompt=None, **sampling):
-    """Like `generate`, with whatever is on the pipeline at the moment (see `adapters.apply` and `adapters.set_alphas`).
+def sample(
+    pipe: "StableDiffusionXLPipeline",
+    prompt: str,
+    seeds: Seeds = (0,),
+    num_inference_steps: int | None = None,
+    negative_prompt: str | None = None,
+    **options: Any,
+) -> list[Image.Image]:
+    """Like `generate`, with whatever is on the pipeline at the moment.
+
+    See `lora.apply` and `lora.set_alphas`.
 
     Args:
-        sampling: see `pictures`.
+        options: see `pictures`.
     """
+    options["num_inference_steps"] = num_inference_steps
     with pipeline_lock(pipe):
         check_pipeline(pipe)
         with ready_to_draw(pipe), memory_explained(pipe):
             embeds = encode(pipe, prompt, negative_prompt)
-        return list(pictures(pipe, embeds, seeds, num_inference_steps, **sampling))
+        return list(pictures(pipe, embeds, seeds, **options))
 
 
-def check_pipeline(pipe):
+def check_pipeline(pipe: "StableDiffusionXLPipeline") -> None:
     """Raise a ValueError where the base is of another kind, or a change spoils pictures."""
     with unwrapped(pipe):
         check_unchanged(pipe)
@@ -135,131 +241,83 @@ def check_pipeline(pipe):
 
 
 @torch.no_grad()
-def encode(pipe, prompt, negative_prompt=None):
-    """A prompt and its negative as the pipeline's keyword arguments; encoded once, they serve any number of seeds."""
+def encode(
+    pipe: "StableDiffusionXLPipeline", prompt: str, negative_prompt: str | None = None
+) -> dict[str, Tensor]:
+    """A prompt and its negative as the pipeline's keyword arguments.
+
+    Encoded once, they serve any number of seeds.
+    """
     for text in (prompt, negative_prompt or ""):
         check_prompt(text)
         tell_of_prompt(pipe, text)
-    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")
     with without_the_libraries_own():
         embeds = pipe.encode_prompt(
             prompt, negative_prompt=negative_prompt, device=pipe._execution_device
         )
-    return dict(zip((*names, "negative_pooled_prompt_embeds"), embeds))
+    names = (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
+    return dict(zip(names, embeds, strict=True))
 
 
 @torch.no_grad()
 def pictures(
-    pipe,
-    embeds,
-    seeds=(0,),
-    num_inference_steps=None,
-    guidance_scale=None,
-    height=None,
-    width=None,
-    progress=True,
-    batch_size=None,
-    preview=None,
-    asymmetric_guidance=False,
-    content_until=1.0,
-    style_from=0.0,
-    content_alpha=1.0,
-    style_alpha=1.0,
-    image=None,
-    strength=0.6,
-    controlnet=None,
-    control_image=None,
-    controlnet_conditioning_scale=1.0,
-):
-    """Yield one PIL image after another, each as soon as it is ready, of a prompt from `encode`.
+    pipe: "StableDiffusionXLPipeline",
+    embeds: dict[str, Tensor],
+    seeds: Seeds = (0,),
+    content_alpha: float = 1.0,
+    style_alpha: float = 1.0,
+    progress: Progress = True,
+    preview: Preview | None = None,
+    **sampling: Any,
+) -> Iterator[Image.Image]:
+    """Yield one picture after another, each as soon as it is ready, of a prompt from `encode`.
 
     Args:
-        image, strength: start from this picture (path or PIL image) instead of pure noise and make only this share of the steps
-            (img2img): the lower, the more of the picture is kept, its colours too.
-        controlnet, control_image, controlnet_conditioning_scale: follow a drawn layout: a ControlNet ("tiny" for the teaching
-            model, id, folder, or one from `structure.load_controlnet`), the layout as it wants it (see `structure.outline`), and how closely.
-        batch_size: pictures made at once; by default one on a CPU and as many as fit on a GPU, where it is faster. A picture still
-            depends on its own seed only, but sums are added up in another order in a batch, which can change a pixel by a step or two.
-            Halved where the memory turns out to be too small.
-        preview: a function called with (index of the batch's first picture, step, latents [batch, channels, height/8, width/8]) after each step.
-        asymmetric_guidance: no LoRA in the unconditional pass, so that guidance pushes towards what the LoRA adds (CRAFT-LoRA, arXiv 2602.18936).
-        content_until, style_from: timed halves: the content half only up to this share of the steps, the style half only from
-            this one (content first, style late: arXiv 2602.18936). Outside its time a half's alpha is 0, inside it `content_alpha` or `style_alpha`.
+        content_alpha, style_alpha: of timed halves, inside their time.
+        preview: a function called after each step with (index of the batch's first picture, step,
+            latents [batch, channels, height/8, width/8]).
+        sampling: the fields of `Sampling`.
     """
-    from tqdm.auto import tqdm
-
+    how = Sampling(**sampling).suited_to(pipe)
+    seeds = seed_list(seeds)
     with ExitStack() as stack:
-        stack.enter_context(ready_to_draw(pipe, with_hooks=asymmetric_guidance))
-        seeds, suited = seed_list(seeds), defaults_for(pipe)
-        steps = suited.num_inference_steps if num_inference_steps is None else num_inference_steps
-        steps = operator.index(steps)
-        guidance = float(suited.guidance_scale if guidance_scale is None else guidance_scale)
-        height, width = (None if side is None else operator.index(side) for side in (height, width))
-        check_sampling(steps, guidance, content_until, style_from)
-        timed = content_until < 1 or style_from > 0
-        layout = (controlnet, control_image, controlnet_conditioning_scale)
-        structure = structure_of(pipe, image, strength, *layout, height, width)
-        made = structure.steps(steps)
-        made_with = {
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "height": height,
-            "width": width,
-            "asymmetric_guidance": asymmetric_guidance,
-            "content_until": content_until,
-            "style_from": style_from,
-            **structure.made_with,
-        }
-        done, total, first, vae_dtype = 0, made * len(seeds), 0, pipe.vae.dtype
-        size = batch_size or pictures_at_once(pipe, height, width)
-
-        def set_time(step):
-            now = step < content_until * made, step >= style_from * made
-            adapters.set_alphas(pipe, content_alpha * now[0], style_alpha * now[1])
-
-        # for `inspection`, which asks this pipeline also where one made of its parts draws
-        pipe._guidance_scale = guidance
-        stack.callback(
-            torch.nn.Module.to, pipe.vae, vae_dtype
-        )  # diffusers leaves it in float32 where a float16 VAE that overflows is stopped at its work
-        stack.enter_context(lean_attention(pipe.unet))
-        bar = stack.enter_context(
-            tqdm(total=total, desc="generating", disable=progress is not True)
+        stack.enter_context(ready_to_draw(pipe, with_hooks=how.asymmetric_guidance))
+        structure = structure_of(
+            pipe,
+            how.image,
+            how.strength,
+            how.controlnet,
+            how.control_image,
+            how.controlnet_conditioning_scale,
+            how.height,
+            how.width,
         )
-        if asymmetric_guidance and guidance > 1:
+        made_with = how.record() | structure.made_with
+        # for `inspection`, which asks this pipeline also where one made of its parts draws
+        pipe._guidance_scale = how.guidance_scale
+        # diffusers leaves it in float32 where a float16 VAE that overflows is stopped at its work
+        vae_dtype = pipe.vae.dtype
+        stack.callback(nn.Module.to, pipe.vae, vae_dtype)
+        stack.enter_context(lean_attention(pipe.unet))
+        if how.asymmetric_guidance and (how.guidance_scale or 0) > 1:
             stack.enter_context(lora_in_the_conditional_pass_only(pipe.unet))
-        if timed:
-            stack.callback(adapters.set_alphas, pipe, content_alpha, style_alpha)
+        if how.timed:
+            stack.callback(set_alphas, pipe, content_alpha, style_alpha)
+        alphas = (content_alpha, style_alpha)
+        steps = stack.enter_context(
+            Steps(pipe, how, structure, alphas, len(seeds), progress, preview)
+        )
+        size = how.batch_size or pictures_at_once(pipe, how.height, how.width)
+        first = 0
         while first < len(seeds):
             batch = seeds[first : first + size]
-
-            def after_step(pipe_, step, timestep, tensors):
-                nonlocal done
-                done = made * first + (step + 1) * len(batch)
-                bar.update(done - bar.n)
-                if timed:
-                    set_time(step + 1)
-                if step + 1 == made:
-                    check_latents(tensors["latents"], batch)
-                if preview:
-                    preview(first, step, tensors["latents"])
-                if callable(progress):
-                    progress(done, total)
-                return {}
-
-            if timed:
-                set_time(0)
-            generators = [torch.Generator().manual_seed(seed) for seed in batch]
             try:
-                images = structure.pipe(
-                    **embeds,
-                    **structure.arguments,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    num_images_per_prompt=len(batch),
-                    generator=generators,
-                    callback_on_step_end=after_step,
-                ).images
+                images = _draw(structure, embeds, how, batch, steps.of_batch(first, batch))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -267,19 +325,97 @@ def pictures(
                 if len(batch) == 1:
                     raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
                 size = len(batch) // 2
-                torch.nn.Module.to(pipe.vae, vae_dtype)
+                nn.Module.to(pipe.vae, vae_dtype)
                 continue
             first += len(batch)
-            for seed, picture in zip(batch, images):
-                picture.info["blora_nb"] = (
-                    made_with | {"seed": seed} | ({"batch_seeds": batch} if len(batch) > 1 else {})
-                )
+            together = {"batch_seeds": batch} if len(batch) > 1 else {}
+            for seed, picture in zip(batch, images, strict=True):
+                picture.info["blora_nb"] = made_with | {"seed": seed} | together
                 yield picture
 
 
+def _draw(
+    structure: Structure,
+    embeds: dict[str, Tensor],
+    how: Sampling,
+    seeds: list[int],
+    after_step: Callable[..., dict],
+) -> list[Image.Image]:
+    """The pictures of one batch, drawn by diffusers."""
+    return structure.pipe(
+        **embeds,
+        **structure.arguments,
+        num_inference_steps=how.num_inference_steps,
+        guidance_scale=how.guidance_scale,
+        num_images_per_prompt=len(seeds),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        callback_on_step_end=after_step,
+    ).images
+
+
+class Steps:
+    """What happens after each step: progress, preview, the alphas of timed halves.
+
+    Used as a context round the drawing of all pictures.
+    """
+
+    def __init__(
+        self,
+        pipe: "StableDiffusionXLPipeline",
+        how: Sampling,
+        structure: Structure,
+        alphas: tuple[float, float],
+        pictures: int,
+        progress: Progress,
+        preview: Preview | None,
+    ) -> None:
+        from tqdm.auto import tqdm
+
+        self.pipe, self.how, self.alphas = pipe, how, alphas
+        self.progress, self.preview = progress, preview
+        # img2img leaves out the first steps
+        self.each = structure.steps(how.num_inference_steps)
+        self.total = self.each * pictures
+        self.bar = tqdm(total=self.total, desc="generating", disable=progress is not True)
+
+    def __enter__(self) -> "Steps":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def of_batch(self, first: int, seeds: list[int]) -> Callable[..., dict]:
+        """The callback for diffusers, of the batch that begins with picture `first`."""
+
+        def after_step(_: object, step: int, timestep: int, tensors: dict[str, Tensor]) -> dict:
+            latents = tensors["latents"]
+            done = self.each * first + (step + 1) * len(seeds)
+            self.bar.update(done - self.bar.n)
+            self._set_time(step + 1)
+            if step + 1 == self.each:
+                check_latents(latents, seeds)
+            if self.preview:
+                self.preview(first, step, latents)
+            if callable(self.progress):
+                self.progress(done, self.total)
+            return {}
+
+        self._set_time(0)
+        return after_step
+
+    def _set_time(self, step: int) -> None:
+        """Switch timed halves on and off for the step to come."""
+        if not self.how.timed:
+            return
+        content_alpha, style_alpha = self.alphas
+        with_content = step < self.how.content_until * self.each
+        with_style = step >= self.how.style_from * self.each
+        set_alphas(self.pipe, content_alpha * with_content, style_alpha * with_style)
+
+
 @contextmanager
-def memory_explained(pipe):
-    """Inside, running out of memory becomes a MemoryError that says what to change, and keeps none of the memory."""
+def memory_explained(pipe: "StableDiffusionXLPipeline") -> Iterator[None]:
+    """Inside, running out of memory is a MemoryError that says what to change, and keeps none."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -289,52 +425,46 @@ def memory_explained(pipe):
         raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
 
 
-def check_latents(latents, seeds):
-    """Raise a ValueError that names the seeds whose latents [batch, channels, h, w] are no numbers any more."""
-    whole = torch.isfinite(latents).flatten(1).all(1).tolist()
-    if broken := [str(seed) for seed, fine in zip(seeds, whole) if not fine]:
+def check_latents(latents: Tensor, seeds: Sequence[int]) -> None:
+    """Raise a ValueError that names the seeds whose latents [batch, channels, h, w] are NaN."""
+    finite = torch.isfinite(latents).flatten(1).all(1).tolist()
+    broken = [str(seed) for seed, fine in zip(seeds, finite, strict=False) if not fine]
+    if broken:
         raise ValueError(
-            f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas, a smaller guidance scale, or load a base in float16 with dtype bfloat16 or float32."
+            f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas, a "
+            "smaller guidance scale, or load a base in float16 with dtype bfloat16 or float32."
         )
 
 
-def seed_list(seeds):
+def seed_list(seeds: Seeds) -> list[int]:
     """One seed, or any collection of them, as a list of Python's whole numbers."""
     try:
-        return [operator.index(seeds)]
+        return [operator.index(seeds)]  # type: ignore[arg-type]
     except TypeError:
         pass
     try:
-        return [operator.index(seed) for seed in seeds]
+        return [operator.index(seed) for seed in seeds]  # type: ignore[union-attr]
     except TypeError:
         raise ValueError(f"Seeds are whole numbers, which {seeds!r} is not.") from None
 
 
-def check_sampling(num_inference_steps, guidance_scale, content_until, style_from):
-    """Raise a ValueError for what no picture can be made with."""
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}.")
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be an ordinary number, not {guidance_scale}.")
-    for name, share in (("content_until", content_until), ("style_from", style_from)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} is a share of the steps, from 0 to 1, not {share}.")
-
-
 @contextmanager
-def lora_in_the_conditional_pass_only(unet):
-    """Inside, what LoRA adds is 0 in the first half of each batch, where classifier-free guidance puts the unconditional pass."""
+def lora_in_the_conditional_pass_only(unet: "UNet2DConditionModel") -> Iterator[None]:
+    """Inside, what LoRA adds is 0 in the first half of each batch.
 
-    def silence(module, args, output):
-        return torch.cat([torch.zeros_like(output[: len(output) // 2]), output[len(output) // 2 :]])
+    There classifier-free guidance puts the unconditional pass.
+    """
 
-    layers = [
-        part
+    def silence(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        unconditional, conditional = output.split(len(output) // 2)
+        return torch.cat([torch.zeros_like(unconditional), conditional])
+
+    handles = [
+        part.register_forward_hook(silence)
         for module in unet.modules()
         if hasattr(module, "lora_B")
         for part in module.lora_B.values()
     ]
-    handles = [layer.register_forward_hook(silence) for layer in layers]
     try:
         yield
     finally:

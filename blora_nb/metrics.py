@@ -14,9 +14,9 @@ from PIL import Image
 from torch import nn
 
 from blora_nb.assets import DATA
+from blora_nb.defaults import TINY_DEFAULTS, defaults_for
 from blora_nb.files.images import to_tensor
 from blora_nb.running.device import default_device
-from blora_nb.settings import TINY_DEFAULTS, defaults_for
 
 JUDGE = DATA / "judge"
 SIDE = 48  # pixels the judge looks at

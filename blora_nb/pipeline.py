@@ -1,21 +1,25 @@
-"""A pipeline to work with: the teaching model, the real SDXL, or any SDXL-shaped id or folder; and settings that suit it."""
+"""A pipeline to work with: the teaching model, the real SDXL, or any SDXL-shaped id or folder."""
 
 import re
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from blora_nb.assets import TINY_SDXL
+from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
 from blora_nb.errors import BLoRAWarning, named_in_errors
 from blora_nb.files.few_step import merge, read_few_step
 from blora_nb.files.safe_files import HUB_ID, find_weights, open_weights, read_beside
 from blora_nb.files.state_dict_checks import SDXL
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.prompts import tell_of_prompt, without_the_libraries_own
-from blora_nb.registry import options_of
+from blora_nb.registry import note_options
 from blora_nb.running.device import (
     check_device,
     default_base,
@@ -23,8 +27,11 @@ from blora_nb.running.device import (
     default_dtype,
     memory_profile,
 )
-from blora_nb.settings import QUANTIZATIONS, SCHEDULERS
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+# SDXL's own VAE overflows in float16
 SDXL_VAE_FP16 = "madebyollin/sdxl-vae-fp16-fix"
 # model.fp16.safetensors, model.fp16-00001-of-00002.safetensors; and the same without a variant
 VARIANT = re.compile(r"^(?:diffusion_pytorch_)?model\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$")
@@ -32,98 +39,113 @@ PLAIN = re.compile(r"^(?:diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.safetensors$
 
 
 def load_pipeline(
-    base=None,
-    device=None,
-    dtype=None,
-    quantization=None,
-    vae=None,
-    revision=None,
-    variant=None,
-    cache_dir=None,
-):
+    base: str | Path | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: str | None = None,
+    vae: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | None = None,
+) -> "StableDiffusionXLPipeline":
     """A `StableDiffusionXLPipeline`, ready to train on and to generate with.
 
     Args:
-        base: "tiny" (the teaching model of this repository), "sdxl" (SDXL base 1.0 from the Hugging Face hub), or the
-            id or folder of any SDXL-shaped model; by default what the environment variable BLORA_BASE says, else "tiny".
+        base: "tiny" (the teaching model of this repository), "sdxl" (SDXL base 1.0 from the
+            Hugging Face hub), or the id or folder of any SDXL-shaped model; by default what the
+            environment variable BLORA_BASE says, else "tiny".
         device: "cuda", "mps" or "cpu"; by default the best one that works.
-        dtype: of the frozen base; by default float32 for the teaching model and where there is no NVIDIA GPU, else bfloat16 or float16.
-        quantization: "int8" or "nf4" keeps the frozen U-Net in 8 or 4 bits (needs bitsandbytes), "none" does not; by default
-            what the device's memory profile says (see `runtime.memory_profile`).
-        vae: id or folder of another VAE; by default SDXL in float16 gets one whose activations do not overflow.
-        revision, variant, cache_dir: of the base on the hub, as in `from_pretrained`; the variant of "sdxl" is "fp16".
+        dtype: of the frozen base; by default float32 for the teaching model and where there is no
+            NVIDIA GPU, else bfloat16 or float16.
+        quantization: "int8" or "nf4" keeps the frozen U-Net in 8 or 4 bits (needs bitsandbytes),
+            "none" does not; by default what the device's memory profile says (see
+            `device.memory_profile`).
+        vae: id or folder of another VAE; by default SDXL in float16 gets one whose activations do
+            not overflow.
+        revision, variant, cache_dir: of the base on the hub, as in `from_pretrained`; the variant
+            of "sdxl" is "fp16".
 
     Raises:
         FileNotFoundError: there is no such folder.
         OSError: the Hugging Face hub did not give it.
         ValueError: there is no such device, or the model is not SDXL-shaped.
     """
-    from transformers.utils import logging as transformers_logging
-
-    getLogger("bitsandbytes").setLevel(
-        ERROR
-    )  # on a CPU it would miss a package that nothing here needs
-    transformers_logging.set_verbosity_error()  # it would advise to install torchvision, which nothing here needs
+    _quiet_libraries()
     from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline
-    from diffusers.utils import logging
 
     base, device = base or default_base(), device or default_device()
-    tiny = base == "tiny" or Path(base).resolve() == TINY_SDXL
     check_device(device)
-    dtype = dtype or (torch.float32 if tiny else default_dtype(device))
-    source = {"tiny": TINY_SDXL, "sdxl": SDXL}.get(str(base), base)
-    if source == TINY_SDXL and not (TINY_SDXL / "model_index.json").exists():
+    known: dict[str, str | Path] = {"tiny": TINY_SDXL, "sdxl": SDXL}
+    source = known.get(str(base), base)
+    tiny = Path(source).resolve() == TINY_SDXL
+    if tiny and not (TINY_SDXL / "model_index.json").exists():
         raise FileNotFoundError(
-            f"The teaching model is not in {TINY_SDXL}. Clone the whole repository and install it with: pip install -e ."
+            f"The teaching model is not in {TINY_SDXL}. Clone the whole repository and install it "
+            "with: pip install -e ."
         )
-    logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    named = {
-        "revision": revision,
-        "variant": variant or ("fp16" if source == SDXL else None),
-        "cache_dir": cache_dir,
-    }
-    options = {"use_safetensors": True, **dtype_argument(dtype)} | {
-        name: value for name, value in named.items() if value
-    }
-    parts = {}
     profile = memory_profile(device)
+    dtype = dtype or (torch.float32 if tiny else default_dtype(device))
     quantization = quantization or (None if tiny else profile.quantization) or "none"
+    vae_source = vae
+    if vae is None and source == SDXL and dtype == torch.float16:
+        vae_source = SDXL_VAE_FP16
+
+    options: dict[str, Any] = {"use_safetensors": True, **dtype_argument(dtype)}
+    hub = {"revision": revision, "variant": variant, "cache_dir": cache_dir}
+    if source == SDXL and not variant:
+        hub["variant"] = "fp16"
+    hub_options = {name: value for name, value in hub.items() if value}
+    parts = {}
     if quantization != "none":
         with named_source(source, "base model"):
-            parts["unet"] = _quantized_unet(source, quantization, dtype, device, options)
-    if vae or (source == SDXL and dtype == torch.float16):
-        with named_source(vae or SDXL_VAE_FP16, "VAE"):
-            parts["vae"] = AutoencoderKL.from_pretrained(
-                vae or SDXL_VAE_FP16,
-                use_safetensors=True,
-                cache_dir=cache_dir,
-                **dtype_argument(dtype),
+            parts["unet"] = _quantized_unet(
+                source, quantization, dtype, device, options | hub_options
             )
+    if vae_source:
+        with named_source(vae_source, "VAE"):
+            parts["vae"] = AutoencoderKL.from_pretrained(vae_source, cache_dir=cache_dir, **options)
     with named_source(source, "base model"):
-        pipe = DiffusionPipeline.from_pretrained(source, **options, **parts)
+        pipe = DiffusionPipeline.from_pretrained(source, **options, **hub_options, **parts)
     if not isinstance(pipe, StableDiffusionXLPipeline):
         raise ValueError(f"{base} is a {type(pipe).__name__}; a B-LoRA needs an SDXL model.")
+
     if profile.vae_tiling:
         tile_vae(pipe)
     pipe.set_progress_bar_config(disable=True)
     for model in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         model.requires_grad_(False)
-    asked = {
-        "pretrained_model_name_or_path": str(base),
-        "pretrained_vae_model_name_or_path": vae,
-        "revision": revision,
-        "variant": variant,
-        "quantization": quantization,
-    }
-    pipe.blora_nb_options = {name: value for name, value in asked.items() if value}
-    with quiet(logging):  # of float16 on a CPU, which is slow but works
+    note_options(
+        pipe,
+        pretrained_model_name_or_path=str(base),
+        pretrained_vae_model_name_or_path=vae,
+        revision=revision,
+        variant=variant,
+        quantization=quantization,
+    )
+    # diffusers warns of float16 on a CPU, which is slow but works
+    with _errors_only():
         return pipe.to(device)
 
 
+def _quiet_libraries() -> None:
+    """Turn off progress bars, and advice to install what nothing here needs."""
+    from transformers.utils import logging as transformers_logging
+
+    # on a CPU it would miss a package
+    getLogger("bitsandbytes").setLevel(ERROR)
+    # it would advise to install torchvision, and does so while diffusers is imported
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.disable_progress_bar()
+
+
 @contextmanager
-def quiet(logging):
+def _errors_only() -> Iterator[None]:
     """Inside, diffusers only speaks of errors."""
+    from diffusers.utils import logging
+
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -133,16 +155,18 @@ def quiet(logging):
 
 
 @contextmanager
-def named_source(source, what):
-    """Inside, errors about a folder or hub id say in a line what it is and what is wrong with it."""
+def named_source(source: str | Path, what: str) -> Iterator[None]:
+    """Inside, errors about a folder or hub id say in one line what is wrong with it."""
     path = Path(source)
     if path.is_file():
         raise ValueError(
-            f"The {what} {source} is a file; a folder in diffusers' format is wanted. diffusers makes one: StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+            f"The {what} {source} is a file; a folder in diffusers' format is wanted. diffusers "
+            "makes one: StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
         )
     if not path.is_dir() and not HUB_ID.fullmatch(str(source)):
         raise FileNotFoundError(
-            f"The {what}: there is no folder {source}, and as an id on the Hugging Face hub it should look like user/name."
+            f"The {what}: there is no folder {source}, and as an id on the Hugging Face hub it "
+            "should look like user/name."
         )
     try:
         yield
@@ -169,22 +193,21 @@ def variant_to_name(folder: Path, reason: str) -> str:
         if not named:
             return ""
         folder = Path(named[1]).parent
-    variants = set()
-    for part in (part for part in folder.iterdir() if part.is_dir()):
-        names = [file.name for file in part.iterdir()]
+    found = set()
+    for part in folder.iterdir():
+        names = [file.name for file in part.iterdir()] if part.is_dir() else []
         if not any(map(PLAIN.search, names)):
-            variants |= {match[1] for match in map(VARIANT.search, names) if match}
-    variants = sorted(variants)
-    if not variants:
+            found |= {match[1] for match in map(VARIANT.search, names) if match}
+    if not found:
         return ""
-    named = " and ".join(variants)
+    variants = sorted(found)
     return (
-        f" Only files of the variant {named} are there: add --variant {variants[0]} "
-        f'(in Python: variant="{variants[0]}").'
+        f" Only files of the variant {' and '.join(variants)} are there: add --variant "
+        f'{variants[0]} (in Python: variant="{variants[0]}").'
     )
 
 
-def dtype_argument(dtype):
+def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
     """The dtype as `from_pretrained` wants it, which has had two names."""
     import diffusers
     from packaging.version import Version
@@ -192,20 +215,27 @@ def dtype_argument(dtype):
     return {"dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype": dtype}
 
 
-def _quantized_unet(source, quantization, dtype, device, options):
-    """The U-Net with its linear layers in 8 or 4 bits, on its device from the start; computed in `dtype`."""
+def _quantized_unet(
+    source: str | Path,
+    quantization: str,
+    dtype: torch.dtype,
+    device: str,
+    options: dict[str, Any],
+) -> "UNet2DConditionModel":
+    """The U-Net with its linear layers in 8 or 4 bits, on its device; computed in `dtype`."""
     from diffusers import BitsAndBytesConfig, UNet2DConditionModel
     from diffusers.utils import is_bitsandbytes_available
 
     if not is_bitsandbytes_available():
         raise ValueError(
-            f"The quantization {quantization} needs the package bitsandbytes: pip install bitsandbytes (or say quantization none)"
+            f"The quantization {quantization} needs the package bitsandbytes: pip install "
+            "bitsandbytes (or say quantization none)"
         )
     if quantization not in QUANTIZATIONS:
         raise ValueError(
             f"quantization must be none, {' or '.join(QUANTIZATIONS)}, not {quantization}."
         )
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "int8": {"load_in_8bit": True},
         "nf4": {
             "load_in_4bit": True,
@@ -213,49 +243,53 @@ def _quantized_unet(source, quantization, dtype, device, options):
             "bnb_4bit_compute_dtype": dtype,
         },
     }
-    place = (
-        {"device_map": {"": torch.device(device)}} if torch.device(device).index is not None else {}
-    )  # else it is the first GPU, from which 8 bits do not move
+    # without a place it is the first GPU, from which 8 bits do not move
+    place = torch.device(device)
+    placed = {} if place.index is None else {"device_map": {"": place}}
     try:
         return UNet2DConditionModel.from_pretrained(
             source,
             subfolder="unet",
             quantization_config=BitsAndBytesConfig(**kinds[quantization]),
-            **place,
+            **placed,
             **options,
         )
     except RuntimeError as error:
         if "No GPU" not in str(error):
             raise
         raise ValueError(
-            f"The quantization {quantization} needs an NVIDIA GPU, and there is none here. Leave it out, or say quantization none."
+            f"The quantization {quantization} needs an NVIDIA GPU, and there is none here. Leave "
+            "it out, or say quantization none."
         ) from None
 
 
-def tile_vae(pipe):
-    """Encode and decode pictures larger than 512 pixels piece by piece, to save memory; by themselves diffusers' VAEs do so only above 1024."""
+def tile_vae(pipe: "StableDiffusionXLPipeline") -> None:
+    """Encode and decode pictures larger than 512 pixels piece by piece, to save memory.
+
+    By themselves diffusers' VAEs do so only above 1024.
+    """
     pipe.vae.enable_tiling()
     pipe.vae.tile_sample_min_size = min(pipe.vae.tile_sample_min_size, 512)
     pipe.vae.tile_latent_min_size = pipe.vae.tile_sample_min_size // pipe.vae_scale_factor
 
 
-def use_scheduler(pipe, name):
+def use_scheduler(pipe: "StableDiffusionXLPipeline", name: str) -> None:
     """Another sampler: one of `SCHEDULERS`, with the noise schedule of the base model."""
     import diffusers
 
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, not {name}.")
-    check_base(pipe)  # another sampler would hide what the base's own says of it
+    # another sampler would hide what the base's own says of it
+    check_base(pipe)
     pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
-    pipe.blora_nb_options = options_of(pipe) | {"scheduler": name}
+    note_options(pipe, scheduler=name)
 
 
-def merge_few_step_lora(pipe, source):
-    """Add a few-step LoRA (LCM, Lightning) to the base model's own weights, so that B-LoRAs go on
-    and off beside it.
+def merge_few_step_lora(pipe: "StableDiffusionXLPipeline", source: str | Path) -> None:
+    """Add a few-step LoRA (LCM, Lightning) to the base model's own weights.
 
-    The scale of each layer is found as for a B-LoRA (`scales.scales`); what was left out or assumed
-    is given as a `BLoRAWarning`.
+    B-LoRAs then go on and off beside it. The scale of each layer is found as for a B-LoRA
+    (`scales.scales`); what was left out or assumed is given as a `BLoRAWarning`.
 
     Args:
         source: a safetensors file, a folder with one, or an id on the Hugging Face hub
@@ -268,7 +302,8 @@ def merge_few_step_lora(pipe, source):
     """
     if getattr(pipe.unet, "is_loaded_in_4bit", False):
         raise ValueError(
-            "A few-step LoRA cannot be merged into a base model of 4 bits, whose steps are coarser than what it adds. Use quantization int8 or none."
+            "A few-step LoRA cannot be merged into a base model of 4 bits, whose steps are coarser "
+            "than what it adds. Use quantization int8 or none."
         )
     path, config = find_weights(source)
     with named_in_errors(path), open_weights(path) as opened:
@@ -277,11 +312,10 @@ def merge_few_step_lora(pipe, source):
     for note in notes + more:
         warnings.warn(f"{path}: {note}", BLoRAWarning, stacklevel=2)
     sha256 = merge(pipe, changes)
-    told = {"few_step_lora": str(source), "few_step_sha256": sha256}
-    pipe.blora_nb_options = options_of(pipe) | told
+    note_options(pipe, few_step_lora=str(source), few_step_sha256=sha256)
 
 
-def check_prompt(prompt):
+def check_prompt(prompt: str) -> None:
     """Raise a ValueError for what is not one text, or no text at all."""
     if not isinstance(prompt, str):
         raise ValueError(
@@ -296,7 +330,7 @@ def check_prompt(prompt):
 
 
 @torch.no_grad()
-def encode_prompt(pipe, prompt):
+def encode_prompt(pipe: "StableDiffusionXLPipeline", prompt: str) -> tuple[Tensor, Tensor]:
     """`prompt_embeds` [1, tokens, dim] and `pooled_prompt_embeds` [1, dim] of one prompt."""
     check_prompt(prompt)
     tell_of_prompt(pipe, prompt)

@@ -1,22 +1,59 @@
-"""One pipeline, several callers: the lock that lets one at a time put LoRAs on it and draw."""
+"""What is known about a pipeline, kept beside it: its lock, how it was loaded, the halves on it.
+
+Nothing is hung on diffusers' and PEFT's own objects, and nothing is kept longer than they are.
+"""
 
 import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-# The state all callers must share. JupyterLab runs the callbacks of widgets beside the running cell, and two pieces of
-# work on one pipeline would change each other's LoRAs.
-LOCKS = WeakKeyDictionary()
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from peft import LoraConfig
 
 
-def pipeline_lock(pipe):
-    """The lock of a pipeline, the same one at every call; whoever holds it may take it again."""
-    return LOCKS.setdefault(pipe, threading.RLock())
+@dataclass(frozen=True)
+class AppliedHalf:
+    """One half that was put on a U-Net."""
+
+    fingerprint: str
+    # PEFT's entry for it: another adapter of the same name has another one
+    config: "LoraConfig"
+    # which weights it acts with (`changed_pipelines.acting_weights`): PEFT can exchange them
+    acting: dict[str, int]
 
 
-def options_of(pipe):
-    """What `load_pipeline`, `use_scheduler` and `merge_few_step_lora` were asked for, by the names of the command line."""
-    return getattr(
-        pipe,
-        "blora_nb_options",
-        {"pretrained_model_name_or_path": str(pipe.config.get("_name_or_path") or "")},
-    )
+_LOCKS: WeakKeyDictionary = WeakKeyDictionary()
+_OPTIONS: WeakKeyDictionary = WeakKeyDictionary()
+_HALVES: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def pipeline_lock(pipe: "StableDiffusionXLPipeline") -> "threading.RLock":
+    """The lock of a pipeline, the same one at every call; whoever holds it may take it again.
+
+    JupyterLab runs the callbacks of widgets beside the running cell, and two pieces of work on one
+    pipeline would change each other's LoRAs.
+    """
+    return _LOCKS.setdefault(pipe, threading.RLock())
+
+
+def options_of(pipe: "StableDiffusionXLPipeline") -> dict[str, str]:
+    """What `load_pipeline`, `use_scheduler` and `merge_few_step_lora` were asked for.
+
+    The names are those of the command line.
+    """
+    if pipe in _OPTIONS:
+        return dict(_OPTIONS[pipe])
+    return {"pretrained_model_name_or_path": str(pipe.config.get("_name_or_path") or "")}
+
+
+def note_options(pipe: "StableDiffusionXLPipeline", **options: str | None) -> None:
+    """Add to what `options_of` tells; None says nothing."""
+    given = {name: value for name, value in options.items() if value}
+    _OPTIONS[pipe] = options_of(pipe) | given
+
+
+def applied_halves(unet: "UNet2DConditionModel") -> dict[str, AppliedHalf]:
+    """The halves that `lora.apply` has put on a U-Net, by adapter name."""
+    return _HALVES.setdefault(unet, {})

@@ -1,14 +1,20 @@
-"""One typed configuration of a training, for notebooks and the command line alike; and the flags that are refused.
+"""The settings of a training, for notebooks and the command line alike.
 
-The names are those of the authors' script, so that their README can be typed here. Every field carries the sentence that
-`--help` prints; a notebook reads the same with `help(TrainingSettings)` or `TrainingSettings.explain("rank")`.
+The names are those of the authors' script, so that their README can be typed here. Every field
+carries the sentence that `--help` prints; a notebook reads the same with `help(TrainingSettings)`
+or `TrainingSettings.explain("rank")`.
 """
 
 import math
 import operator
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from types import UnionType
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
+
+from blora_nb.defaults import defaults_for, native_resolution
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
 
 LR_SCHEDULERS = (
     "constant",
@@ -21,18 +27,39 @@ LR_SCHEDULERS = (
 GRADIENT_CHECKPOINTING = ("none", "partial", "full")
 
 
-def option(default, help, group, **extra):
+# the headings of `--help`
+LEARNED = "what is learned"
+OPTIMIZER = "optimizer"
+RECIPES = "recipes, all off by default"
+MEMORY = "memory and speed"
+CHECKPOINTS = "checkpoints"
+FILE = "written into the file"
+# settings whose number must be greater than 0
+POSITIVE = {
+    "resolution",
+    "rank",
+    "learning_rate",
+    "max_train_steps",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "snr_gamma",
+    "x0_loss_from",
+    "num_class_images",
+    "max_grad_norm",
+    "lr_num_cycles",
+    "lr_power",
+    "sample_batch_size",
+    "adam_epsilon",
+}
+# settings whose default is what suits the pipeline
+SUITED = ("resolution", "rank", "learning_rate", "max_train_steps", "train_batch_size")
+
+
+def option(default: Any, help: str, group: str, **extra: Any) -> Any:
+    """A field of the settings, with its sentence and heading in `--help`."""
     return field(default=default, metadata={"help": help, "group": group, **extra})
-
-
-LEARNED, OPTIMIZER, RECIPES, MEMORY, CHECKPOINTS, FILE = (
-    "what is learned",
-    "optimizer",
-    "recipes, all off by default",
-    "memory and speed",
-    "checkpoints",
-    "written into the file",
-)
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,23 +102,27 @@ class TrainingSettings:
     adam_epsilon: float = option(1e-8, "AdamW's guard against division by 0", OPTIMIZER)
     use_8bit_adam: bool = option(
         False,
-        "keep AdamW's state in 8 bits (bitsandbytes): 0.16 GiB less at rank 64, but it waits for the GPU after each weight",
+        "keep AdamW's state in 8 bits (bitsandbytes): 0.16 GiB less at rank 64, but it waits for "
+        "the GPU after each weight",
         OPTIMIZER,
     )
 
     snr_gamma: float | None = option(
         None,
-        "min-SNR: weigh each timestep by min(SNR, gamma)/SNR, 5 is usual; evens out easy and hard timesteps (arXiv 2303.09556)",
+        "min-SNR: weigh each timestep by min(SNR, gamma)/SNR, 5 is usual; evens out easy and hard "
+        "timesteps (arXiv 2303.09556)",
         RECIPES,
     )
     x0_loss_from: int | None = option(
         None,
-        "from this step on compare pictures instead of noise (error divided by SNR): more weight on layout and palette (ConsisLoRA, arXiv 2503.10614)",
+        "from this step on compare pictures instead of noise (error divided by SNR): more weight "
+        "on layout and palette (ConsisLoRA, arXiv 2503.10614)",
         RECIPES,
     )
     with_prior_preservation: bool = option(
         False,
-        "train on pictures of the class besides, so that the class word keeps its meaning (DreamBooth)",
+        "train on pictures of the class besides, so that the class word keeps its meaning "
+        "(DreamBooth)",
         RECIPES,
     )
     class_prompt: str | None = option(
@@ -108,14 +139,18 @@ class TrainingSettings:
 
     gradient_checkpointing: str | None = option(
         None,
-        "recompute activations instead of keeping them: none, partial (the two trained blocks) or full (all of the up path); by default the first that fits into memory; without a value: full",
+        "recompute activations instead of keeping them: none, partial (the two trained blocks) or "
+        "full (all of the up path); by default the first that fits into memory; without a value: "
+        "full",
         MEMORY,
         choices=GRADIENT_CHECKPOINTING,
         bare="full",
     )
     compile: bool = option(
         False,
-        "compile the transformer blocks (torch.compile): the first step waits for the compiler, the others are 1 to 4 percent faster with SDXL on a CPU, slower with the teaching model; not run on a GPU",
+        "compile the transformer blocks (torch.compile): the first step waits for the compiler, "
+        "the others are 1 to 4 percent faster with SDXL on a CPU, slower with the teaching model; "
+        "not run on a GPU",
         MEMORY,
     )
 
@@ -128,51 +163,49 @@ class TrainingSettings:
 
     license: str | None = option(
         None,
-        "of the B-LoRA, for example cc-by-4.0: what others may do with it, if the picture is yours to decide",
+        "of the B-LoRA, for example cc-by-4.0: what others may do with it, if the picture is "
+        "yours to decide",
         FILE,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for f in fields(self):
-            value = as_number(f, getattr(self, f.name))
-            object.__setattr__(self, f.name, value)
-            if "choices" in f.metadata and value is not None and value not in f.metadata["choices"]:
-                raise ValueError(
-                    f"{f.name} must be one of {', '.join(f.metadata['choices'])}, not {value}."
-                )
-            if value is not None and f.name in POSITIVE and not value > 0:
-                raise ValueError(f"{f.name} must be greater than 0, not {value}.")
-            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise ValueError(
-                    f"{f.name} must be an ordinary number, and not negative, which {value} is not."
-                )
+            object.__setattr__(self, f.name, as_number(f, getattr(self, f.name)))
+            _check_value(f, getattr(self, f.name))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise a ValueError for values that make no sense for a training, or beside each other."""
         if self.rank > 1280:
             raise ValueError(
-                f"rank must be at most 1280, the channels of SDXL's blocks, beyond which nothing is gained; not {self.rank}."
+                "rank must be at most 1280, the channels of SDXL's blocks, beyond which nothing is "
+                f"gained; not {self.rank}."
             )
         if self.resolution % 8 or self.resolution < 32:
+            nearest = max(32, round(self.resolution / 8) * 8)
             raise ValueError(
-                f"resolution must be a multiple of 8 (a latent position is 8 pixels wide) and at least 32, not {self.resolution}: take {max(32, round(self.resolution / 8) * 8)}."
+                "resolution must be a multiple of 8 (a latent position is 8 pixels wide) and at "
+                f"least 32, not {self.resolution}: take {nearest}."
             )
-        if not (
-            0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1 and self.lr_warmup_steps >= 0
-        ):
+        betas = (self.adam_beta1, self.adam_beta2)
+        if not all(0 <= beta < 1 for beta in betas) or self.lr_warmup_steps < 0:
             raise ValueError(
-                f"adam_beta1 and adam_beta2 must be from 0 to below 1, lr_warmup_steps at least 0, not {self.adam_beta1}, {self.adam_beta2} and {self.lr_warmup_steps}."
+                "adam_beta1 and adam_beta2 must be from 0 to below 1, lr_warmup_steps at least 0, "
+                f"not {self.adam_beta1}, {self.adam_beta2} and {self.lr_warmup_steps}."
             )
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed must be between -2^63 and 2^64, which {self.seed} is not.")
-        if (
-            self.lr_scheduler != "constant"
-            and self.lr_warmup_steps
-            and self.lr_warmup_steps >= self.max_train_steps
-        ):
+        warmup = self.lr_warmup_steps if self.lr_scheduler != "constant" else 0
+        if warmup and warmup >= self.max_train_steps:
             raise ValueError(
-                f"lr_warmup_steps ({self.lr_warmup_steps}) must be fewer than max_train_steps ({self.max_train_steps}): the learning rate would never reach its value. (A checkpoint of such a training is a B-LoRA like any other.)"
+                f"lr_warmup_steps ({warmup}) must be fewer than max_train_steps "
+                f"({self.max_train_steps}): the learning rate would never reach its value. (A "
+                "checkpoint of such a training is a B-LoRA like any other.)"
             )
         if self.x0_loss_from and self.x0_loss_from > self.max_train_steps:
             raise ValueError(
-                f"x0_loss_from names step {self.x0_loss_from}, after the last one, {self.max_train_steps}."
+                f"x0_loss_from names step {self.x0_loss_from}, after the last one, "
+                f"{self.max_train_steps}."
             )
         for name in ("class_prompt", "class_data_dir"):
             if getattr(self, name) and not self.with_prior_preservation:
@@ -180,141 +213,75 @@ class TrainingSettings:
         if self.with_prior_preservation and not (self.class_prompt and self.class_data_dir):
             raise ValueError("with_prior_preservation needs class_prompt and class_data_dir.")
 
-    def __repr__(self):
-        """The nine settings everybody needs, and of the rest those that differ from their default."""
+    def __repr__(self) -> str:
+        """The nine settings everybody needs, and of the rest those that differ from the default."""
         shown = [
-            f for k, f in enumerate(fields(self)) if k < 9 or getattr(self, f.name) != f.default
+            f"{f.name}={getattr(self, f.name)!r}"
+            for number, f in enumerate(fields(self))
+            if number < 9 or getattr(self, f.name) != f.default
         ]
-        return (
-            f"TrainingSettings({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
-        )
+        return f"TrainingSettings({', '.join(shown)})"
 
-    def checkpoint_at(self, step):
-        """Whether there is a checkpoint after this step: every `checkpointing_steps`, or after each quarter of the training."""
+    def checkpoint_at(self, step: int) -> bool:
+        """Whether there is a checkpoint after this step.
+
+        Every `checkpointing_steps`, or after each quarter of the training.
+        """
         if self.checkpointing_steps:
             return step % self.checkpointing_steps == 0
         return step in {math.ceil(self.max_train_steps * quarter / 4) for quarter in (1, 2, 3, 4)}
 
     @classmethod
-    def for_pipeline(cls, pipe, **changes):
-        """The settings that suit a pipeline, with the given ones changed (None means: leave it)."""
-        d = defaults_for(pipe)
-        suited = {
-            "resolution": native_resolution(pipe),
-            "rank": d.rank,
-            "learning_rate": d.learning_rate,
-            "max_train_steps": d.max_train_steps,
-            "train_batch_size": d.train_batch_size,
-        }
-        return cls(**suited | {name: value for name, value in changes.items() if value is not None})
+    def for_pipeline(cls, pipe: "StableDiffusionXLPipeline", **changes: Any) -> "TrainingSettings":
+        """The settings that suit a pipeline, with the given ones changed (None leaves one)."""
+        defaults = defaults_for(pipe)
+        values: dict[str, Any] = {"resolution": native_resolution(pipe)}
+        for name in SUITED[1:]:
+            values[name] = getattr(defaults, name)
+        values |= {name: value for name, value in changes.items() if value is not None}
+        return cls(**values)
 
     @classmethod
-    def explain(cls, name):
+    def explain(cls, name: str) -> str:
         """The sentence that `--help` prints about a setting."""
         return cls.__dataclass_fields__[name].metadata["help"]
 
 
-POSITIVE = {
-    "resolution",
-    "rank",
-    "learning_rate",
-    "max_train_steps",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "snr_gamma",
-    "x0_loss_from",
-    "num_class_images",
-    "max_grad_norm",
-    "lr_num_cycles",
-    "lr_power",
-    "sample_batch_size",
-    "adam_epsilon",
-}
-SUITED = {
-    "resolution",
-    "rank",
-    "learning_rate",
-    "max_train_steps",
-    "train_batch_size",
-}  # their default depends on the base model
-
-
-def _kind(f):
+def value_type(f: Field) -> type:
     """The type of a field's values, without the None of an optional one."""
-    return (
-        next(t for t in get_args(f.type) if t is not type(None))
-        if isinstance(f.type, UnionType)
-        else f.type
-    )
+    if isinstance(f.type, UnionType):
+        return next(kind for kind in get_args(f.type) if kind is not type(None))
+    return f.type  # type: ignore[return-value]
 
 
-def as_number(f, value):
-    """A field's value as a number of Python's where it is one, perhaps of NumPy's or PyTorch's; everything else as it is.
+def as_number(f: Field, value: Any) -> Any:
+    """A field's value as a number of Python's, perhaps one of NumPy's or PyTorch's.
+
+    What is no number by its type stays as it is.
 
     Raises:
         ValueError: it should be a number, or a whole one.
     """
-    if value is None or _kind(f) not in (int, float):
+    kind = value_type(f)
+    if value is None or kind not in (int, float):
         return value
     try:
-        return operator.index(value) if _kind(f) is int else float(value)
+        return operator.index(value) if kind is int else float(value)
     except (TypeError, ValueError):
+        wanted = "whole number" if kind is int else "number"
+        raise ValueError(f"{f.name} must be a {wanted}, not {value!r}.") from None
+
+
+def _check_value(f: Field, value: Any) -> None:
+    """Raise a ValueError for a value that a field cannot have."""
+    if value is None:
+        return
+    choices = f.metadata.get("choices")
+    if choices and value not in choices:
+        raise ValueError(f"{f.name} must be one of {', '.join(choices)}, not {value}.")
+    if f.name in POSITIVE and not value > 0:
+        raise ValueError(f"{f.name} must be greater than 0, not {value}.")
+    if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
         raise ValueError(
-            f"{f.name} must be a {'whole number' if _kind(f) is int else 'number'}, not {value!r}."
-        ) from None
-
-
-QUANTIZATIONS = ("int8", "nf4")
-
-
-SCHEDULERS = {
-    "euler": "EulerDiscreteScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "lcm": "LCMScheduler",
-}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What works for one size of model; every function takes its defaults from here."""
-
-    rank: int
-    learning_rate: float
-    max_train_steps: int
-    train_batch_size: int  # noisy versions of the one picture in each step
-    num_inference_steps: int
-    guidance_scale: float
-
-
-# SDXL: the original's training recipe. Teaching model: chosen by trying on the pairs of benchmarks/separation.py.
-SDXL_DEFAULTS = Defaults(
-    rank=64,
-    learning_rate=5e-5,
-    max_train_steps=1000,
-    train_batch_size=1,
-    num_inference_steps=30,
-    guidance_scale=7.5,
-)
-
-
-TINY_DEFAULTS = Defaults(
-    rank=16,
-    learning_rate=5e-3,
-    max_train_steps=150,
-    train_batch_size=8,
-    num_inference_steps=20,
-    guidance_scale=3.0,
-)
-
-
-def defaults_for(pipe):
-    """The `Defaults` for a pipeline, by the width of its U-Net."""
-    return TINY_DEFAULTS if pipe.unet.config.cross_attention_dim < 1024 else SDXL_DEFAULTS
-
-
-def native_resolution(pipe):
-    """The side of the square pictures the model was trained on, in pixels (96 for the teaching model, 1024 for SDXL)."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+            f"{f.name} must be an ordinary number, and not negative, which {value} is not."
+        )

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from blora_nb.assets import DATA
+from blora_nb.defaults import native_resolution
 from blora_nb.files.images import centre_square, read_image
 from blora_nb.pipeline import dtype_argument, named_source
-from blora_nb.settings import native_resolution
 
 TINY_CONTROLNET = DATA / "tiny_controlnet"
 # diffusers warns whenever a VAE changes its dtype, of an empty list of parts that should not

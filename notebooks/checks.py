@@ -218,9 +218,8 @@ def train_content(pipe, answer):
 def _trained_alone(pipe, picture, settings):
     """The weights of a LoRA on the content block, trained without the style block."""
     from blora_nb.blocks import CONTENT_BLOCK
-    from blora_nb.lora import remove
-    from blora_nb.trainer import run_steps
-    from blora_nb.training import attach_lora, collect, encode_image
+    from blora_nb.lora import collect, remove
+    from blora_nb.training import attach_lora, encode_image, run_steps
 
     remove(pipe)
     run_steps(

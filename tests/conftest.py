@@ -51,6 +51,6 @@ def picture():
 @pytest.fixture(scope="session")
 def blora(pipe, picture):
     """A B-LoRA trained for real, with the default settings."""
-    from blora_nb.trainer import train
+    from blora_nb.training import train
 
     return train(pipe, picture, progress=False)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from blora_nb import trainer
+from blora_nb import training
 from blora_nb.__main__ import main
 from blora_nb.errors import TrainingError
 from blora_nb.generation import generate
 from blora_nb.lora import applied, remove
 from blora_nb.pipeline import load_pipeline
-from blora_nb.running.execution import offloaded
+from blora_nb.running import monitor
 from blora_nb.running.memory import (
     ENCODING,
     GIB,
@@ -25,9 +25,10 @@ from blora_nb.running.memory import (
     pictures_at_once,
     unet_can_stay,
 )
+from blora_nb.running.monitor import Monitor
+from blora_nb.running.placement import offloaded
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import run_steps, train
-from blora_nb.training import attach_lora, encode_image
+from blora_nb.training import attach_lora, encode_image, run_steps, train
 from full_sdxl import full_sdxl
 from simulated_gpu import SimulatedGPU
 
@@ -111,37 +112,40 @@ def test_training_and_pictures_are_those_of_the_cpu(on_gpu, pipe, picture):
 )
 def test_no_step_waits_for_the_gpu(gpu, picture, monkeypatch, dtype, changes):
     """Otherwise the GPU stands idle while the computer prepares the next step. Pictures in turn, a gradient scaler in float16; in between, only losses are read."""
-    waits, between, step = [], [], trainer.take_step
+    waits, between, on_step_end = [], [], Monitor.on_step_end
 
     def listed(*arguments):
-        between.append(set(gpu.waits))
-        gpu.waits.clear()
-        result = step(*arguments)
         waits.append(list(gpu.waits))
         gpu.waits.clear()
-        return result
+        on_step_end(*arguments)
+        between.append(set(gpu.waits))
+        gpu.waits.clear()
 
-    monkeypatch.setattr(trainer, "take_step", listed)
+    monkeypatch.setattr(Monitor, "on_step_end", listed)
     pictures = [picture, picture.rotate(90)] if changes.get("train_batch_size") else picture
     losses = train(
         load_pipeline(device="cuda", dtype=getattr(torch, dtype)), pictures, **changes, **SHORT
     ).losses
     assert waits[1:] == [[], [], []]
-    assert between[1:] == [{"tolist"}] * 3
+    assert between == [{"tolist"}] * 4
     assert np.isfinite(losses).all()
 
 
 def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
     """Followed through real training steps, tensor by tensor, without their numbers; on a T4, and on cards of 8 GB and less."""
-    pipe, peaks, step = full_sdxl(torch.float16), [], trainer.take_step
+    pipe, peaks = full_sdxl(torch.float16), []
+    draw, on_step_end = training.draw_step, Monitor.on_step_end
 
-    def followed(*arguments):
+    def begin(*arguments):
         gpu.peak = gpu.live
-        result = step(*arguments)
-        peaks.append(gpu.peak)
-        return result
+        return draw(*arguments)
 
-    monkeypatch.setattr(trainer, "take_step", followed)
+    def end(*arguments):
+        peaks.append(gpu.peak)
+        on_step_end(*arguments)
+
+    monkeypatch.setattr(training, "draw_step", begin)
+    monkeypatch.setattr(Monitor, "on_step_end", end)
     settings = TrainingSettings(max_train_steps=2)
     for total, mode in ((14.6, "none"), (7.6, "partial"), (6.8, "full")):
         gpu.total = int(total * GIB)
@@ -305,19 +309,19 @@ def test_no_room_for_pictures_at_a_checkpoint_ends_nothing(
     gpu, on_gpu, picture, tmp_path, monkeypatch
 ):
     """Also not where it is the models that draw which find no room to come back."""
-    drawn, room, step, write = [], gpu.total, trainer.take_step, trainer.try_checkpoint
+    drawn, room, draw, write = [], gpu.total, training.draw_step, monitor.write_checkpoint
 
     def with_room(*arguments):
         gpu.total = room
-        return step(*arguments)
+        return draw(*arguments)
 
     def then_none(*arguments):
         path = write(*arguments)
         gpu.total = gpu.live + 2**18 if path.name == "checkpoint-2" else room
         return path
 
-    monkeypatch.setattr(trainer, "take_step", with_room)
-    monkeypatch.setattr(trainer, "try_checkpoint", then_none)
+    monkeypatch.setattr(training, "draw_step", with_room)
+    monkeypatch.setattr(monitor, "write_checkpoint", then_none)
     with pytest.warns(
         UserWarning, match="no room for what is made at checkpoints .*checkpoint-2 is complete"
     ):

@@ -17,7 +17,7 @@ FLOORS = (
     ("training", "generation", "inspection", "structure", "metrics"),
     ("pipeline",),
     ("running",),
-    ("lora", "settings"),
+    ("lora", "settings", "defaults"),
     ("guards",),
     ("files",),
     ("assets", "blocks", "errors", "registry"),

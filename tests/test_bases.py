@@ -11,7 +11,7 @@ from blora_nb.errors import BaseError
 from blora_nb.generation import generate, sample
 from blora_nb.inspection import record_attention
 from blora_nb.pipeline import load_pipeline, use_scheduler
-from blora_nb.trainer import train
+from blora_nb.training import train
 from blora_nb.widgets.panels import AlphaPanel
 from test_command_line import in_process
 

@@ -13,7 +13,7 @@ from blora_nb.inspection import prompt_per_block, record_attention
 from blora_nb.lora import BLoRA, applied, apply, remove
 from blora_nb.pipeline import load_pipeline
 from blora_nb.running.records import record
-from blora_nb.trainer import train
+from blora_nb.training import train
 from conftest import ROOT
 
 BLORAS = ROOT / "data" / "bloras"

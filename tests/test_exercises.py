@@ -256,9 +256,8 @@ def test_a_series(pipe, capsys):
 
 
 def test_a_training_of_one_block(pipe, capsys):
-    from blora_nb.lora import remove
-    from blora_nb.trainer import run_steps, train
-    from blora_nb.training import attach_lora, collect, encode_image
+    from blora_nb.lora import collect, remove
+    from blora_nb.training import attach_lora, encode_image, run_steps, train
 
     def trained(blocks, steps=True, take_off=True):
         def answer(pipe, picture, settings):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from blora_nb.files.safe_files import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
+from blora_nb.training import train
 from conftest import ROOT
 from test_command_line import in_process, run
 

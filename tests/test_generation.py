@@ -7,13 +7,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
+from blora_nb.defaults import SCHEDULERS
 from blora_nb.files.images import read_settings, save_picture
 from blora_nb.generation import generate, lora_in_the_conditional_pass_only
 from blora_nb.inspection import prompt_per_block
 from blora_nb.lora import applied, remove
 from blora_nb.pipeline import encode_prompt, load_pipeline, merge_few_step_lora, use_scheduler
-from blora_nb.settings import SCHEDULERS
-from blora_nb.trainer import train
+from blora_nb.training import train
 from blora_nb.widgets.preview import LatentPreview, predicted_latents
 
 

@@ -11,8 +11,7 @@ from blora_nb.generation import generate
 from blora_nb.lora import remove
 from blora_nb.pipeline import encode_prompt
 from blora_nb.running.lean_attention import lean_attention
-from blora_nb.trainer import train
-from blora_nb.training import micro_conditioning
+from blora_nb.training import micro_conditioning, train
 
 
 def runner(pipe):

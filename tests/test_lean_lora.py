@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 
+from blora_nb.lora import collect
 from blora_nb.pipeline import encode_prompt
 from blora_nb.running.lean_lora import lean_lora
 from blora_nb.settings import TrainingSettings
-from blora_nb.training import attach_lora, attach_style_beside, collect, micro_conditioning
+from blora_nb.training import attach_lora, attach_style_beside, micro_conditioning
 
 A_LAYERS_INPUT = 2 * 9 * 104  # pictures × positions × channels in the trained blocks
 

@@ -18,7 +18,7 @@ from blora_nb.files.safe_files import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.running.batches import Batches
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
+from blora_nb.training import train
 from drawings import draw
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 10, "checkpointing_steps": 5}

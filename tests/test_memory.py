@@ -11,11 +11,17 @@ from blora_nb.lora import applied
 from blora_nb.pipeline import encode_prompt, merge_few_step_lora
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.device import memory_profile
-from blora_nb.running.execution import gradient_checkpointing
+from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.memory import GIB, choose_checkpointing, count_activations, need, report
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
-from blora_nb.training import attach_lora, blora_loss, draw_step, encode_image, micro_conditioning
+from blora_nb.training import (
+    attach_lora,
+    blora_loss,
+    draw_step,
+    encode_image,
+    micro_conditioning,
+    train,
+)
 from random_sdxl import unet_config
 
 SDXL_UNET = unet_config("full")  # the architecture, of which no weight is needed

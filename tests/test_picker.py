@@ -9,7 +9,7 @@ from PIL import Image
 from blora_nb.figures import checkpoint_grid, write_validation_sheet
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
-from blora_nb.trainer import train
+from blora_nb.training import train
 from blora_nb.validation import validation_pictures
 from blora_nb.widgets.gallery import read_bytes
 from blora_nb.widgets.picker import CheckpointPicker

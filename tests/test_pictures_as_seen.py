@@ -14,7 +14,7 @@ from blora_nb.cli.many_pictures import plan, read_captions
 from blora_nb.errors import ImageError, ImageWarning
 from blora_nb.files.images import find_images, read_image, read_with_remarks, remarks_on_square
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
+from blora_nb.training import train
 from conftest import ROOT
 
 PICTURE = ROOT / "data" / "examples" / "flower_neon.png"

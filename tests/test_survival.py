@@ -23,7 +23,7 @@ from blora_nb.lora import BLoRA, applied
 from blora_nb.pipeline import load_pipeline
 from blora_nb.running.checkpoints import STATE_NAME, checkpoints, find_checkpoint
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
+from blora_nb.training import train
 from blora_nb.validation import validated, validation_pictures
 
 CHANGES = {

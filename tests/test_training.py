@@ -18,13 +18,12 @@ from blora_nb.errors import BLoRAError, CheckpointError, ImageError, TrainingErr
 from blora_nb.generation import generate, sample
 from blora_nb.lora import BLoRA, applied, remove
 from blora_nb.pipeline import encode_prompt, load_pipeline
-from blora_nb.recipes import sample_weights
 from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.lean_lora import lean_lora
+from blora_nb.running.loss_guard import LossGuard, steps_between_looks
+from blora_nb.running.recipes import sample_weights
 from blora_nb.running.text_cache import cached_text
-from blora_nb.running.watch import Watch, steps_between_looks
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
 from blora_nb.training import (
     ADAPTER,
     attach_lora,
@@ -33,6 +32,7 @@ from blora_nb.training import (
     encode_image,
     make_optimizer,
     micro_conditioning,
+    train,
 )
 from conftest import ROOT
 from random_sdxl import build
@@ -125,7 +125,7 @@ def test_the_authors_own_script_is_replayed(tmp_path, monkeypatch):
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     from blora_nb import training
-    from blora_nb.trainer import start_state
+    from blora_nb.training import start_state
 
     build(tmp_path, "small")
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet").requires_grad_(False)
@@ -146,7 +146,8 @@ def test_the_authors_own_script_is_replayed(tmp_path, monkeypatch):
         for name, t in theirs("before").items():
             ours[name].copy_(t)
     assert torch.equal(trace["time_ids"].float(), micro_conditioning(96, 1, "cpu", torch.float32))
-    settings, steps = TrainingSettings(learning_rate=1e-3), range(len(trace["losses"]))
+    steps = range(len(trace["losses"]))
+    settings = TrainingSettings(learning_rate=1e-3, resolution=96, max_train_steps=len(steps))
     state, embeds = start_state(unet, parameters, settings), trace["prompt_embeds"][:1]
     drawn = [
         [trace[f"{what}/{step}"] for what in ("latents", "noise", "timesteps")] for step in steps
@@ -154,22 +155,24 @@ def test_the_authors_own_script_is_replayed(tmp_path, monkeypatch):
     count = len(drawn[0][0])
     monkeypatch.setattr(training, "draw_step", lambda *_: drawn.pop(0))
     pipe = SimpleNamespace(
-        unet=unet, vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=None))
+        unet=unet,
+        vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=None)),
+        scheduler=scheduler,
+        device="cpu",
     )
-    batches = SimpleNamespace(batch=lambda number: (None, None, embeds, trace["pooled"][:1]))
+    batches = SimpleNamespace(
+        batch=lambda number: (None, None, embeds, trace["pooled"][:1]),
+        prompt_embeds=embeds,
+        total_size=count,
+    )
+    losses = []
+    monitor = SimpleNamespace(
+        on_train_start=lambda: None,
+        on_step_end=lambda step, loss, norm: losses.append(loss),
+        on_train_end=lambda: None,
+    )
     with cached_text(unet, embeds.expand(count, -1, -1)), lean_attention(unet), lean_lora(unet):
-        losses = [
-            training.take_step(
-                pipe,
-                scheduler,
-                batches,
-                micro_conditioning(96, count, "cpu", torch.float32),
-                state,
-                settings,
-                step + 1,
-            )[0]
-            for step in steps
-        ]
+        training.train_steps(pipe, batches, state, settings, monitor)
     torch.testing.assert_close(torch.stack(losses), trace["losses"], rtol=1e-5, atol=0)
     for name, t in theirs("after").items():
         torch.testing.assert_close(ours[name].detach(), t, rtol=0, atol=5e-5)
@@ -373,16 +376,16 @@ def test_on_a_gpu_the_optimizer_is_fused(monkeypatch):
 def test_losses_are_read_every_few_steps_without_losing_one():
     """As on a GPU: ten steps pass between two looks; a bad one is still named, and the weights of a good look come back."""
     weight, losses = torch.nn.Parameter(torch.zeros(2)), []
-    watch = Watch([weight], losses, 1e-3, scaled=False)
+    watch = LossGuard([weight], losses, 1e-3, scaled=False)
     watch.every, known = 10, []
     for step in range(1, 26):
         weight.data.fill_(step)
-        known += watch.saw(torch.tensor(float(step)), torch.tensor(1.0))
+        known += watch.add(torch.tensor(float(step)), torch.tensor(1.0))
         assert len(losses) == step // 10 * 10
     assert known == [(s, float(s)) for s in range(1, 21)]
     assert [loss for _, loss in watch.look()] == [21.0, 22.0, 23.0, 24.0, 25.0]
-    watch.saw(torch.tensor(1.0), torch.tensor(1.0))
-    watch.saw(torch.tensor(1.0), torch.tensor(float("nan")))
+    watch.add(torch.tensor(1.0), torch.tensor(1.0))
+    watch.add(torch.tensor(1.0), torch.tensor(float("nan")))
     with pytest.raises(TrainingError, match="gradient became nan at step 27.*weights of step 20"):
         watch.look()
     assert losses[-1] == 1.0
@@ -402,17 +405,17 @@ def test_a_look_comes_about_twice_a_second():
 
 def test_a_loss_without_a_measure_may_rise(pipe, picture, monkeypatch):
     """x0 loss divides by SNR: which timesteps are drawn moves it by orders of magnitude."""
-    judged, saw = [], Watch.saw
+    judged, add = [], LossGuard.add
     monkeypatch.setattr(
-        Watch, "saw", lambda watch, *step: judged.append(watch.judged) or saw(watch, *step)
+        LossGuard, "add", lambda guard, *step: judged.append(guard.judged) or add(guard, *step)
     )
     train(pipe, picture, progress=False, max_train_steps=4, train_batch_size=1, x0_loss_from=3)
     assert judged == [True, True, False, False]
     monkeypatch.undo()
     for judged in (True, False):
-        watch = Watch([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=False)
+        watch = LossGuard([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=False)
         watch.judged, losses = judged, [0.01] * 20 + [50.0] * 20
-        see = lambda: [watch.saw(torch.tensor(loss), torch.tensor(1.0)) for loss in losses]
+        see = lambda: [watch.add(torch.tensor(loss), torch.tensor(1.0)) for loss in losses]
         if judged:
             with pytest.raises(TrainingError, match="has risen to 25"):
                 see()
@@ -421,13 +424,13 @@ def test_a_loss_without_a_measure_may_rise(pipe, picture, monkeypatch):
 
 
 def test_float16_gradients_may_overflow_while_the_scale_adapts_but_not_for_ever():
-    watch = Watch([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=True)
+    watch = LossGuard([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=True)
     for _ in range(19):
-        watch.saw(torch.tensor(0.5), torch.tensor(float("inf")))
-    watch.saw(torch.tensor(0.5), torch.tensor(1.0))
+        watch.add(torch.tensor(0.5), torch.tensor(float("inf")))
+    watch.add(torch.tensor(0.5), torch.tensor(1.0))
     with pytest.raises(TrainingError, match="gradient became inf at step 40"):
         for _ in range(20):
-            watch.saw(torch.tensor(0.5), torch.tensor(float("inf")))
+            watch.add(torch.tensor(0.5), torch.tensor(float("inf")))
 
 
 def test_a_stop_button_in_a_thread_works(pipe, picture):
@@ -457,7 +460,7 @@ def test_a_stop_button_in_a_thread_works(pipe, picture):
 
 def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, monkeypatch):
     """The same bits as computing them at each step; and pictures made between the steps hear their own prompts."""
-    from blora_nb import trainer
+    from blora_nb.running import optimized_unet
     from blora_nb.running.text_cache import text_projections
 
     made = []
@@ -481,7 +484,9 @@ def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, 
         handle.remove()
     with monkeypatch.context() as patch:
         patch.setattr(
-            trainer, "cached_text", lambda unet, embeds, wanted: cached_text(unet, embeds, False)
+            optimized_unet,
+            "cached_text",
+            lambda unet, embeds, wanted: cached_text(unet, embeds, False),
         )
         every_time = train(pipe, picture, **options)
     assert cached.losses == every_time.losses

@@ -15,7 +15,7 @@ from blora_nb.guards.prompts import (
 )
 from blora_nb.inspection import prompt_per_block
 from blora_nb.settings import TrainingSettings
-from blora_nb.trainer import train
+from blora_nb.training import train
 from blora_nb.widgets.gallery import example_gallery
 from blora_nb.widgets.panels import AlphaPanel
 from conftest import ROOT

@@ -23,8 +23,9 @@ from blora_nb.files.metadata import training_metadata
 from blora_nb.files.safe_files import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import check_unused, checkpoints, other_settings
-from blora_nb.running.watch import stop_at_the_end_of_a_step
-from blora_nb.trainer import class_pictures, squares_of, train, what_is_learned
+from blora_nb.running.interrupt import stop_at_the_end_of_a_step
+from blora_nb.running.training_pictures import class_pictures, fingerprints, squares_of
+from blora_nb.training import train
 
 MANIFEST = "manifest.json"
 
@@ -205,13 +206,13 @@ def other_training(pipe, job, settings) -> str | None:
         warnings.simplefilter("ignore", BLoRAWarning)
         metadata = BLoRA.load(job.folder).metadata
     stored = json.loads(metadata.get("training", "{}"))
-    different = other_settings(stored, settings, {"max_train_steps"})
+    different = other_settings(stored, settings, frozenset({"max_train_steps"}))
     content = job.content and BLoRA.load(job.content).content
     prompts = list(job.pictures.values()) if any(job.pictures.values()) else None
     if "learned" in metadata:
         paths = (job.pictures, class_pictures(settings))
-        squares = [squares_of(pictures, settings, silent=True) for pictures in paths]
-        now = what_is_learned(pipe, squares[0], prompts, squares[1], content)
+        squares = [squares_of(pictures, settings.resolution, silent=True) for pictures in paths]
+        now = fingerprints(pipe, squares[0], prompts, squares[1], content)
         then = json.loads(metadata["learned"])
     else:  # a file of an earlier version
         now = training_metadata(pipe, settings, *job.pictures if len(job.pictures) == 1 else ())

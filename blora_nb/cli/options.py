@@ -5,9 +5,10 @@ import re
 from dataclasses import fields
 
 from blora_nb.blocks import HALVES
+from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
 from blora_nb.errors import shown
 from blora_nb.files.formats import FORMATS
-from blora_nb.settings import QUANTIZATIONS, SCHEDULERS, SUITED, TrainingSettings, _kind
+from blora_nb.settings import SUITED, TrainingSettings, value_type
 
 TRAIN = """Train one B-LoRA from each picture. The flags have the names of the authors' script.
 
@@ -490,7 +491,7 @@ def add_settings(parser, settings=TrainingSettings):
         text = f.metadata["help"] + (
             "" if default is None or default is False else f" (default: {default})"
         )
-        if _kind(f) is bool:
+        if value_type(f) is bool:
             group.add_argument(f"--{f.name}", action="store_true", default=None, help=text)
         elif "bare" in f.metadata:
             group.add_argument(
@@ -505,8 +506,8 @@ def add_settings(parser, settings=TrainingSettings):
         else:
             group.add_argument(
                 f"--{f.name}",
-                type=_kind(f),
-                metavar={int: "N", float: "X", str: "TEXT"}[_kind(f)],
+                type=value_type(f),
+                metavar={int: "N", float: "X", str: "TEXT"}[value_type(f)],
                 help=text,
             )
     return groups

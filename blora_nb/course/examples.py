@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from blora_nb.assets import DATA
+from blora_nb.defaults import TINY_DEFAULTS, defaults_for
 from blora_nb.files.images import read_image
 from blora_nb.lora import BLoRA
-from blora_nb.settings import TINY_DEFAULTS, defaults_for
-from blora_nb.trainer import train
+from blora_nb.training import train
 
 OUTPUTS = DATA.parent / "outputs"
 

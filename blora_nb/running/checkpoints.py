@@ -1,7 +1,9 @@
-"""Checkpoints: all that a training needs to go on bit for bit, written whole or not at all, read without unpickling.
+"""Checkpoints: all that a training needs to go on bit for bit.
 
-<folder>/checkpoint-250/pytorch_lora_weights.safetensors   a B-LoRA like any other, to generate with
-<folder>/checkpoint-250/training_state.safetensors         optimizer, schedule, random numbers, losses
+They are written whole or not at all, and read without unpickling:
+
+    <folder>/checkpoint-250/pytorch_lora_weights.safetensors   a B-LoRA like any other
+    <folder>/checkpoint-250/training_state.safetensors         optimizer, random numbers, losses
 """
 
 import hashlib
@@ -9,15 +11,20 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from blora_nb.errors import BLoRAError, CheckpointError
+from blora_nb.files.safe_files import FILE_NAME
 from blora_nb.lora import BLoRA
+from blora_nb.settings import TrainingSettings
 
 STATE_NAME = "training_state.safetensors"
 # settings that change how a training runs, not what comes out of it
@@ -41,48 +48,51 @@ class TrainingState:
         parameters: names as in a `BLoRA` to the LoRA's tensors on the U-Net.
         optimizer, lr_scheduler, scaler, generator: as PyTorch makes them.
         losses: the loss of each step so far.
-        learned: what the training is of, such as {"pictures": a hash, "base model": a hash}, or None.
+        trained_on: hashes such as {"picture": …, "base model": …}, or None.
         resumed_from: the checkpoint that it was brought to by `resume`, or None.
     """
 
-    parameters: dict
+    parameters: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     generator: torch.Generator
-    losses: list
-    learned: dict | None
+    losses: list[float]
+    trained_on: dict[str, str | None] | None
     resumed_from: Path | None = None
 
     @property
-    def step(self):
+    def step(self) -> int:
         return len(self.losses)
 
-    def pack(self):
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, JSON-able rest), the LoRA itself left out."""
+        optimizer = self.optimizer.state_dict()
         tensors = {
             "generator": self.generator.get_state(),
             "losses": torch.tensor(self.losses, dtype=torch.float64),
         }
-        optimizer, numbers = self.optimizer.state_dict(), {}
-        for path, value in leaves(optimizer["state"]):
-            if isinstance(value, torch.Tensor):
+        numbers = {}
+        for path, value in _leaves(optimizer["state"]):
+            if isinstance(value, Tensor):
                 tensors[f"optimizer/{path}"] = value.detach().cpu().contiguous().clone()
             else:
                 numbers[f"optimizer/{path}"] = value
-        schedule = {"last_epoch": self.lr_scheduler.last_epoch}
-        return tensors, {
+        rest = {
             "step": self.step,
-            "learned": self.learned,
+            "learned": self.trained_on,
             "groups": optimizer["param_groups"],
             "numbers": numbers,
-            "schedule": schedule,
+            "schedule": {"last_epoch": self.lr_scheduler.last_epoch},
             "scaler": self.scaler.state_dict(),
         }
+        return tensors, rest
 
-    def unpack(self, tensors, rest, weights):
+    def unpack(
+        self, tensors: dict[str, Tensor], rest: dict[str, Any], weights: dict[str, Tensor]
+    ) -> None:
         """The other way round, in place."""
-        state = {}
+        state: dict[int, dict] = {}
         for name, value in [*tensors.items(), *rest["numbers"].items()]:
             first, *path = name.split("/")
             if first == "optimizer":
@@ -101,41 +111,109 @@ class TrainingState:
         self.losses[:] = tensors["losses"].tolist()
 
 
-def leaves(tree, path=""):
-    """("outer/inner", value) of everything in nested dictionaries; 8-bit Adam nests its state, PyTorch's AdamW does not."""
+def _leaves(tree: dict, path: str = "") -> Iterator[tuple[str, Any]]:
+    """("outer/inner", value) of everything in nested dictionaries, as 8-bit Adam's state has."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from leaves(value, f"{path}{key}/")
+            yield from _leaves(value, f"{path}{key}/")
         else:
             yield f"{path}{key}", value
 
 
-def step_of(path):
+# -------------------------------------------------------------------------------- which there are
+
+
+def step_of(path: Path) -> int | None:
     """The number in `checkpoint-250`, or None for any other name."""
     name, _, number = path.name.partition("-")
     return int(number) if name == "checkpoint" and number.isdigit() else None
 
 
-def checkpoints(folder):
+def checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoint folders in a folder, the oldest first, whole or broken."""
     folder = Path(folder)
-    return (
-        sorted((p for p in folder.iterdir() if p.is_dir() and step_of(p)), key=step_of)
-        if folder.is_dir()
-        else []
-    )
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.is_dir() and step_of(path)]
+    return sorted(found, key=lambda path: step_of(path) or 0)
 
 
-def check_unused(folder):
-    """Raise a FileExistsError where a new training would mix its checkpoints with those of an earlier one."""
+def check_unused(folder: str | Path) -> None:
+    """Raise a FileExistsError where a new training would mix its checkpoints with older ones."""
     if checkpoints(folder):
         raise FileExistsError(
-            f'{folder} holds the checkpoints of an earlier training. To go on with it, or to have its B-LoRA where it had come to its end: resume_from_checkpoint="latest". For a new training choose another folder.'
+            f"{folder} holds the checkpoints of an earlier training. To go on with it, or to have "
+            'its B-LoRA where it had come to its end: resume_from_checkpoint="latest". For a new '
+            "training choose another folder."
         )
 
 
-def write_checkpoint(folder, blora, state, settings, limit=None):
-    """Write `checkpoint-<step>` into a folder, under a hidden name first; a step that is already there is left alone.
+def checkpoint_to_resume(
+    output_dir: str | Path | None, resume_from_checkpoint: str | None
+) -> Path | None:
+    """The checkpoint that a training goes on from, or None.
+
+    Raises:
+        FileExistsError: a new training would mix with an old one.
+        CheckpointError: see `find_checkpoint`.
+    """
+    if output_dir is None:
+        return None
+    file = Path(output_dir) / FILE_NAME
+    if file.exists():
+        raise FileExistsError(
+            f"{file} exists already. Choose another output_dir, or remove it first."
+        )
+    if resume_from_checkpoint:
+        return find_checkpoint(output_dir, resume_from_checkpoint)
+    check_unused(output_dir)
+    return None
+
+
+def find_checkpoint(folder: str | Path, wanted: str = "latest") -> Path | None:
+    """What `--resume_from_checkpoint` means: "latest", a checkpoint's name, or its path.
+
+    A broken one is named in a warning and left where it is; "latest" then takes the one before it.
+
+    Returns:
+        The checkpoint's path; None: there is none to go on from.
+
+    Raises:
+        CheckpointError: the one asked for by name is missing or broken.
+    """
+    if wanted == "latest":
+        for path in reversed(checkpoints(folder)):
+            try:
+                read_checkpoint(path)
+            except CheckpointError as error:
+                warnings.warn(f"{error} Left out; going back to the one before it.", stacklevel=2)
+            else:
+                return path
+        return None
+    path = Path(wanted) if Path(wanted).is_dir() else Path(folder) / Path(wanted).name
+    try:
+        if not path.is_dir():
+            raise CheckpointError(f"There is no checkpoint {path}.")
+        read_checkpoint(path)
+    except CheckpointError as error:
+        whole = ", ".join(p.name for p in checkpoints(folder) if _is_whole(p)) or "none"
+        raise CheckpointError(f"{error} Complete in {folder}: {whole}.") from None
+    return path
+
+
+# -------------------------------------------------------------------------------- writing, reading
+
+
+def write_checkpoint(
+    folder: str | Path,
+    blora: BLoRA,
+    state: TrainingState,
+    settings: TrainingSettings,
+) -> Path:
+    """Write `checkpoint-<step>` into a folder, under a hidden name first.
+
+    A step that is already there is left alone. Of earlier ones `settings.checkpoints_total_limit`
+    are kept, this one included.
 
     Raises:
         CheckpointError: the disk is full or read-only; nothing half-written is left behind.
@@ -148,47 +226,47 @@ def write_checkpoint(folder, blora, state, settings, limit=None):
                 return path
             os.replace(path, path.with_name(path.name + ".broken"))
         shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         tensors, rest = state.pack()
         texts = {
             "state": json.dumps(rest),
             "settings": json.dumps(asdict(settings)),
             "weights": blora.fingerprint,
         }
-        part.mkdir(parents=True)
-        safetensors.torch.save_file(
-            tensors, part / STATE_NAME, texts | {"sha256": checksum(tensors, texts)}
-        )
+        header = texts | {"sha256": checksum(tensors, texts)}
+        safetensors.torch.save_file(tensors, part / STATE_NAME, header)
         for file in (part / STATE_NAME, blora.save(part)):
             with open(file, "rb+") as written:
-                os.fsync(written.fileno())  # a power cut must not find a new name on old blocks
+                # a power cut must not find a new name on old blocks
+                os.fsync(written.fileno())
         os.replace(part, path)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         earlier = checkpoints(folder)
         kept = f"The last complete one is {earlier[-1]}." if earlier else "There is no earlier one."
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"The checkpoint of step {state.step} cannot be written to {folder} ({getattr(error, 'strerror', None) or error}). {kept}"
+            f"The checkpoint of step {state.step} cannot be written to {folder} ({reason}). {kept}"
         ) from None
-    earlier = [
-        p for p in checkpoints(folder) if step_of(p) <= state.step
-    ]  # later ones are broken, or of a training that went on from an earlier step
-    for old in earlier[:-limit] if limit else []:
-        shutil.rmtree(old, ignore_errors=True)
+    limit = settings.checkpoints_total_limit
+    if limit:
+        # later ones are broken, or of a training that went on from an earlier step
+        earlier = [p for p in checkpoints(folder) if (step_of(p) or 0) <= state.step]
+        for old in earlier[:-limit]:
+            shutil.rmtree(old, ignore_errors=True)
     return path
 
 
-def checksum(tensors, texts):
-    """The sha256 of a training state, in hexadecimal digits: of its tensors and of the texts beside them."""
+def checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
+    """The sha256, in hexadecimal digits, of a training state: its tensors and texts."""
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(
-            f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode()
-            + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _is_whole(path):
+def _is_whole(path: Path) -> bool:
     try:
         read_checkpoint(path)
     except CheckpointError:
@@ -196,7 +274,9 @@ def _is_whole(path):
     return True
 
 
-def read_checkpoint(path):
+def read_checkpoint(
+    path: str | Path,
+) -> tuple[BLoRA, dict[str, Tensor], dict[str, Any], dict[str, Any]]:
     """(B-LoRA, tensors, JSON-able rest, settings as a dict) of one checkpoint folder.
 
     Raises:
@@ -206,18 +286,16 @@ def read_checkpoint(path):
     try:
         blora = BLoRA.load_unfinished(path)
         with safetensors.safe_open(path / STATE_NAME, "pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-            metadata = opened.metadata() or {}
-        if expected := metadata.pop("sha256", None):  # checkpoints of earlier versions have none
-            if (
-                metadata.get("weights") != blora.fingerprint
-                or checksum(
-                    tensors, {name: text for name, text in metadata.items() if name != "format"}
-                )
-                != expected
-            ):
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            texts = opened.metadata() or {}
+        texts.pop("format", None)
+        # checkpoints of earlier versions have no checksum
+        expected = texts.pop("sha256", None)
+        if expected:
+            same_weights = texts.get("weights") == blora.fingerprint
+            if not same_weights or checksum(tensors, texts) != expected:
                 raise ValueError("its content is not what was written")
-        return blora, tensors, json.loads(metadata["state"]), json.loads(metadata["settings"])
+        return blora, tensors, json.loads(texts["state"]), json.loads(texts["settings"])
     except (
         BLoRAError,
         OSError,
@@ -229,84 +307,78 @@ def read_checkpoint(path):
         raise CheckpointError(f"The checkpoint {path} is not complete ({error}).") from None
 
 
-def find_checkpoint(folder, wanted="latest"):
-    """What `--resume_from_checkpoint` means: "latest", a checkpoint's name, or its path. None: there is none to go on from.
-
-    A broken one is named in a warning and left where it is; "latest" then takes the one before it.
-
-    Raises:
-        CheckpointError: the one asked for by name is missing or broken.
-    """
-    if wanted != "latest":
-        path = Path(wanted) if Path(wanted).is_dir() else Path(folder) / Path(wanted).name
-        try:
-            if not path.is_dir():
-                raise CheckpointError(f"There is no checkpoint {path}.")
-            return read_checkpoint(path) and path
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{error} Complete in {folder}: {', '.join(p.name for p in checkpoints(folder) if _is_whole(p)) or 'none'}."
-            ) from None
-    for path in reversed(checkpoints(folder)):
-        try:
-            return read_checkpoint(path) and path
-        except CheckpointError as error:
-            warnings.warn(f"{error} Left out; going back to the one before it.", stacklevel=2)
-    return None
+# ---------------------------------------------------------------------------------------- resuming
 
 
-def other_settings(stored: dict, settings, may_differ=frozenset()) -> list[str]:
+def other_settings(
+    stored: dict[str, Any], settings: TrainingSettings, may_differ: frozenset[str] = frozenset()
+) -> list[str]:
     """What differs between the stored settings of a training and those asked for, in words.
 
     Args:
         may_differ: names of settings that are not compared, beside those without effect.
     """
-    now = asdict(settings)
+    ignored = WITHOUT_EFFECT | may_differ
     return [
-        f"{name} was {stored.get(name)} and is {now[name]}"
-        for name in now
-        if name not in WITHOUT_EFFECT | may_differ and stored.get(name) != now[name]
+        f"{name} was {stored.get(name)} and is {now}"
+        for name, now in asdict(settings).items()
+        if name not in ignored and stored.get(name) != now
     ]
 
 
-def resume(path, state, settings):
+def resume(path: Path, state: TrainingState, settings: TrainingSettings) -> None:
     """Bring a fresh `TrainingState` to where a checkpoint was written.
 
     Raises:
         CheckpointError: it belongs to another picture, other settings or another model.
     """
     blora, tensors, rest, stored = read_checkpoint(path)
-    may_differ = {"max_train_steps"} if settings.lr_scheduler.startswith("constant") else set()
-    if different := other_settings(stored, settings, may_differ):
+    constant = settings.lr_scheduler.startswith("constant")
+    may_differ = frozenset({"max_train_steps"} if constant else ())
+    different = other_settings(stored, settings, may_differ)
+    if different:
         raise CheckpointError(
-            f"{path} was written with other settings: {'; '.join(different)}. Give the same ones, or start in another folder."
+            f"{path} was written with other settings: {'; '.join(different)}. Give the same ones, "
+            "or start in another folder."
         )
-    if state.learned and rest.get("learned") is None:
+    _check_same_training(path, state.trained_on or {}, rest)
+    steps = len(tensors["losses"])
+    if steps > settings.max_train_steps:
         raise CheckpointError(
-            f"{path} was written by an earlier version, which did not note what it was trained on. Use it as it is (it is a B-LoRA like any other), or start in another folder."
+            f"{path} has {steps} steps behind it, more than the {settings.max_train_steps} asked "
+            "for. Ask for more, or use the checkpoint as it is: it is a B-LoRA like any other."
         )
-    for what, now in (state.learned or {}).items():
-        if (
-            rest["learned"].get(what, rest.get("content") if what == "content half" else None)
-            != now
-        ):  # where earlier versions kept that
-            raise CheckpointError(
-                f"{path} belongs to another {what}. Name the same one, or start in another folder."
-            )
-    if len(tensors["losses"]) > settings.max_train_steps:
+    shapes = {name: parameter.shape for name, parameter in state.parameters.items()}
+    if {name: tensor.shape for name, tensor in blora.state_dict.items()} != shapes:
         raise CheckpointError(
-            f"{path} has {len(tensors['losses'])} steps behind it, more than the {settings.max_train_steps} asked for. Ask for more, or use the checkpoint as it is: it is a B-LoRA like any other."
-        )
-    if {k: t.shape for k, t in blora.state_dict.items()} != {
-        k: p.shape for k, p in state.parameters.items()
-    }:
-        raise CheckpointError(
-            f"{path} does not fit this base model's layers. Name the same base, or start in another folder."
+            f"{path} does not fit this base model's layers. Name the same base, or start in "
+            "another folder."
         )
     try:
         state.unpack(tensors, rest, blora.state_dict)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"The training state in {path} cannot be used ({type(error).__name__}: {error}). Name an earlier checkpoint, or use this one as it is: it is a B-LoRA like any other."
+            f"The training state in {path} cannot be used ({type(error).__name__}: {error}). Name "
+            "an earlier checkpoint, or use this one as it is: it is a B-LoRA like any other."
         ) from None
     state.resumed_from = path
+
+
+def _check_same_training(
+    path: Path, trained_on: dict[str, str | None], rest: dict[str, Any]
+) -> None:
+    """Raise a CheckpointError where a checkpoint was trained on something else."""
+    then: dict[str, str | None] = rest.get("learned") or {}
+    if trained_on and not then:
+        raise CheckpointError(
+            f"{path} was written by an earlier version, which did not note what it was trained on. "
+            "Use it as it is (it is a B-LoRA like any other), or start in another folder."
+        )
+    for what, now in trained_on.items():
+        before = then.get(what)
+        if what == "content half" and what not in then:
+            before = rest.get("content")  # where earlier versions kept it
+        if before != now:
+            raise CheckpointError(
+                f"{path} belongs to another {what}. Name the same one, or start in another folder."
+            )

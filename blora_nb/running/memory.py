@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from blora_nb.blocks import target_modules
+from blora_nb.defaults import native_resolution
 from blora_nb.registry import options_of
-from blora_nb.running.execution import gradient_checkpointing
+from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.lean_lora import lean_lora
 from blora_nb.running.text_cache import movable, text_projections
-from blora_nb.settings import TrainingSettings, native_resolution
+from blora_nb.settings import TrainingSettings
 
 GIB = 2**30
 PICTURE = (
@@ -329,7 +330,7 @@ def forget(error):
 
 
 @contextmanager
-def room_again():
+def release_memory_on_oom():
     """Inside, an error for lack of memory keeps none of it; to be the innermost context, so that what moved away can come back."""
     try:
         yield

@@ -4,13 +4,13 @@ The names are those of `python -m blora_nb generate`, so that `--like` can take 
 """
 
 from blora_nb.blocks import HALVES
+from blora_nb.defaults import SCHEDULERS
 from blora_nb.errors import shown
 from blora_nb.files.images import read_settings
 from blora_nb.files.metadata import model_hash, versions
 from blora_nb.guards.changed_pipelines import changes
-from blora_nb.lora import on_the_pipeline
+from blora_nb.lora import applied_fingerprints
 from blora_nb.registry import options_of
-from blora_nb.settings import SCHEDULERS
 
 
 def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_alpha):
@@ -24,7 +24,7 @@ def record(pipe, prompt, negative_prompt, content, style, content_alpha, style_a
     for half, given, alpha in zip(HALVES, (content, style), (content_alpha, style_alpha)):
         if given is not None:
             found |= {f"{half}_alpha": alpha} | half_record(
-                half, given, on_the_pipeline(pipe)[half]
+                half, given, applied_fingerprints(pipe)[half]
             )
     if found.get("scheduler") and type(pipe.scheduler).__name__ != SCHEDULERS[found["scheduler"]]:
         found["scheduler"] = None  # somebody has put another one in its place

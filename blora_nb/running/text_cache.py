@@ -1,68 +1,94 @@
-"""Keys and values of the prompt, computed once: while the prompt stays the same, so do all layers that see nothing but the prompt.
+"""Keys and values of the prompt, computed once.
 
-Cross-attention asks what the text says (`to_k`, `to_v`) at each of SDXL's 70 transformer layers. Frozen, these 140 layers give the
-same answer at every step of a training, and their weights, an eighth of the U-Net, are not needed on the GPU meanwhile.
+Cross-attention asks what the text says (`to_k`, `to_v`) at each of SDXL's 70 transformer layers.
+While the prompt stays the same, these 140 frozen layers give the same answer at every step of a
+training, and their weights, an eighth of the U-Net, are not needed on the GPU meanwhile.
 """
 
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from blora_nb.running.execution import move_if_room
+from blora_nb.running.placement import move_if_room
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 
-class Constant(torch.nn.Module):
-    """Stands in for a frozen linear layer: its output [batch, tokens, out] for the one prompt, whatever it is asked."""
+class Constant(nn.Module):
+    """Stands in for a frozen linear layer: its output [batch, tokens, out] for the one prompt."""
 
-    def __init__(self, value):
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
         super().__init__()
         self.register_buffer("value", value, persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.value
 
 
-def text_projections(unet):
-    """(the module that holds it, the name in there, the frozen layer) of all `attn2.to_k` and `attn2.to_v`; below LoRA where there is some."""
+class Projection(NamedTuple):
+    """A frozen layer that sees only the prompt, and where it is held."""
+
+    holder: nn.Module
+    name: str
+    layer: nn.Module
+
+
+def text_projections(unet: "UNet2DConditionModel") -> list[Projection]:
+    """All `attn2.to_k` and `attn2.to_v`; below LoRA where there is some."""
     found = []
     for name, attention in unet.named_modules():
-        if name.endswith(".attn2"):
-            for projection in ("to_k", "to_v"):
-                layer = getattr(attention, projection)
-                found.append(
-                    (layer, "base_layer", layer.base_layer)
-                    if hasattr(layer, "base_layer")
-                    else (attention, projection, layer)
-                )
+        if not name.endswith(".attn2"):
+            continue
+        for projection in ("to_k", "to_v"):
+            layer = getattr(attention, projection)
+            if hasattr(layer, "base_layer"):
+                found.append(Projection(layer, "base_layer", layer.base_layer))
+            else:
+                found.append(Projection(attention, projection, layer))
     return found
 
 
-def movable(places):
-    """The layers of `text_projections` that can wait in the computer's memory; quantized ones stay where they are."""
-    return [layer for *_, layer in places if type(layer) is torch.nn.Linear]
+def movable(projections: list[Projection]) -> list[nn.Linear]:
+    """The layers that can wait in the computer's memory; quantized ones stay where they are."""
+    return [p.layer for p in projections if type(p.layer) is nn.Linear]
 
 
 @contextmanager
-def cached_text(unet, prompt_embeds, wanted=True):
-    """Inside, every frozen layer that sees only the prompt answers with what it says to `prompt_embeds` [batch, tokens, channels].
+def cached_text(
+    unet: "UNet2DConditionModel", prompt_embeds: Tensor, wanted: bool = True
+) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Inside, every frozen layer that sees only the prompt gives its answer to `prompt_embeds`.
 
-    Its weights wait in the computer's memory, unless they are quantized. Yields a context in which all is as before, for other prompts.
+    Its weights wait in the computer's memory, unless they are quantized.
+
+    Args:
+        prompt_embeds: [batch, tokens, channels].
+
+    Yields:
+        A context in which the layers are back, for other prompts.
     """
-    places = text_projections(unet) if wanted else []
+    projections = text_projections(unet) if wanted else []
+    layers = [p.layer for p in projections]
     with torch.no_grad():
-        constants = [Constant(layer(prompt_embeds.to(unet.dtype))) for *_, layer in places]
+        constants = [Constant(layer(prompt_embeds.to(unet.dtype))) for layer in layers]
     here = prompt_embeds.device
-    aside = "cpu" if here.type == "cuda" else here
+    aside = torch.device("cpu") if here.type == "cuda" else here
 
-    def put(modules, device, move=torch.nn.Module.to):
-        for (holder, name, _), module in zip(places, modules):
-            setattr(holder, name, module)
-        for layer in movable(places):
+    def put(modules: list, device: torch.device, move: Callable = nn.Module.to) -> None:
+        for projection, module in zip(projections, modules, strict=True):
+            setattr(projection.holder, projection.name, module)
+        for layer in movable(projections):
             move(layer, device)
 
     @contextmanager
-    def as_before():
-        put([layer for *_, layer in places], here)
+    def back() -> Iterator[None]:
+        put(layers, here)
         try:
             yield
         finally:
@@ -70,6 +96,6 @@ def cached_text(unet, prompt_embeds, wanted=True):
 
     put(constants, aside)
     try:
-        yield as_before
+        yield back
     finally:
-        put([layer for *_, layer in places], here, move_if_room)
+        put(layers, here, move_if_room)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from blora_nb.assets import DATA
 from blora_nb.course.examples import example_names, example_picture
+from blora_nb.defaults import native_resolution
 from blora_nb.errors import ImageError
 from blora_nb.files.cards import THUMBNAIL
 from blora_nb.files.images import (
@@ -25,8 +26,7 @@ from blora_nb.files.images import (
 from blora_nb.files.safe_files import HUB_ID
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA, mix
-from blora_nb.settings import native_resolution
-from blora_nb.trainer import train
+from blora_nb.training import train
 
 SIDE, LABEL = 96, 94  # pixels: of a source's picture, of the words before a control
 INDENT = SIDE + 12 + LABEL  # where the inputs begin, under each other

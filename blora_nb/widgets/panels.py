@@ -7,12 +7,12 @@ from time import monotonic
 
 import ipywidgets as widgets
 
+from blora_nb.defaults import defaults_for
 from blora_nb.figures import picture_grid, seed_ranking, widget_data
 from blora_nb.files.images import centre_square, save_picture
 from blora_nb.generation import generate
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.metrics import ranked, scorer_for
-from blora_nb.settings import defaults_for
 from blora_nb.widgets.gallery import INDENT, Gallery, HalfChooser, Source, picture_html, reduced
 from blora_nb.widgets.preview import LatentPreview, predicted_latents
 from blora_nb.widgets.worker import Worker

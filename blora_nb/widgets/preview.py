@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from blora_nb.settings import native_resolution
+from blora_nb.defaults import native_resolution
 
 
 class LatentPreview:

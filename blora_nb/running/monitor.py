@@ -1,0 +1,185 @@
+"""What happens beside the steps of a training: progress, checkpoints, Ctrl-C, bad losses."""
+
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from blora_nb.errors import CheckpointError, TrainingError
+from blora_nb.files.images import free_path
+from blora_nb.lora import ADAPTER, applied, collect
+from blora_nb.running.checkpoints import TrainingState, write_checkpoint
+from blora_nb.running.interrupt import stop_at_the_end_of_a_step
+from blora_nb.running.loss_guard import WINDOW, LossGuard
+from blora_nb.running.memory import forget, is_out_of_memory
+from blora_nb.running.optimized_unet import Patches
+from blora_nb.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+Progress = bool | Callable[[int, int, float], object]
+OnCheckpoint = Callable[["StableDiffusionXLPipeline", Path], object]
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Where a training shows and keeps what it does; the names are those of `train`."""
+
+    progress: Progress = True
+    output_dir: str | Path | None = None
+    on_checkpoint: OnCheckpoint | None = None
+
+
+class Monitor:
+    """The callbacks of a training. Used as a context round the loop.
+
+    Raises:
+        TrainingError: at the step that went wrong; what was still good is kept.
+        KeyboardInterrupt: at the end of the step in which a stop was asked for.
+    """
+
+    def __init__(
+        self,
+        pipe: "StableDiffusionXLPipeline",
+        state: TrainingState,
+        settings: TrainingSettings,
+        patches: Patches,
+        reporting: Reporting,
+    ) -> None:
+        from tqdm.auto import tqdm
+
+        self.pipe, self.state, self.settings = pipe, state, settings
+        self.patches, self.reporting = patches, reporting
+        parameters = list(state.parameters.values())
+        scaled = state.scaler.is_enabled()
+        self.guard = LossGuard(parameters, state.losses, settings.learning_rate, scaled)
+        self.bar = tqdm(
+            total=settings.max_train_steps,
+            initial=state.step,
+            desc="training",
+            disable=reporting.progress is not True,
+        )
+        self.contexts = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.stop = self.contexts.enter_context(stop_at_the_end_of_a_step())
+        self.contexts.callback(self.bar.close)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self.contexts:
+            if isinstance(error, TrainingError) and error.step is not None:
+                self._keep_last_good(error)
+
+    def on_train_start(self) -> None:
+        if self.state.resumed_from:
+            # its pictures may have been interrupted
+            self._call_on_checkpoint(self.state.resumed_from)
+
+    def on_step_end(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """After each step, with its loss and gradient norm, scalars still on the device."""
+        other_loss_from = self.settings.x0_loss_from
+        if step == other_loss_from:
+            self._look()
+        self.guard.judged = other_loss_from is None or step < other_loss_from
+        known = self.guard.add(loss, norm)
+        path = None
+        if self.settings.checkpoint_at(step) or self.stop.asked:
+            path = self._checkpoint()
+        self._show(known)
+        if self.stop.asked:
+            resume = ""
+            if path:
+                folder = self.reporting.output_dir
+                resume = f' Go on with resume_from_checkpoint="latest" (in {folder}).'
+            raise KeyboardInterrupt(f"Stopped after step {step}.{resume}")
+
+    def on_train_end(self) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        self._show(self.guard.look())
+
+    def _show(self, known: list[tuple[int, float]]) -> None:
+        """Show the progress of (step, loss) pairs."""
+        for step, loss in known:
+            recent = self.state.losses[-WINDOW:]
+            self.bar.set_postfix(loss=f"{sum(recent) / len(recent):.3f}", refresh=False)
+            self.bar.update()
+            if callable(self.reporting.progress):
+                self.reporting.progress(step, self.settings.max_train_steps, loss)
+
+    def _checkpoint(self) -> Path | None:
+        """The path of a new checkpoint, if there is a folder for it.
+
+        None where it cannot be written, with a warning: hours of work go on, and the end may find
+        room again.
+        """
+        folder = self.reporting.output_dir
+        if folder is None:
+            return None
+        self._look()
+        blora = collect(self.pipe.unet, self.settings)
+        try:
+            path = write_checkpoint(folder, blora, self.state, self.settings)
+        except CheckpointError as error:
+            warnings.warn(
+                f"{error} The training goes on without it; make room in the folder.", stacklevel=3
+            )
+            return None
+        if not self.stop.asked:
+            self._call_on_checkpoint(path)
+        return path
+
+    def _call_on_checkpoint(self, path: Path) -> None:
+        """Call the user's function, with the pipeline as it is outside a training."""
+        if self.reporting.on_checkpoint is None:
+            return
+        try:
+            with self.patches.suspended():
+                self.reporting.on_checkpoint(self.pipe, path)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            forget(error)
+            warnings.warn(
+                f"There was no room for what is made at checkpoints ({str(error).splitlines()[0]})."
+                f" {path} is complete, and the training goes on.",
+                stacklevel=2,
+            )
+        if ADAPTER not in applied(self.pipe):
+            raise TrainingError(
+                "The function called at checkpoints took the B-LoRA in training off the pipeline. "
+                f"Let it draw with generation.sample instead of generate. {path} is complete."
+            )
+
+    def _keep_last_good(self, error: TrainingError) -> None:
+        """Put the last good weights, which are on the U-Net again, into the error and a file."""
+        if error.step == 0:
+            error.args = (f"{error} Nothing had been learned yet.",)
+            return
+        error.blora = collect(self.pipe.unet, self.settings)
+        folder = self.reporting.output_dir
+        if folder is None:
+            return
+        try:
+            path = free_path(folder, f"last_good-{error.step}", ".safetensors")
+            where = f"They are in {error.blora.save(path)}."
+        except (OSError, SafetensorError) as trouble:
+            where = (
+                f"They could not be written to {folder} ({trouble}); from Python they are the "
+                "error's `blora`."
+            )
+        error.args = (f"{error} {where}",)
