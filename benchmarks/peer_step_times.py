@@ -3,8 +3,8 @@
     python benchmarks/peer_step_times.py SCRIPT RESULT.json --its --own --flags
 
 It runs in the script's own environment. All that is replaced is Accelerate's logging, which the
-script calls once a step; after the last step it ends the script, which would go on to save, load the
-base model again and draw. Seconds are the processor's, on a GPU those on the clock once it has
+script calls once a step; after the last step it ends the script, which would go on to save, load
+the base model again and draw. Seconds are the processor's, on a GPU those on the clock once it has
 caught up; the peak of memory is the process's, on a GPU that of the tensors on it.
 """
 
