@@ -334,8 +334,8 @@ def main() -> None:
         if rank == 0 and step % 50 == 0:
             speed = (step - begun) * args.batch_size / (time.time() - start)
             recent = sum(losses[-50:]) / len(losses[-50:])
-            seen = f"step {step}/{steps} pictures {step * args.batch_size}"
-            print(f"{seen} loss {recent:.4f} {speed:.0f} pictures/s", flush=True)
+            so_far = f"step {step}/{steps} pictures {step * args.batch_size}"
+            print(f"{so_far} loss {recent:.4f} {speed:.0f} pictures/s", flush=True)
         if rank == 0 and step % args.report_every == 0:
             weights = {n: p.detach().clone() for n, p in trained.named_parameters()}
             trained.load_state_dict(average)

@@ -104,8 +104,8 @@ def fitted(image: Image.Image) -> Image.Image:
     scale = 2 * SIDE * 0.94 / max(image.size)
     size = [max(1, round(scale * edge)) for edge in image.size]
     square = Image.new(image.mode, (2 * SIDE, 2 * SIDE))
-    corner = [(2 * SIDE - edge) // 2 for edge in size]
-    square.paste(image.resize(size, Image.Resampling.LANCZOS), corner)
+    left, top = ((2 * SIDE - edge) // 2 for edge in size)
+    square.paste(image.resize(size, Image.Resampling.LANCZOS), (left, top))
     return square
 
 
