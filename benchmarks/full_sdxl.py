@@ -1,18 +1,24 @@
-"""SDXL at full size without numbers, for a simulated GPU: every tensor has its shape, format and place."""
+"""SDXL at full size without numbers, for a simulated GPU: tensors have shape, format and place."""
+
+from typing import TYPE_CHECKING
 
 import torch
 
 from blora_nb.assets import TINY_SDXL
 from random_sdxl import SCHEDULER, unet_config, vae_config
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+# CLIP ViT-L and OpenCLIP bigG
 TEXT = (
     {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20},
-)  # CLIP ViT-L and OpenCLIP bigG
+)
 
 
-def full_sdxl(dtype):
-    """A `StableDiffusionXLPipeline` on "cuda", frozen; its tokenizers are the teaching model's."""
+def full_sdxl(dtype: torch.dtype) -> "StableDiffusionXLPipeline":
+    """A pipeline on "cuda", frozen; its tokenizers are the teaching model's."""
     from diffusers import (
         AutoencoderKL,
         EulerDiscreteScheduler,
@@ -26,33 +32,21 @@ def full_sdxl(dtype):
         CLIPTokenizer,
     )
 
-    tokenizers = [
-        CLIPTokenizer.from_pretrained(TINY_SDXL / name) for name in ("tokenizer", "tokenizer_2")
-    ]
+    folders = [TINY_SDXL / name for name in ("tokenizer", "tokenizer_2")]
+    tokenizers = [CLIPTokenizer.from_pretrained(folder) for folder in folders]
+    encoders = []
     with torch.device("meta"):
-        unet, vae = (
-            UNet2DConditionModel(**unet_config("full")),
-            AutoencoderKL(**vae_config("full"), force_upcast=False),
-        )
-        encoders = [
-            kind(
-                CLIPTextConfig(
-                    intermediate_size=4 * size["hidden_size"],
-                    projection_dim=size["hidden_size"],
-                    **size,
-                )
-            )
-            for kind, size in zip((CLIPTextModel, CLIPTextModelWithProjection), TEXT)
-        ]
+        unet = UNet2DConditionModel(**unet_config("full"))
+        vae = AutoencoderKL(**vae_config("full"), force_upcast=False)
+        for kind, size in zip((CLIPTextModel, CLIPTextModelWithProjection), TEXT):
+            width = size["hidden_size"]
+            config = CLIPTextConfig(intermediate_size=4 * width, projection_dim=width, **size)
+            encoders.append(kind(config))
     for model in (unet, vae, *encoders):
         torch.nn.Module.to(model, "cuda", dtype).requires_grad_(False)
+    scheduler = EulerDiscreteScheduler(**SCHEDULER)
     pipe = StableDiffusionXLPipeline(
-        vae,
-        *encoders,
-        *tokenizers,
-        unet,
-        EulerDiscreteScheduler(**SCHEDULER),
-        add_watermarker=False,
+        vae, *encoders, *tokenizers, unet, scheduler, add_watermarker=False
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -1,26 +1,25 @@
-"""How the cost of training grows with resolution, rank, pictures and processes; on the teaching model, on a CPU.
+"""How the cost of training grows with resolution, rank, pictures and processes.
 
     python benchmarks/growth.py    # some minutes on two cores; writes growth.md and .json
 
-Resolution and rank: processor time of a step, the sizes in turn. Pictures and processes: the command line's time on the clock,
-from start to the last file, so that loading the base model counts.
+On the teaching model, on a CPU. Resolution and rank: processor time of a step, the sizes in turn.
+Pictures and processes: the command line's time on the clock, from start to the last file, so that
+loading the base model counts.
 """
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
+from itertools import count, pairwise
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from arithmetic import SDXL
 from blora_nb.assets import DATA
 from blora_nb.blocks import BLOCK_OF_HALF, target_modules
 from blora_nb.course.examples import example_names, example_picture
@@ -28,15 +27,26 @@ from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, apply, set_alphas
 from blora_nb.pipeline import load_pipeline
 from blora_nb.training import train
+from random_sdxl import unet_config
+from report import table, write
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
 
 RESOLUTIONS, RANKS = (64, 96, 128, 192), (4, 16, 64, 128)
 STEPS, WARM_UP, ROUNDS = 12, 2, 3
 PICTURES = (1, 2, 4)
+LAUNCH = (
+    "-m accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no --main_process_port 0 --num_processes"
+)
+
+Case = tuple[int, int]
 
 
-def step_seconds(pipe, resolution, rank):
+def step_seconds(pipe: "StableDiffusionXLPipeline", resolution: int, rank: int) -> float:
     """Median processor seconds of a step, batch 1."""
-    ends = []
+    ends: list[float] = []
     train(
         pipe,
         example_picture("star_sunset"),
@@ -46,48 +56,20 @@ def step_seconds(pipe, resolution, rank):
         train_batch_size=1,
         max_train_steps=STEPS,
     )
-    return median(b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :]))
+    return median(end - start for start, end in pairwise(ends[WARM_UP:]))
 
 
-def command_seconds(folder, out, processes=1):
+def command_seconds(folder: Path, out: Path, processes: int) -> float:
     """Seconds on the clock of one command that trains every picture of a folder."""
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        str(processes),
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-    ]
+    launch = [*LAUNCH.split(), str(processes)] if processes > 1 else []
+    command = [sys.executable, *launch, "-m", "blora_nb", "train", "--device", "cpu"]
+    command += ["--instance_data_dir", str(folder), "--output_dir", str(out)]
     start = time.perf_counter()
-    subprocess.run(
-        [
-            sys.executable,
-            *(launch if processes > 1 else []),
-            "-m",
-            "blora_nb",
-            "train",
-            "--instance_data_dir",
-            str(folder),
-            "--output_dir",
-            str(out),
-            "--device",
-            "cpu",
-        ],
-        check=True,
-        capture_output=True,
-    )
+    subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - start
 
 
-def milliseconds(work, times=15):
+def milliseconds(work: Callable[[], object], times: int = 15) -> float:
     """Median milliseconds on the clock of `work()`."""
     seen = []
     for _ in range(times):
@@ -97,95 +79,92 @@ def milliseconds(work, times=15):
     return median(seen)
 
 
-def alpha_milliseconds(pipe):
-    """(a picture of the teaching model, changing both alphas on it, putting two halves on it, changing both alphas on the full SDXL's layers)."""
+def alpha_milliseconds(pipe: "StableDiffusionXLPipeline") -> tuple[float, float, float, float]:
+    """Milliseconds of a picture, of changing alphas, and of putting halves on.
+
+    The last is changing both alphas on the layers of the full SDXL.
+    """
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig
 
-    content, style = (
-        BLoRA.load(DATA / "bloras" / f"{name}.safetensors") for name in ("cat_wood", "flower_neon")
-    )
-    picture = milliseconds(
-        lambda: generate(pipe, "A [c] in [s] style", content, style, progress=False), 3
-    )
-    put_on = milliseconds(lambda: apply(pipe, content, style))
+    halves = [BLoRA.load(DATA / "bloras" / f"{n}.safetensors") for n in ("cat_wood", "flower_neon")]
+    prompt = "A [c] in [s] style"
+    picture = milliseconds(lambda: generate(pipe, prompt, *halves, progress=False), 3)
+    put_on = milliseconds(lambda: apply(pipe, *halves))
     change = milliseconds(lambda: set_alphas(pipe, 0.5, 0.8))
     with torch.device("meta"):
-        full = UNet2DConditionModel.from_config(SDXL)
+        full = UNet2DConditionModel.from_config(unet_config("full"))
         for half, block in BLOCK_OF_HALF.items():
-            full.add_adapter(
-                LoraConfig(r=64, lora_alpha=64, target_modules=target_modules(block)),
-                adapter_name=half,
-            )
-    return (
-        picture,
-        change,
-        put_on,
-        milliseconds(lambda: full.set_adapters(list(BLOCK_OF_HALF), [0.5, 0.8])),
-    )
+            config = LoraConfig(r=64, lora_alpha=64, target_modules=target_modules(block))
+            full.add_adapter(config, adapter_name=half)
+    names = list(BLOCK_OF_HALF)
+    return picture, change, put_on, milliseconds(lambda: full.set_adapters(names, [0.5, 0.8]))
 
 
-def medians(cases, measure):
-    """{case: median over the rounds}, the cases in turn."""
-    seen = {case: [] for case in cases}
+def medians(cases: Iterable[Case], measure: Callable[[int, int], float]) -> dict[Case, float]:
+    """Case → median over the rounds, the cases in turn."""
+    seen: dict[Case, list[float]] = {case: [] for case in cases}
     for round_ in range(ROUNDS):
-        for case in cases:
-            seen[case].append(measure(*case))
-            print(f"round {round_ + 1}, {case}: {seen[case][-1]:.3f} s", flush=True)
+        for case, values in seen.items():
+            values.append(measure(*case))
+            print(f"round {round_ + 1}, {case}: {values[-1]:.3f} s", flush=True)
     return {case: median(values) for case, values in seen.items()}
 
 
-def main():
+def main() -> None:
     pipe = load_pipeline(device="cpu")
-    steps = medians(
-        [
-            *((resolution, 16) for resolution in RESOLUTIONS),
-            *((96, rank) for rank in RANKS if rank != 16),
-        ],
-        lambda *case: step_seconds(pipe, *case),
-    )
+    sizes = [(resolution, 16) for resolution in RESOLUTIONS]
+    sizes += [(96, rank) for rank in RANKS if rank != 16]
+    steps = medians(sizes, lambda resolution, rank: step_seconds(pipe, resolution, rank))
     with tempfile.TemporaryDirectory() as temporary:
-        temporary, number = Path(temporary), iter(range(1000))
-        for count in PICTURES:
-            (temporary / str(count)).mkdir()
-            for name in example_names()[:count]:
-                example_picture(name).save(temporary / str(count) / f"{name}.png")
-        cases = [*((count, 1) for count in PICTURES), (PICTURES[-1], 2)]
-        commands = medians(
-            cases,
-            lambda count, processes: command_seconds(
-                temporary / str(count), temporary / f"out{next(number)}", processes
-            ),
-        )
-    write(steps, commands, alpha_milliseconds(pipe))
+        folder, number = Path(temporary), count()
+        for pictures in PICTURES:
+            (folder / str(pictures)).mkdir()
+            for name in example_names()[:pictures]:
+                example_picture(name).save(folder / str(pictures) / f"{name}.png")
+
+        def run(pictures: int, processes: int) -> float:
+            return command_seconds(folder / str(pictures), folder / f"out{next(number)}", processes)
+
+        commands = medians([*((n, 1) for n in PICTURES), (PICTURES[-1], 2)], run)
+    report(steps, commands, alpha_milliseconds(pipe))
 
 
-def write(steps, commands, alphas):
-    base, single, cores = steps[96, 16], commands[1, 1], os.cpu_count()
-    text = f"# How the cost of training grows\n\nMade by `python benchmarks/growth.py` on the teaching model, {cores} cores, one thread a process, medians of {ROUNDS} rounds; not run on a GPU.\nFor the real SDXL the operations are counted in [arithmetic.md](arithmetic.md).\n"
-    text += (
-        "\n| resolution | rank | processor seconds a step | times 96 px, rank 16 |\n|---|---|---|---|\n"
-        + "".join(
-            f"| {resolution} | {rank} | {s:.3f} | {s / base:.2f} |\n"
-            for (resolution, rank), s in sorted(steps.items())
-        )
-    )
-    text += "\n| pictures in one command | processes | seconds | seconds a picture | against a command for each |\n|---|---|---|---|---|\n"
-    text += "".join(
-        f"| {count} | {processes} | {s:.1f} | {s / count:.1f} | {s / (count * single):.2f} |\n"
-        for (count, processes), s in commands.items()
-    )
+def report(
+    steps: dict[Case, float],
+    commands: dict[Case, float],
+    alphas: tuple[float, float, float, float],
+) -> None:
+    step_rows = []
+    for (resolution, rank), seconds in sorted(steps.items()):
+        step_rows.append([resolution, rank, f"{seconds:.3f}", f"{seconds / steps[96, 16]:.2f}"])
+    command_rows = []
+    for (pictures, processes), seconds in commands.items():
+        each, single = seconds / pictures, commands[1, 1]
+        cells = [f"{seconds:.1f}", f"{each:.1f}", f"{each / single:.2f}"]
+        command_rows.append([pictures, processes, *cells])
+    step_columns = ["rank", "processor seconds a step", "times 96 px, rank 16"]
+    command_columns = ["processes", "seconds", "seconds a picture", "against a command for each"]
     picture, change, put_on, full = alphas
-    text += f"\nChanging both alphas takes {change:.1f} ms, {100 * change / picture:.1f}% of a picture ({picture:.0f} ms); putting other halves on takes {put_on:.0f} ms.\n"
-    text += f"On the layers of the full SDXL, rank 64, changing both alphas takes {full:.1f} ms, whatever the device: it is work of the processor.\n"
-    (HERE / "growth.md").write_text(text)
-    rows = {
-        "steps": [[*case, s] for case, s in steps.items()],
-        "commands": [[*case, s] for case, s in commands.items()],
+    text = f"""# How the cost of training grows
+
+Made by `python benchmarks/growth.py` on the teaching model, {os.cpu_count()} cores, one thread a \
+process, medians of {ROUNDS} rounds; not run on a GPU.
+For the real SDXL the operations are counted in [arithmetic.md](arithmetic.md).
+
+{table(step_columns, step_rows, "resolution")}
+{table(command_columns, command_rows, "pictures in one command")}
+Changing both alphas takes {change:.1f} ms, {100 * change / picture:.1f}% of a picture \
+({picture:.0f} ms); putting other halves on takes {put_on:.0f} ms.
+On the layers of the full SDXL, rank 64, changing both alphas takes {full:.1f} ms, whatever the \
+device: it is work of the processor.
+"""
+    results = {
+        "steps": [[*case, seconds] for case, seconds in steps.items()],
+        "commands": [[*case, seconds] for case, seconds in commands.items()],
         "alphas, ms": alphas,
     }
-    (HERE / "growth.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(text)
+    write("growth", text, results)
 
 
 if __name__ == "__main__":

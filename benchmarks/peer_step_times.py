@@ -1,10 +1,11 @@
-"""Run somebody else's training script, unchanged, and note when each of its steps ended and with which loss.
+"""Run another project's training script, unchanged, and note when each step ended, and its loss.
 
     python benchmarks/peer_step_times.py SCRIPT RESULT.json --its --own --flags
 
-It runs in the script's own environment. All that is replaced is Accelerate's logging, which the script calls once a step; after
-the last step it ends the script, which would go on to save, load the base model again and draw. Seconds are the processor's, on a
-GPU those on the clock once it has caught up; the peak of memory is the process's, on a GPU that of the tensors on it.
+It runs in the script's own environment. All that is replaced is Accelerate's logging, which the
+script calls once a step; after the last step it ends the script, which would go on to save, load
+the base model again and draw. Seconds are the processor's, on a GPU those on the clock once it has
+caught up; the peak of memory is the process's, on a GPU that of the tensors on it.
 """
 
 import importlib.util
@@ -14,7 +15,8 @@ import sys
 import time
 
 
-def now():
+def now() -> float:
+    """Seconds: processor time, on a GPU the time on the clock."""
     import torch
 
     if not torch.cuda.is_available():
@@ -23,26 +25,25 @@ def now():
     return time.perf_counter()
 
 
-def peak():
-    """MiB"""
+def peak() -> float:
+    """Most memory so far, in MiB."""
     import torch
 
-    return (
-        torch.cuda.max_memory_allocated() / 2**20
-        if torch.cuda.is_available()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main():
-    script, result, *arguments = sys.argv[1:]
+def main() -> None:
     import accelerate
     import accelerate.accelerator
 
-    times, losses = [], []
+    script, result, *arguments = sys.argv[1:]
+    times: list[tuple[int, float]] = []
+    losses: list[float] = []
     steps = next(int(a.split("=")[1]) for a in arguments if a.startswith("--max_train_steps="))
 
-    def log(self, values, step=None, **more):
+    def log(self: object, values: dict, step: int | None = None, **more: object) -> None:
         times.append((len(times) + 1, now()))
         losses.append(float(values["loss"]))
         if len(times) == steps:

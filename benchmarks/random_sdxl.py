@@ -1,17 +1,24 @@
-"""An SDXL of a given width with random weights, saved as a folder: speed and memory do not depend on what the weights are.
+"""An SDXL of a given width with random weights, saved as a folder.
 
     python benchmarks/random_sdxl.py FOLDER quarter
 
-Run by the oldest diffusers that is to read it: newer ones read older files, not the other way round.
+Speed and memory do not depend on what the weights are. Run by the oldest diffusers that is to read
+it: newer ones read older files, not the other way round.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-SIZES = {  # U-Net widths, heads, transformer layers; text encoder widths; VAE widths; side in pixels
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+# U-Net widths, heads, transformer layers and groups of a norm; text encoder widths; VAE widths;
+# side in pixels
+SIZES: dict[str, dict[str, Any]] = {
     "small": {
         "widths": (48, 64, 104),
         "heads": (4, 4, 4),
@@ -58,28 +65,22 @@ SCHEDULER = {
 }
 
 
-def tokenizer(folder):
+def tokenizer(folder: Path) -> tuple["CLIPTokenizer", int]:
+    """A tokenizer that knows letters only, and the size of its vocabulary."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True)
     letters = sorted(ByteLevel.alphabet())
-    tokens = [
-        *letters,
-        *(f"{letter}</w>" for letter in letters),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    (folder / "vocab.json").write_text(
-        json.dumps({token: number for number, token in enumerate(tokens)})
-    )
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77
-    ), len(tokens)
+    tokens = letters + [f"{letter}</w>" for letter in letters]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    vocabulary.write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    merges.write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=77), len(tokens)
 
 
-def unet_config(size):
+def unet_config(size: str) -> dict[str, Any]:
     """The arguments of `UNet2DConditionModel` for one of `SIZES`; of "full" they are SDXL's own."""
     s = SIZES[size]
     pooled, time = s["text"][1], s["text"][1] // 5
@@ -102,7 +103,7 @@ def unet_config(size):
     }
 
 
-def vae_config(size):
+def vae_config(size: str) -> dict[str, Any]:
     """The arguments of `AutoencoderKL`; of "full" they are SDXL's own."""
     return {
         "block_out_channels": SIZES[size]["vae"],
@@ -116,7 +117,8 @@ def vae_config(size):
     }
 
 
-def build(folder, size):
+def build(folder: str | Path, size: str) -> None:
+    """Save a pipeline of one of `SIZES`."""
     from diffusers import (
         AutoencoderKL,
         EulerDiscreteScheduler,
@@ -130,24 +132,20 @@ def build(folder, size):
     tokens, vocabulary = tokenizer(Path(folder) / "tokenizer")
     encoders = []
     for kind, width in zip((CLIPTextModel, CLIPTextModelWithProjection), s["text"]):
-        numbers = {
-            "bos_token_id": vocabulary - 2,
-            "eos_token_id": vocabulary - 1,
-            "pad_token_id": vocabulary - 1,
-            "vocab_size": vocabulary,
-        }
         config = CLIPTextConfig(
             hidden_size=width,
             intermediate_size=4 * width,
             num_attention_heads=4,
             num_hidden_layers=4,
             projection_dim=s["text"][1],
-            **numbers,
+            vocab_size=vocabulary,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            pad_token_id=vocabulary - 1,
         )
         encoders.append(kind(config))
-    torch.manual_seed(
-        0
-    )  # the same weights whatever the text encoders drew, which differs between versions
+    # the same weights whatever the text encoders drew, which differs between versions
+    torch.manual_seed(0)
     unet = UNet2DConditionModel(**unet_config(size))
     vae, scheduler = AutoencoderKL(**vae_config(size)), EulerDiscreteScheduler(**SCHEDULER)
     pipe = StableDiffusionXLPipeline(

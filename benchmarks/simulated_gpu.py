@@ -1,10 +1,13 @@
-"""A GPU that is none, to follow what a program does with one: import this before torch, then `with SimulatedGPU() as gpu:`.
+"""A simulated GPU, to follow what a program does with one.
 
-Tensors "on" it call themselves `cuda:0` and are computed by the CPU. What a GPU does not do is an error here too: computing with tensors of
-two devices, holding more than its memory. And it keeps account: `gpu.peak` is the most bytes that were alive at once, `gpu.waits` lists where
-the computer would have stood still until the GPU had caught up, `gpu.operations` and `gpu.flop` count what it was given to do. With
-`numbers=False` (or with what was made on PyTorch's "meta" device) tensors on it have shapes only and nothing is computed: so SDXL is followed
-at full size on a laptop. It knows nothing of a GPU's speed, rounding, kernels, or memory beside tensors.
+Import this before torch, then `with SimulatedGPU() as gpu:`. Tensors "on" it call themselves
+`cuda:0` and are computed by the CPU. What a GPU refuses is an error here too: computing with
+tensors of two devices, holding more than its memory. And it keeps account: `gpu.peak` is the most
+bytes that were alive at once, `gpu.waits` lists where the computer would have waited until the
+GPU had caught up, `gpu.operations` and `gpu.flop` count what it was given to do. With
+`numbers=False` (or with what was made on PyTorch's "meta" device) tensors on it have shapes only
+and nothing is computed: so SDXL is followed at full size on a laptop. It knows nothing of a GPU's
+speed, rounding, kernels, or memory beside tensors.
 
 Needs a C++ compiler (g++), for a few lines that let autograd believe in the device.
 """
@@ -16,35 +19,28 @@ import tempfile
 import threading
 import weakref
 from contextlib import ExitStack
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 
-def _believe():
+def _believe() -> None:
     """Tell PyTorch, before it is imported, that there is a device of the type CUDA."""
     if "torch" in sys.modules:
-        raise ImportError(
-            "Import simulated_gpu before torch; what PyTorch has once learned of its devices it keeps."
-        )
-    torch = Path(find_spec("torch").origin).parent
+        raise ImportError("Import simulated_gpu before torch: PyTorch looks for devices only once.")
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise ImportError("PyTorch is not installed.")
+    torch = Path(spec.origin).parent
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "believe.so"
-        command = [
-            "g++",
-            "-std=c++20",
-            "-O0",
-            "-fPIC",
-            "-shared",
-            f"-I{torch / 'include'}",
-            str(Path(__file__).with_suffix(".cpp")),
-            "-o",
-            str(library),
-        ]
-        subprocess.run(
-            [*command, f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"],
-            check=True,
-        )
+        source = Path(__file__).with_suffix(".cpp")
+        command = ["g++", "-std=c++20", "-O0", "-fPIC", "-shared", f"-I{torch / 'include'}"]
+        command += [str(source), "-o", str(library), f"-L{torch / 'lib'}"]
+        command += ["-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"]
+        subprocess.run(command, check=True)
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
@@ -83,7 +79,7 @@ class OnGPU(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner, gpu):
+    def __new__(cls, inner: torch.Tensor, gpu: "SimulatedGPU") -> "OnGPU":
         return torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -93,7 +89,7 @@ class OnGPU(torch.Tensor):
             device="cuda:0",
         )
 
-    def __init__(self, inner, gpu):
+    def __init__(self, inner: torch.Tensor, gpu: "SimulatedGPU") -> None:
         self.inner, self.gpu = inner, gpu
         gpu.hold(self)
 
@@ -103,27 +99,28 @@ class OnGPU(torch.Tensor):
         return gpu.execute(func, args, kwargs or {})
 
     @property
-    def data(self):
+    def data(self) -> torch.Tensor:
         return self.detach()
 
     @data.setter
-    def data(self, value):
+    def data(self, value: "OnGPU") -> None:
         torch.Tensor.data.__set__(self, value)
         self.inner = value.inner
 
-    def tolist(self):
+    def tolist(self) -> list:
         self.gpu.waits.append("tolist")
         return _some_numbers(self.inner).tolist()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"OnGPU({self.inner})"
 
 
-def _some_numbers(tensor):
+def _some_numbers(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that has numbers: ones where it has only a shape."""
     return torch.ones(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
 
 
-def _on_gpu(device):
+def _on_gpu(device: torch.device | str | int | None) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
 
@@ -131,29 +128,43 @@ class SimulatedGPU(TorchDispatchMode):
     """Inside, `torch.cuda` knows one GPU of `total` bytes and of the given compute capability.
 
     Attributes:
-        live, peak: bytes of the tensors on it now, and at most so far (set `peak = live` to begin anew).
+        live, peak: bytes of the tensors on it now, and at most so far; set `peak = live` to begin
+            again.
         waits: what made the computer wait for it, in words.
-        operations, flop: PyTorch's operations that compute or copy (a GPU may need several kernels for one), and those in matrix products,
-            attention and convolutions, a multiplication and an addition being two.
+        operations: PyTorch's that compute or copy; a GPU may need several kernels for one.
+        flop: in matrix products, attention and convolutions; a multiplication and an addition
+            are two.
     """
 
-    def __init__(self, total=80 * 2**30, capability=(9, 0), numbers=True):
+    name = "simulated GPU"
+
+    def __init__(
+        self,
+        total: int = 80 * 2**30,
+        capability: tuple[int, int] = (9, 0),
+        numbers: bool = True,
+    ) -> None:
         super().__init__()
         self.total, self.capability, self.numbers = total, capability, numbers
+        # this object also stands for the properties of its device
+        self.major, self.minor = capability
         self.live = self.peak = self.operations = self.flop = 0
-        self.waits, self._held, self._pinned = (
-            [],
-            {},
-            {},
-        )  # pinned memory is kept: the address of what is gone would be used again
+        self.waits: list[str] = []
+        self._held: dict[int, int] = {}
+        # kept, because the address of what is gone would be used again
+        self._pinned: dict[int, torch.Tensor] = {}
 
-    def __enter__(self):
-        import diffusers.models.autoencoders.autoencoder_kl
+    @property
+    def total_memory(self) -> int:
+        return self.total
+
+    def __enter__(self) -> "SimulatedGPU":
+        # imported before anything is patched
+        import_module("diffusers.models.autoencoders.autoencoder_kl")
         from torch.optim import optimizer
         from torch.utils import _foreach_utils
 
         self._stack = ExitStack()
-        free = lambda *device: (self.total - self.live, self.total)
         cuda = {
             "_lazy_init": lambda: None,
             "is_available": lambda: True,
@@ -164,7 +175,7 @@ class SimulatedGPU(TorchDispatchMode):
             "get_device_capability": lambda *device: self.capability,
             "get_device_properties": lambda *device: self,
             "is_bf16_supported": lambda *more: self.capability[0] >= 8,
-            "mem_get_info": free,
+            "mem_get_info": lambda *device: (self.total - self.live, self.total),
             "memory_allocated": lambda *device: self.live,
             "memory_reserved": lambda *device: self.live,
             "max_memory_allocated": lambda *device: self.peak,
@@ -175,39 +186,37 @@ class SimulatedGPU(TorchDispatchMode):
         }
         for name, value in cuda.items():
             self._stack.enter_context(patch.object(torch.cuda, name, value))
-        plain, run = torch.nn.functional.scaled_dot_product_attention, threading.Thread.run
-        attention = lambda query, *more, **options: (
-            _attention if isinstance(query, OnGPU) else plain
-        )(query, *more, **options)
-        self._stack.enter_context(
-            patch.object(torch.nn.functional, "scaled_dot_product_attention", attention)
-        )
+        functional = torch.nn.functional
+        plain, run = functional.scaled_dot_product_attention, threading.Thread.run
 
-        def run_within(thread):
+        def attention(query: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
+            compute = _attention if isinstance(query, OnGPU) else plain
+            return compute(query, *more, **options)
+
+        def run_within(thread: threading.Thread) -> None:
             with self._this_thread():
                 run(thread)
 
-        self._stack.enter_context(patch.object(threading.Thread, "run", run_within))
-        for supported in (
-            _foreach_utils._foreach_supported_types,
-            optimizer._foreach_supported_types,
-        ):
-            supported.append(OnGPU)  # as for a GPU's own tensors
-            self._stack.callback(supported.remove, OnGPU)
-        self._stack.callback(
-            torch.__future__.set_swap_module_params_on_conversion,
-            torch.__future__.get_swap_module_params_on_conversion(),
+        self._stack.enter_context(
+            patch.object(functional, "scaled_dot_product_attention", attention)
         )
-        torch.__future__.set_swap_module_params_on_conversion(
-            True
-        )  # a parameter that is moved stays the same object, as on a GPU
+        self._stack.enter_context(patch.object(threading.Thread, "run", run_within))
+        # multi-tensor operations, as for a GPU's own tensors
+        for module in (_foreach_utils, optimizer):
+            module._foreach_supported_types.append(OnGPU)
+            self._stack.callback(module._foreach_supported_types.remove, OnGPU)
+        # a parameter that is moved stays the same object, as on a GPU
+        future = torch.__future__
+        swapped = future.get_swap_module_params_on_conversion()
+        self._stack.callback(future.set_swap_module_params_on_conversion, swapped)
+        future.set_swap_module_params_on_conversion(True)
         self._stack.enter_context(self._this_thread())
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def _this_thread(self):
+    def _this_thread(self) -> ExitStack:
         """PyTorch's own modes are one to a thread."""
         stack = ExitStack()
         stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
@@ -216,23 +225,15 @@ class SimulatedGPU(TorchDispatchMode):
         stack.push(lambda *error: TorchDispatchMode.__exit__(self, *error))
         return stack
 
-    name, major, minor = (
-        "simulated GPU",
-        property(lambda self: self.capability[0]),
-        property(lambda self: self.capability[1]),
-    )
-    total_memory = property(
-        lambda self: self.total
-    )  # this object also stands for the properties of its device
-
-    def hold(self, tensor):
+    def hold(self, tensor: OnGPU) -> None:
         """Account for a tensor's storage until the last tensor that uses it is gone."""
         storage = tensor.inner.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._held:
             if self.live + size > self.total:
                 raise torch.OutOfMemoryError(
-                    f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU 0 has a total capacity of {self.total / 2**30:.2f} GiB"
+                    f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU 0 has a "
+                    f"total capacity of {self.total / 2**30:.2f} GiB"
                 )
             self.live += size
             self.peak = max(self.peak, self.live)
@@ -240,7 +241,7 @@ class SimulatedGPU(TorchDispatchMode):
         tensor.held = Held()
         weakref.finalize(tensor.held, self._release, key, size)
 
-    def _release(self, key, size):
+    def _release(self, key: int, size: int) -> None:
         self._held[key] -= 1
         if not self._held[key]:
             del self._held[key]
@@ -249,9 +250,10 @@ class SimulatedGPU(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.execute(func, args, kwargs or {})
 
-    def execute(self, func, args, kwargs):
+    def execute(self, func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> Any:
         """Compute `func` on the tensors' insides. Raises a RuntimeError where a GPU would."""
-        kwargs, flat, packet = dict(kwargs), tree_flatten((args, kwargs))[0], func.overloadpacket
+        kwargs, packet = dict(kwargs), func.overloadpacket
+        flat, _ = tree_flatten((args, kwargs))
         here, target = any(isinstance(x, OnGPU) for x in flat), kwargs.get("device")
         if packet is aten.is_pinned:
             return self._is_pinned(args[0])
@@ -264,18 +266,14 @@ class SimulatedGPU(TorchDispatchMode):
         if packet not in COPIES:
             _refuse_two_devices(func, flat, packet in INDEXING)
         self._note_wait(packet, args, kwargs, flat)
-        numberless = not self.numbers or any(
-            x.is_meta or (isinstance(x, OnGPU) and x.inner.is_meta)
-            for x in flat
-            if isinstance(x, torch.Tensor)
-        )
+        numberless = not self.numbers or any(_is_numberless(x) for x in flat)
         if numberless and packet is aten._local_scalar_dense:
             return 1.0 if args[0].dtype.is_floating_point else 1
         if numberless and packet in (aten.copy_, aten._foreach_copy_):
             self.operations += 1
             return args[0] if packet is aten.copy_ else None
 
-        def inside(x):
+        def inside(x: Any) -> Any:
             x = x.inner if isinstance(x, OnGPU) else x
             return x.to("meta") if numberless and isinstance(x, torch.Tensor) else x
 
@@ -289,86 +287,96 @@ class SimulatedGPU(TorchDispatchMode):
         if packet is aten.copy_ or result is None:
             return args[0] if packet is aten.copy_ else None
         if not (_on_gpu(target) or (target is None and here)):
-            return tree_map(
-                lambda x: (
-                    _some_numbers(x) if isinstance(x, torch.Tensor) and x.numel() <= 64 else x
-                ),
-                result,
-            )
-        known = {
-            id(inner): x for inner, x in zip(insides, flat) if isinstance(x, OnGPU)
-        }  # what was changed in place stays the tensor it was
-        wrap = lambda x: (
-            (known[id(x)] if id(x) in known else OnGPU(x, self))
-            if isinstance(x, torch.Tensor)
-            else x
-        )
+            return tree_map(_readable, result)
+        # what was changed in place stays the tensor it was
+        known = {id(inner): x for inner, x in zip(insides, flat) if isinstance(x, OnGPU)}
+
+        def wrap(x: Any) -> Any:
+            if not isinstance(x, torch.Tensor):
+                return x
+            return known[id(x)] if id(x) in known else OnGPU(x, self)
+
         return return_and_correct_aliasing(func, args, kwargs, tree_map(wrap, result))
 
-    def _note_work(self, func, args, kwargs, insides, result):
-        storage = lambda x: x.untyped_storage()._cdata
-        before = {storage(x) for x in insides if isinstance(x, torch.Tensor)}
+    def _note_work(
+        self, func: torch._ops.OpOverload, args: tuple, kwargs: dict, insides: list, result: Any
+    ) -> None:
+        before = {_storage(x) for x in insides if isinstance(x, torch.Tensor)}
         made = [x for x in tree_flatten(result)[0] if isinstance(x, torch.Tensor)]
-        if func._schema.is_mutable or (
-            any(storage(x) not in before for x in made)
-            and not func.overloadpacket.__name__.startswith(("empty", "new_empty"))
-        ):
+        only_allocates = func.overloadpacket.__name__.startswith(("empty", "new_empty"))
+        is_new = any(_storage(x) not in before for x in made) and not only_allocates
+        if func._schema.is_mutable or is_new:
             self.operations += 1
         if func.overloadpacket in FLOP:
             self.flop += FLOP[func.overloadpacket](*args, **kwargs, out_val=result)
 
-    def _note_wait(self, packet, args, kwargs, flat):
+    def _note_wait(
+        self, packet: torch._ops.OpOverloadPacket, args: tuple, kwargs: dict, flat: list
+    ) -> None:
         if packet is aten._local_scalar_dense:
             self.waits.append("a number is read")
         elif packet in ANSWERS_IN_NUMBERS:
             self.waits.append(str(packet))
         elif packet in INDEXING:
             indices = [x for x in tree_flatten(args[1])[0] if isinstance(x, torch.Tensor)]
-            if any(x.ndim and not isinstance(x, OnGPU) for x in indices) or any(
-                x.dtype in (torch.bool, torch.uint8) for x in indices
-            ):
+            elsewhere = any(x.ndim and not isinstance(x, OnGPU) for x in indices)
+            if elsewhere or any(x.dtype in (torch.bool, torch.uint8) for x in indices):
                 self.waits.append("an index is a mask, or comes from the computer's memory")
         elif packet in COPIES:
             tensors = [x for x in flat if isinstance(x, torch.Tensor)]
-            places = {isinstance(x, OnGPU) for x in tensors} | (
-                {_on_gpu(kwargs["device"])} if kwargs.get("device") is not None else set()
-            )
-            asked = kwargs.get("non_blocking") or (
-                packet is not aten._to_copy and args[2:] == (True,)
-            )
-            lands = packet is aten._to_copy and isinstance(args[0], OnGPU)  # in ordinary memory
-            if len(places) == 2 and not (
-                asked
-                and not lands
-                and all(isinstance(x, OnGPU) or self._is_pinned(x) for x in tensors)
-            ):
+            places = {isinstance(x, OnGPU) for x in tensors}
+            if kwargs.get("device") is not None:
+                places.add(_on_gpu(kwargs["device"]))
+            to_new_place = packet is aten._to_copy
+            asked = kwargs.get("non_blocking") or (not to_new_place and args[2:] == (True,))
+            pinned = all(isinstance(x, OnGPU) or self._is_pinned(x) for x in tensors)
+            to_ordinary_memory = to_new_place and isinstance(args[0], OnGPU)
+            is_async = asked and pinned and not to_ordinary_memory
+            if len(places) == 2 and not is_async:
                 self.waits.append(f"a copy of {tuple(tensors[0].shape)}")
 
-    def _is_pinned(self, tensor):
-        return tensor.untyped_storage()._cdata in self._pinned
+    def _is_pinned(self, tensor: torch.Tensor) -> bool:
+        return _storage(tensor) in self._pinned
 
 
-def _refuse_two_devices(func, tensors, indexing):
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _is_numberless(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and (x.inner if isinstance(x, OnGPU) else x).is_meta
+
+
+def _readable(x: Any) -> Any:
+    """What a program may read: small tensors have numbers."""
+    return _some_numbers(x) if isinstance(x, torch.Tensor) and x.numel() <= 64 else x
+
+
+def _refuse_two_devices(func: torch._ops.OpOverload, tensors: list, indexing: bool) -> None:
     for x in tensors:
-        if (
-            isinstance(x, torch.Tensor)
-            and not isinstance(x, OnGPU)
-            and x.ndim
-            and not (indexing and not x.dtype.is_floating_point)
-        ):
+        if not isinstance(x, torch.Tensor) or isinstance(x, OnGPU) or not x.ndim:
+            continue
+        if not indexing or x.dtype.is_floating_point:
             raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found cuda:0 and {x.device}, in {func}"
+                "Expected all tensors to be on the same device, but found cuda:0 and "
+                f"{x.device}, in {func}"
             )
 
 
 def _attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options
-):
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **options: Any,
+) -> torch.Tensor:
     """Attention that never holds all scores at once, as on a GPU."""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
-            ~attn_mask, float("-inf")
-        )
+        zeros = torch.zeros_like(attn_mask, dtype=query.dtype)
+        attn_mask = zeros.masked_fill(~attn_mask, float("-inf"))
     return aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
     )[0]

@@ -1,24 +1,27 @@
-"""Do img2img and ControlNet keep a layout that the halves alone do not? The same pictures and seeds with and without each.
+"""Do img2img and ControlNet keep a layout that the halves alone do not?
 
-    python benchmarks/structure.py    # about 8 minutes on one core; writes structure.md, .json and .png
+    python benchmarks/structure.py    # 8 minutes on one core; writes structure.md, .json and .png
 
-A B-LoRA is trained from a drawing of an object in a pose half as free as those that the ControlNet learnt, which the judge still
-understands, and in a combination that the teaching model never saw. Its content half and another picture's style half are put
-together; the judge names object and style of what comes out, and the layout is compared with the same object drawn in the same
-pose: of the pixels that belong to either silhouette, the share that belongs to both (intersection over union). A silhouette is
-what differs from the picture's own background, the median colour of its rim. As one style draws lines and another fills, the
-object is drawn in the style that is wanted and in the content picture's own, and the larger overlap counts.
+The same pictures and seeds with and without each. A B-LoRA is trained from a drawing of an object
+in a combination that the teaching model never saw; its pose is half as free as those that the
+ControlNet learnt, which the judge still understands. Its content half and another picture's style
+half are put together. The judge names object and style of what comes out, and the layout is
+compared with the same object drawn in the same pose: of the pixels that belong to either
+silhouette, the share that belongs to both (intersection over union). A silhouette is what differs
+from the picture's own background, the median colour of its rim. As one style draws lines and
+another fills, the object is drawn in the style that is wanted and in the content picture's own, and
+the larger overlap counts.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "data")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
 from blora_nb.assets import fingerprint
 from blora_nb.defaults import native_resolution
@@ -28,134 +31,118 @@ from blora_nb.metrics import Judge
 from blora_nb.pipeline import load_pipeline
 from blora_nb.structure import load_controlnet, outline
 from blora_nb.training import train
-from drawings import draw, free_pose
-from recipes import PAIRED, against
-from separation import PROMPT, held_out_pictures, pairs, summary
+from drawings import Pose, draw, free_pose
+from report import HERE, PAIR_BY_PAIR, against, shares, summary, table, write
+from separation import PROMPT, held_out_pictures, pairs
 
-OUTSIDE = (
-    60  # a pixel whose colour differs by more than this from the background's belongs to the object
-)
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel
+
+# a pixel whose colour differs by more than this from the background's belongs to the object
+OUTSIDE = 60
 RIM = 8  # pixels from the edge that are taken for background
+ALONE = "halves only"
 
 
-def layout(seed):
+def layout(seed: int) -> Pose:
     """A pose half-way between the ordinary one and a free one."""
-    return tuple((free + ordinary) / 2 for free, ordinary in zip(free_pose(seed), (0.75, 0, 0, 0)))
+    scale, shift_x, shift_y, turn = free_pose(seed)
+    return (scale + 0.75) / 2, shift_x / 2, shift_y / 2, turn / 2
 
 
-def silhouette(picture):
+def silhouette(picture: Image.Image) -> np.ndarray:
     """Where a picture is not its own background: a Boolean [height, width]."""
     pixels = np.asarray(picture, dtype=int)
-    rim = np.concatenate(
-        [
-            pixels[:RIM].reshape(-1, 3),
-            pixels[-RIM:].reshape(-1, 3),
-            pixels[:, :RIM].reshape(-1, 3),
-            pixels[:, -RIM:].reshape(-1, 3),
-        ]
-    )
-    return np.abs(pixels - np.median(rim, axis=0)).max(axis=2) > OUTSIDE
+    strips = (pixels[:RIM], pixels[-RIM:], pixels[:, :RIM], pixels[:, -RIM:])
+    background = np.median(np.concatenate([strip.reshape(-1, 3) for strip in strips]), axis=0)
+    return np.abs(pixels - background).max(axis=2) > OUTSIDE
 
 
-def ways(controlnet, picture, edges):
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two silhouettes."""
+    return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def ways(
+    controlnet: "ControlNetModel", picture: Image.Image, edges: Image.Image
+) -> dict[str, dict[str, Any]]:
     """What is compared: name → options of `generate`."""
-    found = {"halves only": {}}
-    found |= {
-        f"img2img, strength {strength}": {"image": picture, "strength": strength}
-        for strength in (0.8, 0.6, 0.4)
-    }
-    found |= {
-        f"ControlNet, scale {scale}": {
-            "controlnet": controlnet,
-            "control_image": edges,
-            "controlnet_conditioning_scale": scale,
-        }
-        for scale in (0.5, 1.0)
-    }
-    return found | {
-        "ControlNet and img2img, strength 0.8": found["img2img, strength 0.8"]
-        | found["ControlNet, scale 1.0"]
-    }
+    found: dict[str, dict[str, Any]] = {ALONE: {}}
+    for strength in (0.8, 0.6, 0.4):
+        found[f"img2img, strength {strength}"] = {"image": picture, "strength": strength}
+    for scale in (0.5, 1.0):
+        control = {"controlnet": controlnet, "control_image": edges}
+        control["controlnet_conditioning_scale"] = scale
+        found[f"ControlNet, scale {scale}"] = control
+    both = found["img2img, strength 0.8"] | found["ControlNet, scale 1.0"]
+    return found | {"ControlNet and img2img, strength 0.8": both}
 
 
-def measure(count, seeds):
-    pipe, judge, table, shown = load_pipeline(device="cpu"), Judge.load(), {}, []
-    side, controlnet, pictures = (
-        native_resolution(pipe),
-        load_controlnet(pipe, "tiny"),
-        held_out_pictures(),
-    )
+def measure(
+    count: int, seeds: int
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Image.Image]]]:
+    """The rows of the table, and for each pair its pictures by name."""
+    pipe, judge, pictures = load_pipeline(device="cpu"), Judge.load(), held_out_pictures()
+    side, controlnet = native_resolution(pipe), load_controlnet(pipe, "tiny")
+    verdicts: dict[str, list[tuple[bool, bool, float]]] = {}
+    shown = []
     for number, other in pairs(pictures)[:: len(pictures) // count]:
         object_name, its_style, _ = pictures[number]
+        _, style_name, style_picture = pictures[other]
         picture = draw(object_name, its_style, number, side, layout(number))
-        content, style = (train(pipe, one, progress=False) for one in (picture, pictures[other][2]))
-        style_name, wanted = (
-            pictures[other][1],
-            draw(object_name, pictures[other][1], number, side, layout(number)),
-        )
-        targets, row = (silhouette(wanted), silhouette(picture)), {}
+        wanted = draw(object_name, style_name, number, side, layout(number))
+        targets = silhouette(wanted), silhouette(picture)
+        halves = [train(pipe, one, progress=False) for one in (picture, style_picture)]
+        row = {"content picture": picture, "style picture": style_picture}
         for name, options in ways(controlnet, picture, outline(picture, side)).items():
-            images = generate(
-                pipe, PROMPT, content, style, seeds=range(seeds), progress=False, **options
-            )
-            verdicts = judge.name(images)
-            for image, (found_object, found_style) in zip(images, verdicts):
-                one = silhouette(image)
-                table.setdefault(name, []).append(
-                    (
-                        found_object == object_name,
-                        found_style == style_name,
-                        max(
-                            (one & target).sum() / max(1, (one | target).sum())
-                            for target in targets
-                        ),
-                    )
-                )
+            images = generate(pipe, PROMPT, *halves, seeds=range(seeds), progress=False, **options)
             row[name] = images[0]
-        shown.append({"content picture": picture, "style picture": pictures[other][2], **row})
-        print(
-            object_name,
-            its_style,
-            "in",
-            style_name,
-            {name: np.round(np.mean(t, axis=0), 2).tolist() for name, t in table.items()},
-            flush=True,
-        )
-    return {
-        name: summary(verdicts, seeds)
-        | {"layout": float(np.mean([overlap for *_, overlap in verdicts]))}
-        for name, verdicts in table.items()
-    }, shown
+            for image, (found_object, found_style) in zip(images, judge.name(images)):
+                drawn = silhouette(image)
+                kept = max(overlap(drawn, target) for target in targets)
+                verdict = (found_object == object_name, found_style == style_name, kept)
+                verdicts.setdefault(name, []).append(verdict)
+        shown.append(row)
+        so_far = {name: np.mean(t, axis=0).round(2).tolist() for name, t in verdicts.items()}
+        print(object_name, its_style, "in", style_name, so_far, flush=True)
+    rows = {}
+    for name, of_name in verdicts.items():
+        rows[name] = summary(of_name, seeds)
+        rows[name]["layout"] = float(np.mean([kept for *_, kept in of_name]))
+    return rows, shown
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pictures", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     rows, shown = measure(args.pictures, args.seeds)
-    text = f"# Layouts kept, on the teaching model\n\nMade by `python benchmarks/structure.py`; model {fingerprint()}, {next(iter(rows.values()))['pictures']} pictures a row ({args.pictures} pairs, {args.seeds} seeds).\n"
-    text += f"Share of pictures in which the judge finds the content picture's object, the style picture's style, both; the difference\nfrom the halves alone, {PAIRED}\nLayout is the mean overlap with the object drawn in the content picture's pose, in its own style or the one wanted (intersection over union of the\nsilhouettes).\n\n"
-    text += (
-        "| | object right | style right | both right | difference | layout |\n|---|---|---|---|---|---|\n"
-        + "".join(
-            f"| {name} | {r['object']:.2f} | {r['style']:.2f} | {r['both']:.2f} | {against(r, rows['halves only'])} | {r['layout']:.2f} |\n"
-            for name, r in rows.items()
-        )
-    )
-    (HERE / "structure.md").write_text(text)
-    (HERE / "structure.json").write_text(
-        json.dumps({"model": fingerprint(), "rows": rows}, indent=1) + "\n"
-    )
+    cells = []
+    for name, row in rows.items():
+        difference = against(row, rows[ALONE])
+        cells.append([name, *shares(row, "object", "style", "both"), difference])
+        cells[-1] += shares(row, "layout")
+    columns = ["object right", "style right", "both right", "difference", "layout"]
+    text = f"""# Layouts kept, on the teaching model
+
+Made by `python benchmarks/structure.py`; model {fingerprint()}, {rows[ALONE]["pictures"]} \
+pictures a row ({args.pictures} pairs, {args.seeds} seeds).
+Share of pictures in which the judge finds the content picture's object, the style picture's style,
+both; the difference from the halves alone, {PAIR_BY_PAIR}
+Layout is the mean overlap with the object drawn in the content picture's pose, in its own style or
+the one wanted (intersection over union of the silhouettes).
+
+{table(columns, cells)}"""
+    titles = [name.replace(", ", ",\n").replace(" and ", "\nand ") for name in shown[0]]
     figure = picture_grid(
         [list(row.values()) for row in shown[:4]],
-        None,
-        [name.replace(", ", ",\n").replace(" and ", "\nand ") for name in shown[0]],
-        "First seed of the first four pairs",
+        column_labels=titles,
+        caption="First seed of the first four pairs",
         side=1.35,
     )
     (HERE / "structure.png").write_bytes(figure.png())
-    print(text)
+    write("structure", text, {"model": fingerprint(), "rows": rows})
 
 
 if __name__ == "__main__":

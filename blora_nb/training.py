@@ -46,7 +46,12 @@ from blora_nb.running.checkpoints import TrainingState, checkpoint_to_resume, re
 from blora_nb.running.memory import unet_can_stay
 from blora_nb.running.monitor import Monitor, OnCheckpoint, Progress, Reporting
 from blora_nb.running.optimized_unet import optimized_unet
-from blora_nb.running.out_of_memory import out_of_memory_explained, release_memory_on_oom
+from blora_nb.running.out_of_memory import (
+    explain_out_of_memory_training,
+    is_out_of_memory,
+    release_memory_on_oom,
+    release_tensors,
+)
 from blora_nb.running.placement import all_back, offloaded
 from blora_nb.running.recipes import sample_weights
 from blora_nb.running.training_pictures import class_pictures, fingerprints, squares_of
@@ -122,9 +127,14 @@ def train(
             models.append(pipe.unet)
         with all_back(*models):
             try:
-                # its errors keep nothing alive when the LoRA is taken off and the models move back
-                with out_of_memory_explained(pipe, settings, output_dir):
-                    return _learn(pipe, pictures, prompts, settings, kept, checkpoint, reporting)
+                return _learn(pipe, pictures, prompts, settings, kept, checkpoint, reporting)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # what the error keeps alive would stand in the way of the models that move back
+                release_tensors(error)
+                why = explain_out_of_memory_training(pipe, settings, output_dir, error)
+                raise TrainingError(why) from None
             finally:
                 remove(pipe)
 
@@ -244,6 +254,7 @@ def train_steps(
             # multiplies the loss here, and divides the gradients again before the step
             state.scaler.scale(loss).backward()
             total = total + loss.detach()
+            del loss  # it holds on to the graph, which must be gone when models move
         state.scaler.unscale_(state.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         state.scaler.step(state.optimizer)

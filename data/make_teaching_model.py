@@ -1,4 +1,5 @@
-"""Make the teaching model and the judge again, from nothing: one command, resumable, on the GPU when there is one.
+"""Make the teaching model and the judge again, from nothing: one command, resumable, on the GPU
+when there is one.
 
     python data/make_teaching_model.py
 
@@ -50,8 +51,10 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, str(HERE / "train_judge.py")], check=True)
     publish("tiny_sdxl", HERE / "tiny_sdxl")
     print(
-        "The B-LoRAs in data/bloras and the ControlNet in data/tiny_controlnet belong to the model before. Remove them and make them again:"
+        "The B-LoRAs in data/bloras and the ControlNet in data/tiny_controlnet belong to the "
+        "model before. Remove them and make them again:"
     )
     print(
-        "python data/train_examples.py; python data/train_tiny_controlnet.py. Then measure all of it: make bench; and make notebooks"
+        "python data/train_examples.py; python data/train_tiny_controlnet.py. Then measure all "
+        "of it: make bench; and make notebooks"
     )

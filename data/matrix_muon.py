@@ -1,24 +1,33 @@
 """Muon for the convolution kernels of a network, AdamW for the rest; shared between processes.
 
-PyTorch's own `torch.optim.Muon` takes two-dimensional parameters only; here each convolution kernel is handed to it as a
-matrix [out, in · height · width] that shares the kernel's memory. Attention and text stay with AdamW, whose steps shrink
-where a gradient is mostly noise. Orthogonalising is costly, so each process does its share of the matrices.
+PyTorch's own `torch.optim.Muon` takes two-dimensional parameters only; here it gets each kernel as
+a matrix [out, in · height · width] that shares the kernel's memory. Attention and text stay with
+AdamW, whose steps shrink where a gradient is mostly noise. Orthogonalising is costly, so each
+process does its share of the matrices.
 """
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 
 class MatrixMuon:
-    """`torch.optim.Muon` on the convolution kernels of `model`, `torch.optim.AdamW` on everything else."""
+    """`torch.optim.Muon` on a model's convolution kernels, `torch.optim.AdamW` on everything else.
 
-    def __init__(self, model, muon_lr, adam_lr, rank=0, world=1):
+    Raises:
+        ValueError: a kernel is not contiguous.
+    """
+
+    def __init__(
+        self, model: nn.Module, muon_lr: float, adam_lr: float, rank: int = 0, world: int = 1
+    ) -> None:
         self.kernels = [p for p in model.parameters() if p.ndim == 4]
         self.rest = [p for p in model.parameters() if p.ndim != 4]
         self.matrices = [torch.nn.Parameter(p.detach().flatten(1)) for p in self.kernels]
         if any(m.data_ptr() != k.data_ptr() for m, k in zip(self.matrices, self.kernels)):
             raise ValueError(
-                "A kernel is not contiguous (channels_last?): its matrix would be a copy, and the kernel never move."
+                "A kernel is not contiguous (channels_last?): its matrix would be a copy, and the "
+                "kernel would never change."
             )
         by_size = sorted(range(len(self.matrices)), key=lambda i: -self.matrices[i].numel())
         self.owner = {i: place % world for place, i in enumerate(by_size)}
@@ -28,12 +37,13 @@ class MatrixMuon:
         self.adam = torch.optim.AdamW(self.rest, lr=adam_lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.peaks = muon_lr, adam_lr
 
-    def scale_learning_rate(self, factor):
+    def scale_learning_rate(self, factor: float) -> None:
+        """Set both learning rates to a share of what they were at the start."""
         for optimizer, peak in zip((self.muon, self.adam), self.peaks):
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
 
-    def step(self):
+    def step(self) -> None:
         for kernel, matrix in zip(self.kernels, self.matrices):
             matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
         self.muon.step()
@@ -42,25 +52,24 @@ class MatrixMuon:
             self._exchange()
 
     @torch.no_grad()
-    def _exchange(self):
-        """Give every process the matrices the others have moved."""
-        flat = torch.cat(
-            [
-                m.flatten() if self.owner[i] == self.rank else torch.zeros_like(m).flatten()
-                for i, m in enumerate(self.matrices)
-            ]
-        )
+    def _exchange(self) -> None:
+        """Give every process the matrices that the others have changed."""
+        own = [torch.zeros_like(matrix) for matrix in self.matrices]
+        for i, matrix in enumerate(self.matrices):
+            if self.owner[i] == self.rank:
+                own[i] = matrix
+        flat = torch.cat([matrix.flatten() for matrix in own])
         dist.all_reduce(flat)
         for matrix, moved in zip(self.matrices, flat.split([m.numel() for m in self.matrices])):
             matrix.copy_(moved.view_as(matrix))
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         for parameter in self.kernels + self.rest:
             parameter.grad = None
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])

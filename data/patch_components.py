@@ -1,7 +1,10 @@
-"""The latents of the teaching model: principal components of 8 × 8 pixel patches, their spread evened out a little.
+"""The latents of the teaching model: principal components of 8 × 8 pixel patches, their spread
+evened out a little.
 
-The strongest three channels are, in effect, the patch's mean colour, the rest is detail in falling strength. Noise hides
-the detail first, so the U-Net sees silhouettes at moments when textures are still hidden. The encoder of the
+The strongest three channels are, in effect, the patch's mean colour, the rest is detail in falling
+strength. Noise hides
+the detail first, so the U-Net sees silhouettes at moments when textures are still hidden. The
+encoder of the
 `AutoencoderKL` learns to compute these channels, its decoder learns to draw from them.
 """
 
@@ -21,7 +24,8 @@ def to_pixels(pictures):
 
 
 def components():
-    """{"kernel": [CHANNELS, 3, 8, 8], "offset": [CHANNELS]}: latents are one strided convolution of the pixels."""
+    """{"kernel": [CHANNELS, 3, 8, 8], "offset": [CHANNELS]}: latents are one strided convolution
+    of the pixels."""
     path = WORK / "components.pt"
     if not path.exists():
         patches = (

@@ -1,10 +1,13 @@
-"""Train the teaching model's autoencoder (diffusers' `AutoencoderKL`, 8 pixels to a latent as in SDXL).
+"""Train the teaching model's autoencoder (diffusers' `AutoencoderKL`, 8 pixels to a latent as in
+SDXL).
 
     torchrun --nproc_per_node 2 data/train_autoencoder.py    # two CPU processes, one core each
-    python data/train_autoencoder.py                         # one process, on the GPU when there is one
+    python data/train_autoencoder.py  # one process, on the GPU when there is one
 
-Its latents are given (see patch_components.py): the encoder learns to compute them from a picture, the decoder to draw a
-clean picture from them, also when they are a little wrong. Resumes where it was stopped; writes outputs/teaching_model/vae/.
+Its latents are given (see patch_components.py): the encoder learns to compute them from a picture,
+the decoder to draw a
+clean picture from them, also when they are a little wrong. Resumes where it was stopped; writes
+outputs/teaching_model/vae/.
 """
 
 import json
@@ -56,7 +59,8 @@ def edges(x):
 
 
 def varied_batch(pictures, size, crop, generator):
-    """Crops, half of them with flipped axes or permuted colours, float [size, 3, crop, crop] in -1..1."""
+    """Crops, half of them with flipped axes or permuted colours, float [size, 3, crop, crop] in
+    -1..1."""
     batch = []
     for row in torch.randint(len(pictures), (size,), generator=generator).tolist():
         top, left = (8 * torch.randint((SIZE - crop) // 8 + 1, (2,), generator=generator)).tolist()
@@ -119,7 +123,8 @@ def main():
         if rank == 0 and step % 50 == 0:
             psnr = -10 * torch.log10(F.mse_loss(decoded, picture) / 4).item()
             print(
-                f"step {step} encoder {encoder_loss.item():.4f} decoder {decoder_loss.item():.4f} psnr {psnr:.1f} dB {time.time() - start:.0f} s",
+                f"step {step} encoder {encoder_loss.item():.4f} decoder "
+                f"{decoder_loss.item():.4f} psnr {psnr:.1f} dB {time.time() - start:.0f} s",
                 flush=True,
             )
         if rank == 0 and (step % 250 == 0 or step == args.steps):

@@ -1,6 +1,6 @@
 """Train one B-LoRA for each picture of data/examples, with the default settings, into data/bloras.
 
-python data/train_examples.py     # a few minutes on two cores; what is there already is left alone
+python data/train_examples.py     # a few minutes on two cores; what is there stays as it is
 """
 
 from blora_nb.course.examples import example_blora, example_names

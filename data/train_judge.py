@@ -1,4 +1,5 @@
-"""Train the judge of the measurements: a small classifier that names the object and the style of a drawing.
+"""Train the judge of the measurements: a small classifier that names the object and the style of a
+drawing.
 
 python data/train_judge.py     # about ten minutes on one core; writes data/judge/
 """
@@ -25,7 +26,8 @@ FOLDER = Path(__file__).parent / "judge"
 
 
 def example(seed):
-    """(pixels uint8 [48, 48, 3], object number, style number or -1): sometimes blurred or noisy, as generated pictures are."""
+    """(pixels uint8 [48, 48, 3], object number, style number or -1): sometimes blurred or noisy,
+    as generated pictures are."""
     random_ = random.Random(f"judge {seed}")
     object_name, style = random_.choice(EVERY_OBJECT), random_.choice(EVERY_STYLE)
     named = random_.random() < 0.75

@@ -1,111 +1,119 @@
-"""Train the judge of the open world: it says how alike two drawings are in shape, and how alike in style.
+"""Train the judge of the open world: how alike are two drawings in shape, and how alike in style?
 
-    python data/train_open_judge.py     # after world/fetch_shapes.py; about half an hour on one core; writes outputs/teaching_model/judge/
+    python data/train_open_judge.py     # after world/fetch_shapes.py; half an hour on one core
 
-Two embeddings of unit length. The shapes of two pictures are alike if they show the same drawing, in whatever style; their
-styles if they were painted by the same numbers, whatever they show. A spoilt copy (blur, noise, missing parts, smears,
-scribbles, mixtures) is to be the less alike the more it is spoilt. Held-out shapes and styles are not seen.
+Two embeddings of unit length. The shapes of two pictures are alike if they show the same drawing,
+in whatever style; their styles if they were painted by the same numbers, whatever they show. A
+spoilt copy (blur, noise, missing parts, smears, scribbles, mixtures) should be the less alike the
+more it is spoilt. Held-out shapes and styles are not seen. Writes outputs/teaching_model/judge/.
 """
 
 import json
-import sys
 import time
 from argparse import ArgumentParser
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent))
-
+from train_unet import save
 from world.captions import canonical_shapes, nouns
-from world.judge import SIDE, Judge
+from world.judge import JUDGE, SIDE, Judge
 from world.painting import paint, place, random_poses
 from world.paths import WORK
 from world.samples import Shapes, training_styles
 from world.styles import HELD_OUT_NAMED_STYLES, NAMED_STYLES, PLAIN, random_styles
 
-FOLDER = WORK / "judge"
-KINDS = ("blur", "noise", "missing", "smear", "scribble", "mixture")
 TEMPERATURE = 0.08
 
+# ---------------------------------------------------------------- spoilt pictures
 
-def spoilt(pictures: Tensor, amount: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Pictures [n, 3, side, side], each spoilt by `amount` [n] from 0 (not at all) to 1 (nothing is left of it)."""
-    strength = amount[:, None, None, None]
-    count, _, side, _ = pictures.shape
+
+def stretched(field: Tensor, side: int) -> Tensor:
+    """A coarse field [n, channels, cells, cells], smooth at `side` × `side` pixels."""
+    return F.interpolate(field, (side, side), mode="bicubic", align_corners=False)
+
+
+def blurred(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    side = pictures.shape[-1]
+    soft = stretched(F.adaptive_avg_pool2d(pictures, 14), side)
+    softer = stretched(F.adaptive_avg_pool2d(pictures, 5), side)
+    first, second = (2 * amount).clamp(0, 1), (2 * amount - 1).clamp(0, 1)
+    return pictures + (soft - pictures) * first + (softer - soft) * second
+
+
+def noisy(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(pictures.shape, generator=generator)
-    if kind == "noise":
-        return (pictures * (1 - 0.5 * strength) + 1.2 * strength * noise).clamp(-1, 1)
-    if kind == "blur":
-        small = F.adaptive_avg_pool2d(pictures, 5)
-        blurred = F.interpolate(small, (side, side), mode="bicubic", align_corners=False)
-        soft = F.interpolate(
-            F.adaptive_avg_pool2d(pictures, 14), (side, side), mode="bicubic", align_corners=False
-        )
-        half = (2 * strength).clamp(0, 1)
-        return (
-            pictures + (soft - pictures) * half + (blurred - soft) * (2 * strength - 1).clamp(0, 1)
-        )
-    if kind == "missing":
-        ground = pictures[..., :4, :4].mean((2, 3), keepdim=True)
-        turn = 2 * torch.pi * torch.rand(count, generator=generator)
-        y, x = torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing="ij")
-        along = x * turn.cos()[:, None, None] + y * turn.sin()[:, None, None]
-        gone = (along < 2 * amount[:, None, None] - 1.05).float()[:, None]
-        return pictures + (ground - pictures) * gone
-    if kind == "smear":
-        cells = torch.randn(count, 2, 5, 5, generator=generator)
-        flow = F.interpolate(cells, (side, side), mode="bicubic", align_corners=False).permute(
-            0, 2, 3, 1
-        )
-        eye = torch.eye(2, 3).expand(count, -1, -1)
-        grid = F.affine_grid(eye, list(pictures.shape), align_corners=False)
-        return F.grid_sample(
-            pictures, grid + 0.45 * strength * flow, padding_mode="reflection", align_corners=False
-        )
-    if kind == "scribble":
-        field = F.interpolate(
-            torch.randn(count, 1, 9, 9, generator=generator),
-            (side, side),
-            mode="bicubic",
-            align_corners=False,
-        )
-        stroke = (field.abs() < 0.9 * strength**1.5).float()
-        colour = 2 * torch.rand(count, 3, 1, 1, generator=generator) - 1
-        return pictures + (colour - pictures) * stroke
-    order = torch.randperm(
-        count, generator=generator
-    )  # mixture: half-way to another picture at the most
-    return pictures + (pictures[order] - pictures) * 0.75 * strength
+    return (pictures * (1 - 0.5 * amount) + 1.2 * amount * noise).clamp(-1, 1)
+
+
+def cut_off(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    """A straight cut; what is on one side of it becomes ground."""
+    count, _, side, _ = pictures.shape
+    ground = pictures[..., :4, :4].mean((2, 3), keepdim=True)
+    turn = 2 * torch.pi * torch.rand(count, 1, 1, 1, generator=generator)
+    steps = torch.linspace(-1, 1, side)
+    along = steps * turn.cos() + steps[:, None] * turn.sin()
+    gone = (along < 2 * amount - 1.05).float()
+    return pictures + (ground - pictures) * gone
+
+
+def smeared(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    count, _, side, _ = pictures.shape
+    flow = stretched(torch.randn(count, 2, 5, 5, generator=generator), side).permute(0, 2, 3, 1)
+    eye = torch.eye(2, 3).expand(count, -1, -1)
+    grid = F.affine_grid(eye, list(pictures.shape), align_corners=False)
+    grid = grid + 0.45 * amount * flow
+    return F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+
+
+def scribbled(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    count, _, side, _ = pictures.shape
+    field = stretched(torch.randn(count, 1, 9, 9, generator=generator), side)
+    stroke = (field.abs() < 0.9 * amount**1.5).float()
+    colour = 2 * torch.rand(count, 3, 1, 1, generator=generator) - 1
+    return pictures + (colour - pictures) * stroke
+
+
+def mixed(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    """Three quarters of the way to another picture at the most."""
+    order = torch.randperm(len(pictures), generator=generator)
+    return pictures + (pictures[order] - pictures) * 0.75 * amount
+
+
+# `amount` [n, 1, 1, 1] is from 0 (the picture itself) to 1 (nothing to recognise)
+SPOIL = (blurred, noisy, cut_off, smeared, scribbled, mixed)
+
+# ---------------------------------------------------------------- training
 
 
 def small(pictures: Tensor) -> Tensor:
+    """Pictures of the size that the judge looks at."""
     return F.avg_pool2d(pictures, pictures.shape[-1] // SIDE)
 
 
 def batch(shapes: Shapes, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(pictures, same shape in another style and nearly the same pose, same style on another shape)."""
+    """Pictures, the same shapes in other styles, and the same styles on other shapes.
+
+    The second have nearly the poses of the first.
+    """
+
+    def jitter(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).clamp(-2, 2)
+
     rows = torch.multinomial(shapes.weights, count, replacement=False, generator=generator)
     poses = random_poses(count, generator)
     nearly = poses.clone()
-    nearly[:, 0] *= 1 + 0.06 * torch.randn(count, generator=generator).clamp(-2, 2)
-    nearly[:, 1:3] += 0.05 * torch.randn(count, 2, generator=generator).clamp(-2, 2)
-    nearly[:, 3] += 0.05 * torch.randn(count, generator=generator).clamp(-2, 2)
-    styles, others = (
-        training_styles(count, 0.05, generator),
-        training_styles(count, 0.15, generator),
-    )
-    placed = place(shapes.coverage[rows], poses)
-    again = place(shapes.coverage[rows], nearly)
+    nearly[:, 0] *= 1 + 0.06 * jitter(count)
+    nearly[:, 1:3] += 0.05 * jitter(count, 2)
+    nearly[:, 3] += 0.05 * jitter(count)
+    styles = training_styles(count, 0.05, generator)
+    others = training_styles(count, 0.15, generator)
+    first = paint(place(shapes.coverage[rows], poses), styles)
+    same_shape = paint(place(shapes.coverage[rows], nearly), others)
     elsewhere, _ = shapes.draw(count, generator)
-    return (
-        small(paint(placed, styles)),
-        small(paint(again, others)),
-        small(paint(elsewhere, styles)),
-    )
+    return small(first), small(same_shape), small(paint(elsewhere, styles))
 
 
 def agreement(a: Tensor, b: Tensor) -> Tensor:
@@ -113,6 +121,11 @@ def agreement(a: Tensor, b: Tensor) -> Tensor:
     logits = a @ b.T / TEMPERATURE
     target = torch.arange(len(a))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def found(a: Tensor, b: Tensor) -> Tensor:
+    """Whether each row's partner is the nearest of all rows: [rows], 0 or 1."""
+    return ((a @ b.T).argmax(1) == torch.arange(len(a))).float()
 
 
 def main() -> None:
@@ -133,23 +146,21 @@ def main() -> None:
     start = time.time()
     while step < args.steps:
         generator = torch.Generator().manual_seed(step)
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(
-            1, (step + 1) / 100, (args.steps - step) / (0.6 * args.steps)
-        )
+        factor = min(1, (step + 1) / 100, (args.steps - step) / (0.6 * args.steps))
+        optimizer.param_groups[0]["lr"] = 2e-3 * factor
         first, shape_partner, style_partner = batch(shapes, args.batch_size, generator)
-        kind = KINDS[step % len(KINDS)]
+        spoil = SPOIL[step % len(SPOIL)]
         amount = torch.rand(args.batch_size, generator=generator)
-        worse = spoilt(first, amount, kind, generator)
+        worse = spoil(first, amount[:, None, None, None], generator)
         pictures = torch.cat([first, shape_partner, style_partner, worse])
-        pictures = pictures + 0.06 * torch.rand(
-            len(pictures), 1, 1, 1, generator=generator
-        ) * torch.randn(pictures.shape, generator=generator)
+        grain = 0.06 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
+        pictures = pictures + grain * torch.randn(pictures.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             shape, style = judge(pictures)
         s0, s1, _, s3 = shape.float().chunk(4)
         t0, _, t2, t3 = style.float().chunk(4)
         wanted = 1 - amount
-        # a spoilt copy is compared with the clean picture of the same shape in another style, as pictures are judged later
+        # a spoilt copy is compared with the same shape in another style, as later in use
         loss = agreement(s0, s1) + agreement(t0, t2)
         loss = loss + 2 * F.mse_loss((s3 * s1).sum(1), wanted * (s0 * s1).sum(1).detach())
         loss = loss + F.mse_loss((t3 * t2).sum(1), (1 - amount**2) * (t0 * t2).sum(1).detach())
@@ -159,74 +170,71 @@ def main() -> None:
         optimizer.zero_grad()
         step += 1
         if step % 50 == 0:
-            found = (s0 @ s1.T).argmax(1) == torch.arange(len(s0))
-            styled = (t0 @ t2.T).argmax(1) == torch.arange(len(t0))
-            rates = f"shape {found.float().mean():.2f} style {styled.float().mean():.2f}"
+            shapes_found, styles_found = found(s0, s1).mean(), found(t0, t2).mean()
+            rates = f"shape {shapes_found:.2f} style {styles_found:.2f} of {args.batch_size}"
+            seconds = time.time() - start
             print(
-                f"step {step}/{args.steps} loss {loss.item():.3f} {rates} of {args.batch_size}, {time.time() - start:.0f} s",
+                f"step {step}/{args.steps} loss {loss.item():.3f} {rates}, {seconds:.0f} s",
                 flush=True,
             )
         if step % 250 == 0 or step == args.steps:
-            part = state_file.with_suffix(".part")
-            torch.save(
-                {"judge": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": step},
-                part,
-            )
-            part.rename(state_file)
+            state = {"judge": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            save(state_file, state)
     write(judge.eval(), shapes)
 
 
 @torch.no_grad()
 def write(judge: Judge, shapes: Shapes) -> None:
-    """The weights, what it knows by name, and how well it finds held-out shapes and styles among 100."""
+    """Write the weights, the names it knows, and how well it finds held-out shapes and styles."""
+
+    def embedded(placed: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
+        return judge(small(paint(placed, style.expand(len(placed), -1))))
+
     things = nouns(shapes)
     placed = canonical_shapes(shapes, things)
-    pictures = torch.cat(
-        [small(paint(part, PLAIN.expand(len(part), -1))) for part in placed.split(100)]
-    )
-    by_name = torch.cat([judge(part)[0] for part in pictures.split(100)])
     styles = {**NAMED_STYLES, **HELD_OUT_NAMED_STYLES}
-    many = placed[:: len(placed) // 24][:24]
-    by_style = [
-        F.normalize(judge(small(paint(many, style.expand(len(many), -1))))[1].mean(0), dim=0)
-        for style in styles.values()
-    ]
-    tensors = {
-        key: tensor.half() if tensor.is_floating_point() else tensor
-        for key, tensor in judge.state_dict().items()
+    many = placed[:: max(1, len(placed) // 24)][:24]
+    by_style = [embedded(many, style)[1].mean(0) for style in styles.values()]
+    tensors = judge.state_dict() | {
+        "named_objects": torch.cat([embedded(part, PLAIN)[0] for part in placed.split(100)]),
+        "named_styles": F.normalize(torch.stack(by_style), dim=1),
     }
-    tensors |= {"named_objects": by_name.half(), "named_styles": torch.stack(by_style).half()}
-    FOLDER.mkdir(exist_ok=True)
-    save_file(
-        {key: tensor.contiguous() for key, tensor in tensors.items()}, FOLDER / "judge.safetensors"
-    )
-    report = {"objects": [noun.name for noun in things], "styles": list(styles), **accuracy(judge)}
-    (FOLDER / "config.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(accuracy(judge))
+    halves = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+    JUDGE.mkdir(exist_ok=True)
+    save_file(halves, JUDGE / "judge.safetensors")
+    rates = accuracy(judge)
+    config = {"objects": [noun.name for noun in things], "styles": list(styles), **rates}
+    (JUDGE / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    print(rates)
 
 
 @torch.no_grad()
 def accuracy(judge: Judge, rounds: int = 8) -> dict[str, float]:
-    """Share of held-out shapes (then styles) found among 100 by a picture in another style (then of another shape)."""
-    unseen, found_shapes, found_styles = Shapes.load(held_out=True), [], []
+    """How often held-out shapes and styles are found among 100.
+
+    Shapes are looked for with a picture in another style, styles with a picture of another shape.
+    """
+    unseen = Shapes.load(held_out=True)
+    shapes_found, styles_found = [], []
     for seed in range(rounds):
         generator = torch.Generator().manual_seed(500 + seed)
         rows = torch.randperm(len(unseen.names), generator=generator)[:100]
-        poses = random_poses(100, generator)
-        placed = place(unseen.coverage[rows], poses)
-        styles, others = (
-            random_styles(100, generator, held_out=True),
-            random_styles(100, generator, held_out=True),
-        )
-        a, b = judge(small(paint(placed, styles))), judge(small(paint(placed, others)))
-        c = judge(small(paint(placed[torch.randperm(100, generator=generator)], styles)))
-        target = torch.arange(100)
-        found_shapes.append((b[0] @ a[0].T).argmax(1) == target)
-        found_styles.append((c[1] @ a[1].T).argmax(1) == target)
-    shape, style = (
-        torch.cat(found).float().mean().item() for found in (found_shapes, found_styles)
-    )
-    return {"shape_among_100": round(shape, 4), "style_among_100": round(style, 4)}
+        placed = place(unseen.coverage[rows], random_poses(100, generator))
+        styles = random_styles(100, generator, held_out=True)
+        others = random_styles(100, generator, held_out=True)
+        shuffled = placed[torch.randperm(100, generator=generator)]
+        shape, style = judge(small(paint(placed, styles)))
+        same_shape, _ = judge(small(paint(placed, others)))
+        _, same_style = judge(small(paint(shuffled, styles)))
+        shapes_found.append(found(same_shape, shape))
+        styles_found.append(found(same_style, style))
+    return {
+        "shape_among_100": round(torch.cat(shapes_found).mean().item(), 4),
+        "style_among_100": round(torch.cat(styles_found).mean().item(), 4),
+    }
 
 
 if __name__ == "__main__":

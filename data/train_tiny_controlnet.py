@@ -1,9 +1,11 @@
 """Train a ControlNet for the teaching model: it draws where and how large the outline says.
 
-    python data/train_tiny_controlnet.py --minutes 30     # one CPU core; resumes where it was stopped
+    python data/train_tiny_controlnet.py --minutes 30  # one CPU core; resumes where it was stopped
 
-The outline is taken from the same object in the same pose, drawn in another style, so that nothing of a style can be learnt from
-it; poses are freer than any the teaching model has seen. The teaching model itself stays as it is. The finished ControlNet is
+The outline is taken from the same object in the same pose, drawn in another style, so that nothing
+of a style can be learnt from
+it; poses are freer than any the teaching model has seen. The teaching model itself stays as it is.
+The finished ControlNet is
 written to data/tiny_controlnet in diffusers' own format, fp16.
 """
 
@@ -38,7 +40,8 @@ STATE, PICTURES = WORK / "tiny_controlnet_training.pt", WORK / "tiny_controlnet_
 
 
 def load_pairs():
-    """(pictures, outlines) uint8 [COUNT, SIZE, SIZE, 3] and [COUNT, SIZE, SIZE], captions; drawn on the first call."""
+    """(pictures, outlines) uint8 [COUNT, SIZE, SIZE, 3] and [COUNT, SIZE, SIZE], captions; drawn
+    on the first call."""
     random_ = random.Random(0)
     seen = [(o, s) for o in OBJECTS for s in STYLES if not is_held_out(o, s)]
     names = [(*random_.choice(seen), random_.choice(list(STYLES))) for _ in range(COUNT)]
@@ -139,7 +142,8 @@ def main():
         losses.append(loss.item())
         if step % 50 == 0:
             print(
-                f"step {step} pictures {step * BATCH} loss {np.mean(losses[-100:]):.4f} {spent / 60:.1f} of {args.minutes} minutes",
+                f"step {step} pictures {step * BATCH} loss {np.mean(losses[-100:]):.4f} "
+                f"{spent / 60:.1f} of {args.minutes} minutes",
                 flush=True,
             )
         if step % 250 == 0:

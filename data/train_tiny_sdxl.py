@@ -1,14 +1,18 @@
 """Train the teaching model: SDXL in miniature, from scratch, on the drawings of this folder.
 
     torchrun --nproc_per_node 2 data/train_tiny_sdxl.py      # two CPU processes, one core each
-    python data/train_tiny_sdxl.py                           # one process, on the GPU when there is one
+    python data/train_tiny_sdxl.py  # one process, on the GPU when there is one
 
-Resumes where it was stopped. The autoencoder (train_autoencoder.py) comes first. The finished pipeline is written to
+Resumes where it was stopped. The autoencoder (train_autoencoder.py) comes first. The finished
+pipeline is written to
 outputs/teaching_model/NAME in diffusers' own format, fp16.
 
-How the blocks come to specialise: for a share of the training pictures (`--routed`) the prompt is split. The words for
-the object go only to the content block of B-LoRA, the words for the style only to its style block, and every other block
-is told nothing ("A [q]"). The other pictures get their whole caption everywhere. With `--routed 0` no block is favoured.
+How the blocks come to specialise: for a share of the training pictures (`--routed`) the prompt is
+split. The words for
+the object go only to the content block of B-LoRA, the words for the style only to its style block,
+and every other block
+is told nothing ("A [q]"). The other pictures get their whole caption everywhere. With `--routed 0`
+no block is favoured.
 """
 
 import copy
@@ -50,7 +54,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def build_tokenizer(folder):
-    """A byte-pair tokenizer like CLIP's: one token for each word of our captions, bytes for everything else."""
+    """A byte-pair tokenizer like CLIP's: one token for each word of our captions, bytes for
+    everything else."""
     words = [
         "a",
         "an",
@@ -75,7 +80,7 @@ def build_tokenizer(folder):
     merges = json.loads(learner.to_str())["model"]["merges"]
     alphabet = sorted(ByteLevel.alphabet())
     vocabulary = alphabet + [c + "</w>" for c in alphabet] + ["".join(pair) for pair in merges]
-    vocabulary = list(dict.fromkeys(vocabulary)) + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [*list(dict.fromkeys(vocabulary)), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text(
@@ -85,7 +90,8 @@ def build_tokenizer(folder):
 
 
 def build_pipeline():
-    """An untrained `StableDiffusionXLPipeline` with SDXL's three levels and eleven transformer blocks."""
+    """An untrained `StableDiffusionXLPipeline` with SDXL's three levels and eleven transformer
+    blocks."""
     tokenizer = build_tokenizer(WORK / "tokenizer")
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -144,7 +150,8 @@ def build_pipeline():
 
 
 def captions(object_name, style_name, routed, random_):
-    """(for the content block, for the style block, for all other blocks); "" stands for SDXL's zeroed empty prompt."""
+    """(for the content block, for the style block, for all other blocks); "" stands for SDXL's
+    zeroed empty prompt."""
     x, y = (f"[{letter}]" for letter in random_.sample(LETTERS, 2))
     if random_.random() < 0.1:
         return "", "", ""
@@ -171,7 +178,8 @@ class TextEncoding:
         self.pipe, self.ids = pipe, {}
 
     def __call__(self, prompts, device):
-        """`prompt_embeds` [prompts, tokens, 128] and `pooled_prompt_embeds` [prompts, 64]; zeros for ""."""
+        """`prompt_embeds` [prompts, tokens, 128] and `pooled_prompt_embeds` [prompts, 64]; zeros
+        for ""."""
         different = sorted(set(prompts))
         for prompt in different:
             if prompt not in self.ids:
@@ -211,7 +219,8 @@ def routed_prompts(unet, embeds_by_block):
 
 
 def timesteps(count, generator):
-    """Three in ten uniform, the others logit-normal around t = 800, where the prompt's object makes a difference to the loss."""
+    """Three in ten uniform, the others logit-normal around t = 800, where the prompt's object
+    makes a difference to the loss."""
     uniform = torch.rand(count, generator=generator)
     middle = torch.sigmoid(1.4 + 1.0 * torch.randn(count, generator=generator))
     return (
@@ -223,7 +232,8 @@ def timesteps(count, generator):
 
 @torch.no_grad()
 def all_latents(pictures, vae):
-    """The latents of every picture as the autoencoder computes them, float16 [count, channels, SIZE / 8, SIZE / 8]."""
+    """The latents of every picture as the autoencoder computes them, float16 [count, channels,
+    SIZE / 8, SIZE / 8]."""
     return torch.cat(
         [
             vae.encode(to_pixels(pictures[i : i + 500])).latent_dist.mean.half()
@@ -233,16 +243,19 @@ def all_latents(pictures, vae):
 
 
 def simple_share(step):
-    """The share of a batch drawn in one style only, so that the words for objects find their silhouettes early.
+    """The share of a batch drawn in one style only, so that the words for objects find their
+    silhouettes early.
 
-    With all styles from the start an object's silhouette is now lighter, now darker than its ground, and its word says
+    With all styles from the start an object's silhouette is now lighter, now darker than its
+    ground, and its word says
     nothing about any pixel until the model knows how to combine both.
     """
     return 0.7 * max(0.0, min(1.0, 2 - step / 500))
 
 
 def learning_rate(step, steps):
-    """Warm-up, then constant, then linearly to zero over the last quarter (so that `--pictures` can grow on resume)."""
+    """Warm-up, then constant, then linearly to zero over the last quarter (so that `--pictures`
+    can grow on resume)."""
     return min(1, (step + 1) / 200, (steps - step) / (0.25 * steps))
 
 
@@ -261,7 +274,10 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64, help="of all processes together")
     parser.add_argument(
         "--start-from",
-        help="folder of a trained pipeline of this shape to go on from; it no longer needs the simple style",
+        help=(
+            "folder of a trained pipeline of this shape to go on from; it no longer needs the "
+            "simple style"
+        ),
     )
     parser.add_argument(
         "--learning-rate", type=float, default=0.01, help="of Muon, for the convolutions"
@@ -372,7 +388,8 @@ def main():
             if step % 50 == 0:
                 speed = len(losses) * args.batch_size / (time.time() - start)
                 print(
-                    f"step {step}/{steps} pictures {step * args.batch_size} loss {np.mean(losses[-50:]):.4f} {speed:.0f} pictures/s",
+                    f"step {step}/{steps} pictures {step * args.batch_size} loss "
+                    f"{np.mean(losses[-50:]):.4f} {speed:.0f} pictures/s",
                     flush=True,
                 )
             if saving:

@@ -1,14 +1,15 @@
-"""Train the teaching model's U-Net on the world of shapes and styles, with two tutors in place of words.
+"""Train the teaching model's U-Net on shapes and styles, with two tutors in place of words.
 
-    torchrun --nproc_per_node 2 data/train_unet.py --pictures 400000      # two CPU processes, one core each
+    torchrun --nproc_per_node 2 data/train_unet.py --pictures 400000      # one core a process
 
-Resumes where it was stopped: its state is written every ten minutes to outputs/teaching_model/NAME.pt, and the averaged
-weights to NAME.safetensors.
+Resumes where it was stopped: its state is written every ten minutes to
+outputs/teaching_model/NAME.pt, and the averaged weights to NAME.safetensors.
 
-How the blocks come to specialise: the content tutor's message goes to the content block of B-LoRA only, the style tutor's
-to its style block only, and all other blocks hear neutral words. Now and then a block hears somebody else's message on the
-half of the words that is none of its business, and learns to pay no attention to it. With `--natural` every block hears
-everything, and no block is favoured: that is the model to compare with.
+How the blocks come to specialise: the content tutor's message goes to the content block of B-LoRA
+only, the style tutor's to its style block only, and all other blocks hear neutral words. Now and
+then a block hears the message of another picture on the half of the words that is not its own, and
+learns to ignore it. With `--natural` every block hears everything: that is the model to compare
+with.
 """
 
 import copy
@@ -18,20 +19,20 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
 from matrix_muon import MatrixMuon
-from processes import average_gradients, gather, start_processes, wait_for_all
+from processes import average_gradients, gather, process_0_first, start_processes
 from world.latents import CHANNELS, components, to_latents, to_pictures
 from world.painting import paint
 from world.paths import WORK
@@ -87,18 +88,13 @@ def size_words(count: int) -> dict[str, Tensor]:
 def words_per_block(unet: nn.Module, words_of: dict[str, Tensor]) -> Iterator[None]:
     """Inside, the named transformer blocks attend to their own `encoder_hidden_states`."""
 
-    def swap(words: Tensor):
-        return lambda module, args, kwargs: (args, {**kwargs, "encoder_hidden_states": words})
+    def swap(words: Tensor, block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, {**kwargs, "encoder_hidden_states": words}
 
-    blocks = {
-        name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, Transformer2DModel)
-    }
-    handles = [
-        blocks[name].register_forward_pre_hook(swap(words), with_kwargs=True)
-        for name, words in words_of.items()
-    ]
+    handles = []
+    for name, words in words_of.items():
+        block, hook = unet.get_submodule(name), partial(swap, words)
+        handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
@@ -110,7 +106,7 @@ def words_per_block(unet: nn.Module, words_of: dict[str, Tensor]) -> Iterator[No
 
 
 def hidden(message: Tensor, share: float, quiet: Tensor, generator: torch.Generator) -> Tensor:
-    """Messages [batch, 16, 96], a share of them replaced by neutral words."""
+    """Messages [batch, 16, 96], a share of them replaced by the neutral words `quiet`."""
     gone = torch.rand(len(message), generator=generator) < share
     return torch.where(gone[:, None, None], quiet, message)
 
@@ -125,20 +121,19 @@ def routed_words(
     speaking = tutors.neutral[-SPEAKING:]
     quiet_content, quiet_style = speaking[:, :HALF], speaking[:, HALF:]
 
-    def strangers(message: Tensor, quiet: Tensor) -> Tensor:
-        return hidden(
-            message[torch.randperm(count, generator=generator)].detach(), 0.6, quiet, generator
-        )
+    def own(message: Tensor, quiet: Tensor) -> Tensor:
+        return hidden(message, 0.08, quiet, generator)
 
-    for_content = tutors.words(
-        hidden(content, 0.08, quiet_content, generator), strangers(style, quiet_style), count
-    )
-    for_style = tutors.words(
-        strangers(content, quiet_content), hidden(style, 0.08, quiet_style, generator), count
-    )
-    for_others = tutors.words(
-        strangers(content, quiet_content), strangers(style, quiet_style), count
-    )
+    def strangers(message: Tensor, quiet: Tensor) -> Tensor:
+        order = torch.randperm(count, generator=generator)
+        return hidden(message[order].detach(), 0.6, quiet, generator)
+
+    its_content, any_style = own(content, quiet_content), strangers(style, quiet_style)
+    for_content = tutors.words(its_content, any_style, count)
+    any_content, its_style = strangers(content, quiet_content), own(style, quiet_style)
+    for_style = tutors.words(any_content, its_style, count)
+    any_content, any_style = strangers(content, quiet_content), strangers(style, quiet_style)
+    for_others = tutors.words(any_content, any_style, count)
     nothing = torch.rand(count, generator=generator) < 0.08  # the zeroed empty prompt of SDXL
     keep = (~nothing).float()[:, None, None]
     return for_content * keep, for_style * keep, for_others * keep
@@ -160,16 +155,20 @@ def natural_words(
 
 
 def plain_share(pictures: int) -> float:
-    """The share of one plain style falls from 1 to 0 over the first 100,000 pictures, so that shapes are found early.
+    """The share of one plain style: from 1 to 0 over the first 100,000 pictures.
 
-    With all styles from the start a silhouette is now lighter, now darker than its ground, and what the content tutor says
-    tells nothing about any pixel until the model knows how to combine both.
+    So shapes are found early. With all styles from the start a silhouette is now lighter, now
+    darker than its ground, and the content tutor's message says nothing about any pixel until the
+    model knows how to combine both.
     """
     return max(0.0, 1 - pictures / 100_000)
 
 
 def timesteps(count: int, pictures: int, generator: torch.Generator) -> Tensor:
-    """High noise first: at 999 the model must draw the picture from words alone. Later more of the low noise."""
+    """High noise first, later more of the low noise.
+
+    At 999 the model must draw the picture from the words alone.
+    """
     late = min(1.0, max(0.0, (pictures - 180_000) / 100_000))
     pure, high = 0.45 - 0.2 * late, 0.35 - 0.05 * late
     which = torch.rand(count, generator=generator)
@@ -181,7 +180,10 @@ def timesteps(count: int, pictures: int, generator: torch.Generator) -> Tensor:
 
 
 def learning_rate(progress: float, steps_without_pause: int) -> float:
-    """Warm-up, also where momentum was lost, then constant, then linearly to zero over the last 30 %."""
+    """The factor of the learning rate: warm-up, constant, linearly to zero over the last 30 %.
+
+    Where momentum was lost there is a warm-up again.
+    """
     return min(1.0, (steps_without_pause + 1) / 200, (1 - progress) / 0.3)
 
 
@@ -191,7 +193,7 @@ def learning_rate(progress: float, steps_without_pause: int) -> float:
 def predict(
     unet: nn.Module, noisy: Tensor, t: Tensor, words: tuple[Tensor, Tensor, Tensor]
 ) -> Tensor:
-    """The U-Net's answer, computed in bfloat16 where the processor is fast at it."""
+    """The U-Net's output, computed in bfloat16 where autocast allows it."""
     for_content, for_style, for_others = words
     per_block = {CONTENT_BLOCK: for_content, STYLE_BLOCK: for_style}
     with words_per_block(unet, per_block), torch.autocast("cpu", torch.bfloat16):
@@ -202,47 +204,50 @@ def predict(
 def one_step_quality(
     unet: nn.Module, tutors: Tutors, shapes: Shapes, held_out: bool, parts: dict[str, Tensor]
 ) -> dict[str, float]:
-    """PSNR in dB of pictures drawn in one step from pure noise, by the tutors' words; and how good one flat colour would be."""
+    """PSNR in dB of pictures drawn in one step from pure noise, by the tutors' words.
+
+    Beside it that of one flat colour, and of what the latents can hold.
+    """
+    count = 96
     generator = torch.Generator().manual_seed(9)
-    placed, _ = shapes.draw(96, generator)
+    placed, _ = shapes.draw(count, generator)
+    plain, unseen = PLAIN.expand(count, -1), random_styles(count, generator, held_out)
     result = {}
-    for name, styles in {
-        "plain": PLAIN.expand(96, -1),
-        "styles": random_styles(96, generator, held_out),
-    }.items():
+    for name, styles in (("plain", plain), ("styles", unseen)):
         pictures = paint(placed, styles)
-        noise = torch.randn(96, CHANNELS, SIDE // 8, SIDE // 8, generator=generator)
-        words = (
-            tutors.words(tutors.content(placed), None, 96),
-            tutors.words(None, tutors.style(styles), 96),
-            tutors.words(None, None, 96),
-        )
-        latents = -predict(
-            unet, noise, torch.full((96,), 999), words
-        )  # v = -x0 where there is only noise
-        drawn = to_pictures(latents, parts).clamp(-1, 1)
+        noise = torch.randn(count, CHANNELS, SIDE // 8, SIDE // 8, generator=generator)
+        for_content = tutors.words(tutors.content(placed), None, count)
+        for_style = tutors.words(None, tutors.style(styles), count)
+        words = (for_content, for_style, tutors.words(None, None, count))
+        # v = -x0 where there is only noise
+        latents = -predict(unet, noise, torch.full((count,), 999), words)
         flat = pictures.mean((2, 3), keepdim=True)
-        result[name] = psnr(drawn, pictures)
+        held = to_pictures(to_latents(pictures, parts), parts)
+        result[name] = psnr(to_pictures(latents, parts).clamp(-1, 1), pictures)
         result[name + "_flat"] = psnr(flat.expand_as(pictures), pictures)
-        result[name + "_latents"] = psnr(to_pictures(to_latents(pictures, parts), parts), pictures)
+        result[name + "_latents"] = psnr(held, pictures)
     return result
 
 
+def psnr_of_each(drawn: Tensor, pictures: Tensor) -> Tensor:
+    """PSNR [n] in dB of pictures [n, 3, height, width] in -1..1."""
+    return -10 * torch.log10((drawn - pictures).square().mean((1, 2, 3)) / 4)
+
+
 def psnr(drawn: Tensor, pictures: Tensor) -> float:
-    """Mean over the pictures, in dB; the pixels are -1..1."""
-    return round(
-        -10 * torch.log10((drawn - pictures).square().mean((1, 2, 3)) / 4).mean().item(), 2
-    )
+    """The mean over the pictures, in dB."""
+    return round(psnr_of_each(drawn, pictures).mean().item(), 2)
 
 
 def save(path: Path, state: dict) -> None:
+    """Write a state, whole or not at all."""
     part = path.with_suffix(".part")
     torch.save(state, part)
     os.replace(part, path)
 
 
 def save_average(path: Path, average: dict[str, Tensor], pictures: int) -> None:
-    """The averaged weights in float16; the header says how many pictures they have seen."""
+    """Write averaged weights in float16, and in the header how many pictures they have seen."""
     part = path.with_suffix(".part")
     halves = {name: tensor.half().contiguous() for name, tensor in average.items()}
     save_file(halves, part, {"pictures": str(pictures)})
@@ -252,44 +257,33 @@ def save_average(path: Path, average: dict[str, Tensor], pictures: int) -> None:
 def load_average(path: Path) -> tuple[dict[str, Tensor], int]:
     """Averaged weights in float32, and how many pictures they have seen."""
     with safe_open(path, "pt") as opened:
-        weights = {name: opened.get_tensor(name).float() for name in opened.keys()}
+        names = list(opened.keys())
+        weights = {name: opened.get_tensor(name).float() for name in names}
         return weights, int(opened.metadata()["pictures"])
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--name", default="unet", help="file name of the state, in outputs/teaching_model"
-    )
-    parser.add_argument(
-        "--pictures", type=int, default=2_000_000, help="training pictures seen in all"
-    )
-    parser.add_argument("--batch-size", type=int, default=128, help="of all processes together")
-    parser.add_argument("--natural", action="store_true", help="every block hears everything")
-    parser.add_argument(
-        "--learning-rate", type=float, default=0.01, help="of Muon, for the convolutions"
-    )
-    parser.add_argument(
-        "--start-from", type=Path, help="averaged weights to go on from where there is no state"
-    )
-    parser.add_argument("--minutes-between-states", type=float, default=10)
-    parser.add_argument("--report-every", type=int, default=250, help="steps")
+    add = parser.add_argument
+    add("--name", default="unet", help="file name of the state, in outputs/teaching_model")
+    add("--pictures", type=int, default=2_000_000, help="training pictures seen in all")
+    add("--batch-size", type=int, default=128, help="of all processes together")
+    add("--natural", action="store_true", help="every block hears everything")
+    add("--learning-rate", type=float, default=0.01, help="of Muon, for the convolutions")
+    add("--start-from", type=Path, help="averaged weights to start from where there is no state")
+    add("--minutes-between-states", type=float, default=10)
+    add("--report-every", type=int, default=250, help="steps")
     args = parser.parse_args()
 
     rank, world, _ = start_processes()
     torch.set_num_threads(1)
-    if rank == 0:
-        components()
-    wait_for_all(world)
-    parts = components()
+    parts = process_0_first(components, rank, world)
     torch.manual_seed(0)
     trained = nn.ModuleDict({"unet": build_unet(), "tutors": Tutors()}).train()
     unet, tutors = trained["unet"], trained["tutors"]
     unet.set_attn_processor(AttnProcessor())  # in bfloat16 on a CPU faster than the fused attention
     parameters = list(trained.parameters())
-    optimizer = MatrixMuon(
-        trained, muon_lr=args.learning_rate, adam_lr=1.5e-3, rank=rank, world=world
-    )
+    optimizer = MatrixMuon(trained, args.learning_rate, adam_lr=1.5e-3, rank=rank, world=world)
     schedule = noise_schedule()
     step, steps, seconds = 0, args.pictures // args.batch_size, 0.0
     average = {name: p.detach().clone() for name, p in trained.named_parameters()}
@@ -297,10 +291,10 @@ def main() -> None:
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         trained.load_state_dict(state["trained"])
-        if len(state["optimizer"]) == world:  # each process keeps the momentum of its own matrices
+        # each process keeps the momentum of its own matrices
+        if len(state["optimizer"]) == world:
             optimizer.load_state_dict(state["optimizer"][rank])
         average, step, seconds = state["average"], state["step"], state["seconds"]
-
     elif args.start_from:
         average, seen = load_average(args.start_from)
         trained.load_state_dict(average)
@@ -323,13 +317,10 @@ def main() -> None:
         placed, styles, latents = pool.batch(local, plain_share(pictures), generator)
         noise = torch.randn(latents.shape, generator=generator)
         t = timesteps(local, pictures, generator)
-        noisy, target = (
-            schedule.add_noise(latents, noise, t),
-            schedule.get_velocity(latents, noise, t),
-        )
-        loss = F.mse_loss(
-            predict(unet, noisy, t, words_for(tutors, placed, styles, generator)), target
-        )
+        noisy = schedule.add_noise(latents, noise, t)
+        target = schedule.get_velocity(latents, noise, t)
+        words = words_for(tutors, placed, styles, generator)
+        loss = F.mse_loss(predict(unet, noisy, t, words), target)
         loss.backward()
         average_gradients(parameters, world)
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -338,17 +329,13 @@ def main() -> None:
         step += 1
         losses.append(loss.item())
         decay = min(0.999, step / (step + 10))  # over the last tenth of the training
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                [average[n] for n in names], [v.detach() for v in values], 1 - decay
-            )
+        averaged, current = [average[n] for n in names], [v.detach() for v in values]
+        torch._foreach_lerp_(averaged, current, 1 - decay)
         if rank == 0 and step % 50 == 0:
             speed = (step - begun) * args.batch_size / (time.time() - start)
             recent = sum(losses[-50:]) / len(losses[-50:])
-            print(
-                f"step {step}/{steps} pictures {step * args.batch_size} loss {recent:.4f} {speed:.0f} pictures/s",
-                flush=True,
-            )
+            so_far = f"step {step}/{steps} pictures {step * args.batch_size}"
+            print(f"{so_far} loss {recent:.4f} {speed:.0f} pictures/s", flush=True)
         if rank == 0 and step % args.report_every == 0:
             weights = {n: p.detach().clone() for n, p in trained.named_parameters()}
             trained.load_state_dict(average)
@@ -358,25 +345,20 @@ def main() -> None:
             }
             trained.load_state_dict(weights)
             print(json.dumps(report), flush=True)
-        due = torch.tensor(
-            float(
-                rank == 0
-                and (time.time() - saved > 60 * args.minutes_between_states or step == steps)
-            )
-        )
+        waited = time.time() - saved > 60 * args.minutes_between_states
+        due = torch.tensor(float(rank == 0 and (waited or step == steps)))
         if world > 1:
             torch.distributed.broadcast(due, 0)
         if due:
             saved = time.time()
             states = gather(copy.deepcopy(optimizer.state_dict()), rank, world)
             if rank == 0:
-                spent = seconds + time.time() - start
                 state = {
                     "trained": trained.state_dict(),
                     "optimizer": states,
                     "average": average,
                     "step": step,
-                    "seconds": spent,
+                    "seconds": seconds + time.time() - start,
                 }
                 save(state_file, state)
                 save_average(WORK / f"{args.name}.safetensors", average, step * args.batch_size)

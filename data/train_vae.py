@@ -1,9 +1,10 @@
-"""Train the teaching model's autoencoder (diffusers' `AutoencoderKL`, 8 pixels to a latent as in SDXL).
+"""Train the teaching model's autoencoder: an `AutoencoderKL`, 8 pixels to a latent as in SDXL.
 
-    torchrun --nproc_per_node 2 data/train_vae.py      # two CPU processes, one core each
+    torchrun --nproc_per_node 2 data/train_vae.py      # one core a process
 
-Its latents are given (world/latents.py): the encoder learns to compute them from a picture, the decoder to draw a crisp
-picture from them, also when they are a little wrong. Resumes where it was stopped; writes outputs/teaching_model/vae/.
+Its latents are given (world/latents.py): the encoder learns to compute them from a picture, the
+decoder to draw a crisp picture from them, also when they are a little wrong. Resumes where it was
+stopped; writes outputs/teaching_model/vae/.
 """
 
 import json
@@ -16,8 +17,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from matrix_muon import MatrixMuon
-from processes import average_gradients, start_processes, wait_for_all
-from train_unet import psnr, save
+from processes import average_gradients, process_0_first, start_processes
+from train_unet import psnr, psnr_of_each, save
 from world.latents import CHANNELS, components, to_latents
 from world.painting import paint
 from world.paths import WORK
@@ -26,10 +27,12 @@ from world.styles import random_styles
 
 SIDE = 128
 NOISE = 0.03  # standard deviation of the posterior, in latent units
-WRONG = 0.15  # largest standard deviation of the errors that the decoder learns to draw over, in latent units
+# largest standard deviation of the errors that the decoder learns to correct, in latent units
+WRONG = 0.15
 
 
 def build_vae() -> AutoencoderKL:
+    """An untrained autoencoder with the latents of world/latents.py."""
     vae = AutoencoderKL(
         sample_size=SIDE,
         latent_channels=CHANNELS,
@@ -49,22 +52,25 @@ def build_vae() -> AutoencoderKL:
 
 
 def edges(x: Tensor) -> Tensor:
+    """Differences between neighbouring pixels [batch, …]."""
     across, down = x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
     return torch.cat([across.flatten(1), down.flatten(1)], 1)
 
 
 class Pictures:
-    """A few hundred painted pictures at a time, of which crops are taken; a quarter is painted anew every few steps."""
+    """A few hundred painted pictures to crop from; an eighth of them is replaced every 8 steps."""
 
     def __init__(self, generator: torch.Generator, count: int = 240) -> None:
         self.shapes, self.generator, self.fresh = Shapes.load(), generator, count // 8
         self.pictures = torch.cat([self.painted() for _ in range(8)])
 
     def painted(self) -> Tensor:
+        """New pictures [fresh, 3, SIDE, SIDE]."""
         placed, _ = self.shapes.draw(self.fresh, self.generator)
         return paint(placed, training_styles(self.fresh, 0.02, self.generator))
 
     def crops(self, count: int, crop: int, step: int) -> Tensor:
+        """Random crops [count, 3, crop, crop] whose corners lie on the grid of latents."""
         if step % 8 == 0:
             self.pictures = torch.cat([self.pictures[self.fresh :], self.painted()])
         rows = torch.randint(len(self.pictures), (count,), generator=self.generator).tolist()
@@ -84,10 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     rank, world, _ = start_processes()
     torch.set_num_threads(1)
-    if rank == 0:
-        components()
-    wait_for_all(world)
-    parts = components()
+    parts = process_0_first(components, rank, world)
     folder, state_file = WORK / "vae", WORK / "vae.pt"
     torch.manual_seed(0)
     vae = build_vae()
@@ -102,25 +105,18 @@ def main() -> None:
     start, begun = time.time(), step
     while step < args.steps:
         generator = torch.Generator().manual_seed(step * world + rank)
-        optimizer.scale_learning_rate(
-            min(1, (step + 1) / 50, (args.steps - step) / (0.6 * args.steps))
-        )
+        left = (args.steps - step) / (0.6 * args.steps)
+        optimizer.scale_learning_rate(min(1, (step + 1) / 50, left))
         picture = pictures.crops(args.batch_size // world, args.crop, step)
         goal = to_latents(picture, parts)
-        error = (
-            WRONG
-            * torch.rand(len(goal), 1, 1, 1, generator=generator)
-            * torch.randn(goal.shape, generator=generator)
-        )
+        size = WRONG * torch.rand(len(goal), 1, 1, 1, generator=generator)
+        error = size * torch.randn(goal.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(picture).latent_dist.mean.float()
             decoded = vae.decode(goal + error).sample.float()
         encoder_loss = F.mse_loss(mean, goal)
-        decoder_loss = (
-            F.l1_loss(decoded, picture)
-            + 0.5 * F.mse_loss(decoded, picture)
-            + F.l1_loss(edges(decoded), edges(picture))
-        )
+        decoder_loss = F.l1_loss(decoded, picture) + 0.5 * F.mse_loss(decoded, picture)
+        decoder_loss = decoder_loss + F.l1_loss(edges(decoded), edges(picture))
         (encoder_loss + decoder_loss).backward()
         average_gradients(list(vae.parameters()), world)
         optimizer.step()
@@ -129,15 +125,11 @@ def main() -> None:
         if rank == 0 and step % 50 == 0:
             speed = (step - begun) * args.batch_size / (time.time() - start)
             quality = psnr(decoded.detach(), picture)
-            print(
-                f"step {step} encoder {encoder_loss.item():.4f} decoder {decoder_loss.item():.4f} {quality} dB {speed:.0f} crops/s",
-                flush=True,
-            )
+            losses = f"encoder {encoder_loss.item():.4f} decoder {decoder_loss.item():.4f}"
+            print(f"step {step} {losses} {quality} dB {speed:.0f} crops/s", flush=True)
         if rank == 0 and (step % 250 == 0 or step == args.steps):
-            save(
-                state_file,
-                {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step},
-            )
+            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            save(state_file, state)
             vae.save_pretrained(folder)
     if rank == 0:
         report(vae.eval(), parts)
@@ -145,19 +137,18 @@ def main() -> None:
 
 @torch.no_grad()
 def report(vae: AutoencoderKL, parts: dict[str, Tensor]) -> None:
-    """How well pictures of held-out shapes in held-out styles come back, and how close the encoder is to its latents."""
+    """Measure the autoencoder on held-out shapes in held-out styles, into vae_report.json."""
     generator = torch.Generator().manual_seed(7)
     placed, _ = Shapes.load(held_out=True).draw(200, generator)
     pictures = paint(placed, random_styles(200, generator, held_out=True))
     means = torch.cat([vae.encode(p).latent_dist.mean for p in pictures.split(50)])
     drawn = torch.cat([vae.decode(m).sample.clamp(-1, 1) for m in means.split(50)])
-    each = -10 * torch.log10((drawn - pictures).square().mean((1, 2, 3)) / 4)
+    each = psnr_of_each(drawn, pictures)
+    encoder_error = (means - to_latents(pictures, parts)).square().mean().sqrt()
     numbers = {
         "psnr_mean_db": round(each.mean().item(), 2),
         "psnr_worst_tenth_db": round(each.quantile(0.1).item(), 2),
-        "encoder_error": round(
-            (means - to_latents(pictures, parts)).square().mean().sqrt().item(), 4
-        ),
+        "encoder_error": round(encoder_error.item(), 4),
     }
     (WORK / "vae_report.json").write_text(json.dumps(numbers, indent=1) + "\n")
     print(numbers)

@@ -1,4 +1,5 @@
-"""The pictures the teaching model learns from: which ones, their captions, and a cache of them on disk.
+"""The pictures the teaching model learns from: which ones, their captions, and a cache of them on
+disk.
 
 python data/training_pictures.py     # draws them once into outputs/teaching_model/pictures.npy
 """
@@ -21,7 +22,8 @@ WORK = (
 
 
 def training_list(count=COUNT):
-    """`count` triples (object, style, seed): three in five in a named style, the others in two named colours."""
+    """`count` triples (object, style, seed): three in five in a named style, the others in two
+    named colours."""
     random_ = random.Random(0)
     seen = [(o, s) for o in OBJECTS for s in STYLES if not is_held_out(o, s)]
     pictures = []

@@ -152,7 +152,7 @@ def test_the_readme_quotes_what_was_followed():
         "original script": "original script",
         "original script with gradient checkpointing": "original script with gradient checkpointing",
         "diffusers' advanced script": "diffusers' advanced script, latents cached",
-        "diffusers' advanced script with gradient checkpointing": "diffusers' advanced script, latents cached with gradient checkpointing",
+        "diffusers' advanced script with gradient checkpointing": "diffusers' advanced script with gradient checkpointing, latents cached",
     }
     for name, row in quoted.items():
         assert (

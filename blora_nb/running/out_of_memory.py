@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from blora_nb.errors import TrainingError
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.memory import advice, in_order, quantizing
 from blora_nb.settings import TrainingSettings
@@ -49,29 +48,22 @@ def release_memory_on_oom() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def out_of_memory_explained(
-    pipe: "StableDiffusionXLPipeline", settings: TrainingSettings, output_dir: str | Path | None
-) -> Iterator[None]:
-    """Inside, a training that runs out of memory is a `TrainingError`.
-
-    It says how much was wanted, which checkpoint is complete, and what to change.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        release_tensors(error)
-        message = f"The memory of {pipe.unet.device} is too small ({_wanted(error)})."
-        written = checkpoints(output_dir) if output_dir else []
-        if written:
-            message += (
-                f' {written[-1]} is complete: with gradient_checkpointing="full" and '
-                'resume_from_checkpoint="latest" the training goes on from there; the other '
-                "changes need a folder of their own."
-            )
-        raise TrainingError(f"{message} {advice(pipe, settings)}") from None
+def explain_out_of_memory_training(
+    pipe: "StableDiffusionXLPipeline",
+    settings: TrainingSettings,
+    output_dir: str | Path | None,
+    error: BaseException,
+) -> str:
+    """The message for a training: how much it wanted, what is complete, and what to change."""
+    message = f"The memory of {pipe.unet.device} is too small ({_wanted(error)})."
+    written = checkpoints(output_dir) if output_dir else []
+    if written:
+        message += (
+            f' {written[-1]} is complete: with gradient_checkpointing="full" and '
+            'resume_from_checkpoint="latest" the training goes on from there; the other '
+            "changes need a folder of their own."
+        )
+    return f"{message} {advice(pipe, settings)}"
 
 
 def explain_out_of_memory_generating(

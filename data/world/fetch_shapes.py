@@ -1,15 +1,17 @@
-"""Fetch openly licensed icons and turn each into a label map: which pixels are main, second, accent, drawn line.
+"""Fetch openly licensed icons and make label maps: which pixels are main, second, accent, line.
 
-    python data/world/fetch_shapes.py      # needs npm for the packages; about four minutes on two cores
+    python data/world/fetch_shapes.py      # needs npm; about four minutes on two cores
 
-Writes outputs/teaching_model/shapes.npz, beside the notices of every set: `coverage` uint8 [shapes, 4, 128, 128], `names`,
-`sets`. The icons themselves are not kept in this repository. Sets that tests of other people use (Twemoji, OpenMoji,
-game-icons) are not among them. Held out, whoever drew them: `held_out_names()`.
+Writes outputs/teaching_model/shapes.npz: `coverage` uint8 [shapes, 4, 128, 128], `names`, `sets`,
+`held_out`. The icons themselves are not kept in this repository; whose they are stands in
+data/open_world/NOTICES.md. Sets that tests of other people use (Twemoji, OpenMoji, game-icons) are
+not among them. Held out, whoever drew them: `held_out_names()`.
 """
 
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -30,77 +32,22 @@ from world.paths import WORK
 SIDE = 128  # pixels of a label map
 MAIN, SECOND, ACCENT, LINE = range(4)
 
-# package, version, what it is called in notices; the licence text is that of the upstream project
+# the npm packages @iconify-json/NAME, and their versions
 ICON_SETS = {
-    "fluent-emoji-flat": ("1.2.6", "Fluent Emoji, Microsoft Corporation, MIT licence"),
-    "noto": ("1.2.9", "Noto Emoji, Google Inc, Apache License 2.0"),
-    "noto-v1": ("1.2.5", "Noto Emoji (first design), Google Inc, Apache License 2.0"),
-    "ph": ("1.2.2", "Phosphor Icons, Phosphor Icons contributors, MIT licence"),
-    "lucide": ("1.2.137", "Lucide, Lucide Contributors, ISC licence"),
+    "fluent-emoji-flat": "1.2.6",
+    "noto": "1.2.9",
+    "noto-v1": "1.2.5",
+    "ph": "1.2.2",  # Phosphor Icons
+    "lucide": "1.2.137",
 }
-# parts of names that are people in all skin tones, signs, flags and logos rather than drawings of things
-LEFT_OUT = [
-    "flag",
-    "keycap",
-    "dark",
-    "light",
-    "medium",
-    "skin",
-    "man",
-    "men",
-    "woman",
-    "women",
-    "person",
-    "people",
-    "girl",
-    "boy",
-    "couple",
-    "family",
-    "kiss",
-    "holding",
-    "clock",
-    "oclock",
-    "thirty",
-    "button",
-    "arrow",
-    "sign",
-    "logo",
-    "arrows",
-    "caret",
-    "number",
-    "letter",
-    "file",
-    "square",
-    "circle",
-    "align",
-    "text",
-    "layout",
-    "panel",
-    "chart",
-    "brackets",
-    "sort",
-    "list",
-    "git",
-    "code",
-    "folder",
-    "chevron",
-    "chevrons",
-    "move",
-    "corner",
-    "grid",
-    "rows",
-    "columns",
-    "table",
-    "signal",
-    "wifi",
-    "battery",
-    "japanese",
-    "zodiac",
-    "mark",
-    "input",
-    "symbol",
-    "squares",
-]
+PACKAGE_FILES = ("icons", "metadata")
+# people in all skin tones, signs, flags and logos are no drawings of things
+LEFT_OUT = re.compile(
+    r"\b(flag|keycap|dark|light|medium|skin|man|men|woman|women|person|people|girl|boy|couple|family"
+    r"|kiss|holding|clock|oclock|thirty|button|arrow|sign|logo|arrows|caret|number|letter|file|square"
+    r"|circle|align|text|layout|panel|chart|brackets|sort|list|git|code|folder|chevron|chevrons|move"
+    r"|corner|grid|rows|columns|table|signal|wifi|battery|japanese|zodiac|mark|input|symbol|squares)\b"
+)
 HELD_OUT_CATEGORIES = (
     "Animals & Nature",
     "Food & Drink",
@@ -115,24 +62,21 @@ def words(name: str) -> set[str]:
 
 
 def is_thing(name: str) -> bool:
-    return not words(name) & set(LEFT_OUT)
+    return LEFT_OUT.search(name) is None
 
 
 def fetch(icon_set: str) -> dict:
-    """The package's icons, its categories and its licence, read from the archive that npm packs."""
-    version, _ = ICON_SETS[icon_set]
+    """The package's icons and their categories, read from the archive that npm packs."""
     with tempfile.TemporaryDirectory() as folder:
-        package = f"@iconify-json/{icon_set}@{version}"
+        package = f"@iconify-json/{icon_set}@{ICON_SETS[icon_set]}"
         subprocess.run(["npm", "pack", package], cwd=folder, check=True, capture_output=True)
         with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
-
-            def read(name: str) -> dict:
-                return json.load(archive.extractfile(f"package/{name}.json"))
-
-            return {"icons": read("icons"), "metadata": read("metadata"), "info": read("info")}
+            files = {name: archive.extractfile(f"package/{name}.json") for name in PACKAGE_FILES}
+            return {name: json.load(file) for name, file in files.items() if file}
 
 
 def svg(icons: dict, name: str) -> str:
+    """One icon of a set as an SVG document."""
     icon = icons["icons"][name]
     width = icon.get("width", icons.get("width", 16))
     height = icon.get("height", icons.get("height", 16))
@@ -144,12 +88,11 @@ def svg(icons: dict, name: str) -> str:
 
 
 def rasterise(source: str) -> np.ndarray:
-    """float32 [256, 256, 4], colours not multiplied by alpha, the drawing fitted into the frame and centred."""
+    """The drawing fitted into the frame and centred: RGBA, float32 [256, 256, 4] in 0..1."""
     import resvg_py
 
-    large = Image.open(
-        io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=source, width=320)))
-    ).convert("RGBA")
+    png = bytes(resvg_py.svg_to_bytes(svg_string=source, width=320))
+    large = Image.open(io.BytesIO(png)).convert("RGBA")
     box = large.getchannel("A").point(lambda a: 255 * (a > 20)).getbbox()
     if box is None:
         raise ValueError("an empty picture")
@@ -161,14 +104,13 @@ def fitted(image: Image.Image) -> Image.Image:
     scale = 2 * SIDE * 0.94 / max(image.size)
     size = [max(1, round(scale * edge)) for edge in image.size]
     square = Image.new(image.mode, (2 * SIDE, 2 * SIDE))
-    square.paste(
-        image.resize(size, Image.Resampling.LANCZOS), [(2 * SIDE - edge) // 2 for edge in size]
-    )
+    left, top = ((2 * SIDE - edge) // 2 for edge in size)
+    square.paste(image.resize(size, Image.Resampling.LANCZOS), (left, top))
     return square
 
 
 def clusters(colours: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """k-means centres [≤ count, 3] of colours [n, 3], begun at colours far from each other."""
+    """k-means centres [≤ count, 3] of colours [n, 3], starting from colours far from each other."""
     sample = colours[rng.choice(len(colours), min(3000, len(colours)), replace=False)]
     centres = [np.median(sample, 0)]
     while len(centres) < count:
@@ -176,16 +118,11 @@ def clusters(colours: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
         if distance.max() < 0.02:
             break
         centres.append(sample[distance.argmax()])
-    centres = np.array(centres)
     for _ in range(8):
-        nearest = np.square(sample[:, None] - centres).sum(2).argmin(1)
-        centres = np.array(
-            [
-                sample[nearest == k].mean(0) if (nearest == k).any() else c
-                for k, c in enumerate(centres)
-            ]
-        )
-    return centres
+        nearest = np.square(sample[:, None] - np.array(centres)).sum(2).argmin(1)
+        for k in np.unique(nearest):
+            centres[k] = sample[nearest == k].mean(0)
+    return np.array(centres)
 
 
 def coloured_coverage(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -194,14 +131,12 @@ def coloured_coverage(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarra
     inside = alpha > 0.5
     centres = clusters(colours[inside], 3, rng)
     nearest = np.square(colours[:, :, None] - centres).sum(3).argmin(2)
-    part = np.stack(
-        [ndimage.uniform_filter((nearest == k) * alpha, 5) for k in range(len(centres))]
-    )
-    label = part.argmax(0)
-    order = np.argsort([-np.sum((label == k) & inside) for k in range(len(centres))])
+    kinds = range(len(centres))
+    label = np.stack([ndimage.uniform_filter((nearest == k) * alpha, 5) for k in kinds]).argmax(0)
+    by_area = np.argsort([-np.sum((label == k) & inside) for k in kinds])
     coverage = np.zeros((4, *alpha.shape), np.float32)
-    for place, k in enumerate(order):
-        coverage[place] = (label == k) * alpha
+    for part, k in enumerate(by_area):
+        coverage[part] = (label == k) * alpha
     return coverage
 
 
@@ -228,6 +163,7 @@ def duotone_coverage(pixels: np.ndarray) -> np.ndarray:
 
 
 def silhouette_coverage(pixels: np.ndarray) -> np.ndarray:
+    """Everything is main."""
     coverage = np.zeros((4, *pixels.shape[:2]), np.float32)
     coverage[MAIN] = pixels[..., 3]
     return coverage
@@ -238,7 +174,7 @@ UNCOLOURED = {"line": line_coverage, "duotone": duotone_coverage, "fill": silhou
 
 def label_map(item: tuple[str, str, str, str]) -> np.ndarray | None:
     """uint8 [4, 128, 128]; None where the drawing shows next to nothing."""
-    icon_set, name, kind, source = item
+    _, name, kind, source = item
     try:
         pixels = rasterise(source)
     except ValueError:
@@ -252,7 +188,7 @@ def label_map(item: tuple[str, str, str, str]) -> np.ndarray | None:
 
 
 def icons_of(icon_set: str, package: dict) -> Iterator[tuple[str, str, str, str]]:
-    """(set, name of the thing, kind of drawing, SVG) of each icon that is used."""
+    """Set, name of the thing, kind of drawing and SVG of each icon that is used."""
     icons = package["icons"]
     for name in sorted(icons["icons"]):
         thing, kind = name, "colour"
@@ -284,7 +220,10 @@ def letters() -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def held_out_names(packages: dict[str, dict]) -> list[str]:
-    """Every fifth thing that Fluent and Noto both drew; none of their words' drawings is trained on."""
+    """Every fifth thing that Fluent and Noto both drew.
+
+    No drawing whose name contains one of them is trained on.
+    """
     categories = packages["fluent-emoji-flat"]["metadata"]["categories"]
     common = set(packages["noto"]["icons"]["icons"])
     things = sorted(
@@ -301,36 +240,28 @@ def main() -> None:
     packages = {icon_set: fetch(icon_set) for icon_set in tqdm(ICON_SETS, desc="fetching")}
     items = [item for icon_set, package in packages.items() for item in icons_of(icon_set, package)]
     with Pool(os.cpu_count()) as pool:
-        maps = list(
-            tqdm(
-                pool.imap(label_map, items, chunksize=50),
-                total=len(items),
-                desc="label maps",
-                mininterval=10,
-            )
-        )
-    kept = [
-        (item[0], item[1], coverage)
-        for item, coverage in zip(items, maps, strict=True)
-        if coverage is not None
-    ]
+        made = pool.imap(label_map, items, chunksize=50)
+        maps = list(tqdm(made, total=len(items), desc="label maps", mininterval=10))
+    kept = []
+    for (icon_set, name, *_), coverage in zip(items, maps, strict=True):
+        if coverage is not None:
+            kept.append((icon_set, name, coverage))
     kept += letters()
-    sets, names, coverage = zip(*kept, strict=True)
+    sets, names, coverages = zip(*kept, strict=True)
     held_out = held_out_names(packages)
     is_held_out = [any(words(h) <= words(name) for h in held_out) for name in names]
     part = WORK / "shapes.part.npz"
     np.savez(
         part,
-        coverage=np.stack(coverage),
+        coverage=np.stack(coverages),
         names=np.array(names),
         sets=np.array(sets),
         held_out=np.array(is_held_out),
     )
     part.rename(WORK / "shapes.npz")
     (WORK / "held_out_names.json").write_text(json.dumps(held_out, indent=1) + "\n")
-    print(
-        f"{len(names)} drawings of {len(set(names))} things; held out: {len(held_out)} names, {sum(is_held_out)} drawings"
-    )
+    print(f"{len(names)} drawings of {len(set(names))} things")
+    print(f"held out: {len(held_out)} names, {sum(is_held_out)} drawings")
 
 
 if __name__ == "__main__":

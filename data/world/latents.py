@@ -1,11 +1,10 @@
-"""The latents of the teaching model: principal components of 8 × 8 pixel patches, their spread evened out a little.
+"""The latents of the teaching model: principal components of patches of 8 × 8 pixels.
 
-The strongest three channels are, in effect, the patch's mean colour, the rest is detail in falling strength. Noise hides
-the detail first, so the U-Net sees silhouettes at timesteps at which textures are still hidden. The encoder of the
+Their standard deviations are made a little more alike. The strongest three channels are, in effect,
+the patch's mean colour; the rest is detail of falling strength. Noise hides the detail first, so
+the U-Net sees silhouettes at timesteps at which textures are still hidden. The encoder of the
 `AutoencoderKL` learns to compute these channels, its decoder learns to draw from them.
 """
-
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -19,22 +18,27 @@ from world.styles import random_styles
 
 CHANNELS = 24
 PATCH = 8
-EVENING = 0.75  # 1 keeps the components' own spread, 0 makes all equal
+EVENING = 0.75  # 1 keeps the components' own standard deviations, 0 makes all equal
 FILE = WORK / "components.safetensors"
 
 
 def fit_components(pictures: Tensor) -> dict[str, Tensor]:
-    """{"kernel": [CHANNELS, 3, 8, 8], "offset": [CHANNELS], "inverse": …, "mean": …} from pictures [n, 3, height, width]."""
+    """The components of pictures [n, 3, height, width].
+
+    Returns:
+        "kernel" [CHANNELS, 3, 8, 8] and "offset" [CHANNELS] of the convolution that computes
+        latents, "inverse" [CHANNELS, 3, 8, 8] and "mean" [3, 8, 8] of the one that goes back.
+    """
     patches = F.unfold(pictures, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH * PATCH)
     mean = patches.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov(patches.T))
-    spread, basis = values.flip(0)[:CHANNELS].sqrt(), vectors.flip(1)[:, :CHANNELS].T
+    deviation = values.flip(0)[:CHANNELS].sqrt()
+    basis = vectors.flip(1)[:, :CHANNELS].T
     # the sign of a component is arbitrary and differs between machines
     basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
-    strength = spread**EVENING
-    scale = (
-        strength / strength.square().mean().sqrt() / spread
-    )  # all channels together have variance 1
+    strength = deviation**EVENING
+    # all channels together have variance 1
+    scale = strength / strength.square().mean().sqrt() / deviation
     shape = CHANNELS, 3, PATCH, PATCH
     return {
         "kernel": (scale[:, None] * basis).reshape(shape),
@@ -49,9 +53,10 @@ def components() -> dict[str, Tensor]:
     if not FILE.exists():
         shapes = Shapes.load()
         generator = torch.Generator().manual_seed(0)
-        pictures = [
-            paint(shapes.draw(100, generator)[0], random_styles(100, generator)) for _ in range(40)
-        ]
+        pictures = []
+        for _ in range(40):
+            placed, _ = shapes.draw(100, generator)
+            pictures.append(paint(placed, random_styles(100, generator)))
         part = FILE.with_suffix(".part")
         fitted = fit_components(torch.cat(pictures))
         save_file({name: tensor.contiguous() for name, tensor in fitted.items()}, part)
@@ -67,10 +72,5 @@ def to_latents(pictures: Tensor, parts: dict[str, Tensor]) -> Tensor:
 def to_pictures(latents: Tensor, parts: dict[str, Tensor]) -> Tensor:
     """The best linear guess at the pictures [n, 3, height, width] of latents."""
     height, width = latents.shape[-2:]
-    return F.conv_transpose2d(latents, parts["inverse"], stride=PATCH) + parts["mean"].repeat(
-        1, height, width
-    )
-
-
-if __name__ == "__main__":
-    print({name: tuple(tensor.shape) for name, tensor in components().items()}, file=sys.stderr)
+    mean = parts["mean"].repeat(1, height, width)
+    return F.conv_transpose2d(latents, parts["inverse"], stride=PATCH) + mean

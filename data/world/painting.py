@@ -8,13 +8,15 @@ from world.styles import PATTERNS, TEXTURES, get
 
 SIDE = 128
 MAIN, SECOND, ACCENT, LINE = range(4)
-_Y, _X = torch.meshgrid(
-    *[(torch.arange(SIDE) + 0.5) / SIDE - 0.5] * 2, indexing="ij"
-)  # -0.5..0.5, y downwards
+_STEPS = (torch.arange(SIDE) + 0.5) / SIDE - 0.5
+_Y, _X = torch.meshgrid(_STEPS, _STEPS, indexing="ij")  # -0.5..0.5, y downwards
 
 
 def smooth_noise(grain: float, seed: int, stretch: float = 1.0) -> Tensor:
-    """A fixed field [SIDE, SIDE] of mean 0 and standard deviation 1 whose features are `grain` pixels wide."""
+    """A fixed field [SIDE, SIDE] of mean 0 and standard deviation 1.
+
+    Its features are `grain` pixels wide, and `stretch` times as wide from left to right.
+    """
     generator = torch.Generator().manual_seed(seed)
     cells = max(2, round(SIDE / grain))
     coarse = torch.randn(1, 1, cells, max(2, round(cells / stretch)), generator=generator)
@@ -23,22 +25,26 @@ def smooth_noise(grain: float, seed: int, stretch: float = 1.0) -> Tensor:
 
 
 _NOISE = {"fine": smooth_noise(4, 1), "middle": smooth_noise(9, 2), "wide": smooth_noise(24, 3)}
-_STROKES = F.grid_sample(  # streaks that run from bottom left to top right
+# streaks that run from bottom left to top right
+_STROKES = F.grid_sample(
     smooth_noise(3, 4, stretch=5)[None, None],
     torch.stack([(_X - _Y) * 1.41, (_X + _Y) * 1.41], -1)[None],
     padding_mode="reflection",
     align_corners=False,
 )[0, 0]
-_SWAY = torch.stack(
-    [smooth_noise(18, 5), smooth_noise(18, 6)]
-)  # where a trembling hand puts a point
+# where a trembling hand puts a point
+_SWAY = torch.stack([smooth_noise(18, 5), smooth_noise(18, 6)], -1)
 
 
 # ---------------------------------------------------------------- shapes into the frame
 
 
 def random_poses(count: int, generator: torch.Generator) -> Tensor:
-    """Poses [count, 5]: scale (part of the frame), shift x, shift y (in half frames), turn (radians), mirrored (-1 or 1)."""
+    """Poses [count, 5]: scale, shift x, shift y, turn, mirrored.
+
+    The scale is a share of the frame, shifts are in half frames, the turn is in radians, and
+    mirrored is -1 or 1.
+    """
 
     def rand() -> Tensor:
         return torch.rand(count, generator=generator)
@@ -48,40 +54,42 @@ def random_poses(count: int, generator: torch.Generator) -> Tensor:
     room = (1.02 - scale).clamp(min=0.02)
     centred = torch.where(rand() < 0.5, 0.3, 1.0)
     dx, dy = (room * centred * (2 * rand() - 1) for _ in range(2))
-    turn = torch.where(rand() < 0.5, 0.05, 0.18) * torch.randn(count, generator=generator).clamp(
-        -2, 2
-    )
+    most = torch.where(rand() < 0.5, 0.05, 0.18)
+    turn = most * torch.randn(count, generator=generator).clamp(-2, 2)
     mirror = torch.where(rand() < 0.5, -1.0, 1.0)
     return torch.stack([scale, dx, dy, turn, mirror], 1)
 
 
 def place(coverage: Tensor, poses: Tensor) -> Tensor:
-    """Label maps uint8 [batch, 4, 128, 128] put into the frame: float [batch, 4, SIDE, SIDE] in 0..1."""
+    """Put label maps uint8 [batch, 4, 128, 128] into the frame: [batch, 4, SIDE, SIDE] in 0..1."""
     scale, dx, dy, turn, mirror = poses.unbind(1)
     c, s = torch.cos(turn) / scale, torch.sin(turn) / scale
-    rows = torch.stack(
-        [mirror * c, mirror * s, -mirror * (c * dx + s * dy), -s, c, -(c * dy - s * dx)], 1
-    ).view(-1, 2, 3)
+    first_row = torch.stack([mirror * c, mirror * s, -mirror * (c * dx + s * dy)], 1)
+    second_row = torch.stack([-s, c, -(c * dy - s * dx)], 1)
+    matrices = torch.stack([first_row, second_row], 1)
     placed = torch.empty(len(coverage), 4, SIDE, SIDE)
     maps = coverage.float() / 255
-    for small in (
-        False,
-        True,
-    ):  # a small drawing is sampled from a smaller map, so that thin lines stay
+    # a small drawing is sampled from a smaller map, so that thin lines stay
+    for small in (False, True):
         chosen = (scale < 0.6) == small
-        if chosen.any():
-            source = F.avg_pool2d(maps[chosen], 2) if small else maps[chosen]
-            grid = F.affine_grid(rows[chosen], [len(source), 4, SIDE, SIDE], align_corners=False)
-            placed[chosen] = F.grid_sample(source, grid, align_corners=False)
+        if not chosen.any():
+            continue
+        source = F.avg_pool2d(maps[chosen], 2) if small else maps[chosen]
+        size = [len(source), 4, SIDE, SIDE]
+        grid = F.affine_grid(matrices[chosen], size, align_corners=False)
+        placed[chosen] = F.grid_sample(source, grid, align_corners=False)
     return placed.clamp(0, 1)
 
 
 def put_on_badges(placed: Tensor, generator: torch.Generator, share: float = 0.06) -> Tensor:
     """Some drawings stand on a disc or a rounded square, which takes the second colour."""
-    count = len(placed)
-    chosen = torch.rand(count, generator=generator) < share
-    corner = torch.where(torch.rand(count, generator=generator) < 0.6, 2.0, 6.0)[chosen, None, None]
-    radius = (0.36 + 0.1 * torch.rand(count, generator=generator))[chosen, None, None]
+
+    def rand() -> Tensor:
+        return torch.rand(len(placed), generator=generator)
+
+    chosen = rand() < share
+    corner = torch.where(rand() < 0.6, 2.0, 6.0)[chosen, None, None]
+    radius = (0.36 + 0.1 * rand())[chosen, None, None]
     distance = (_X.abs() ** corner + _Y.abs() ** corner) ** (1 / corner)
     disc = (0.5 + (radius - distance) * SIDE).clamp(0, 1)
     shape = F.interpolate(placed[chosen], scale_factor=0.55, mode="bilinear", antialias=True)
@@ -102,11 +110,16 @@ def _wave(u: Tensor) -> Tensor:
     return ((u % 1) - 0.5).abs()
 
 
+def _length(u: Tensor, v: Tensor) -> Tensor:
+    return (u.square() + v.square()).sqrt()
+
+
 def pattern_amount(name: str, frequency: Tensor, twice_angle: Tensor) -> Tensor:
     """How much of the second colour [batch, SIDE, SIDE] a pattern has at each pixel."""
     angle = torch.atan2(twice_angle[:, 1], twice_angle[:, 0])[:, None, None] / 2
     cycles = (3 + 7 * frequency)[:, :, None]
-    along, across = _X * angle.cos() + _Y * angle.sin(), _Y * angle.cos() - _X * angle.sin()
+    along = _X * angle.cos() + _Y * angle.sin()
+    across = _Y * angle.cos() - _X * angle.sin()
     u, v = along * cycles, across * cycles
     pixel = cycles / SIDE
 
@@ -120,39 +133,28 @@ def pattern_amount(name: str, frequency: Tensor, twice_angle: Tensor) -> Tensor:
     if name == "grid":
         return torch.maximum(soft(0.07 - _wave(u)), soft(0.07 - _wave(v)))
     if name == "dots":
-        return soft(0.27 - (_wave(u).square() + _wave(v).square()).sqrt())
+        return soft(0.27 - _length(_wave(u), _wave(v)))
     if name == "checker":
         a, b = soft(0.25 - _wave(u / 2)), soft(0.25 - _wave(v / 2))
         return a + b - 2 * a * b
     if name == "planks":
-        row = torch.floor(v)
-        return torch.maximum(
-            soft(0.06 - _wave(v + 0.5)), soft(0.05 - _wave(u / 2 + 0.5 * (row % 2)))
-        )
+        shift = 0.5 * (torch.floor(v) % 2)
+        return torch.maximum(soft(0.06 - _wave(v + 0.5)), soft(0.05 - _wave(u / 2 + shift)))
     if name == "stars":
         row, column = torch.floor(v), torch.floor(u)
-        du, dv = (
-            u % 1 - 0.5 - 0.28 * torch.sin(5 * column + 3 * row),
-            v % 1 - 0.5 - 0.28 * torch.cos(7 * row + 2 * column),
-        )
-        return soft(
-            0.1 + 0.06 * torch.sin(3 * row + 11 * column) - (du.square() + dv.square()).sqrt()
-        )
+        du = u % 1 - 0.5 - 0.28 * torch.sin(5 * column + 3 * row)
+        dv = v % 1 - 0.5 - 0.28 * torch.cos(7 * row + 2 * column)
+        return soft(0.1 + 0.06 * torch.sin(3 * row + 11 * column) - _length(du, dv))
     if name == "waves":
         return soft(0.25 - _wave(u + 0.22 * torch.sin(2 * torch.pi * v)))
     if name == "rings":
-        return soft(0.25 - _wave((_X.square() + _Y.square()).sqrt() * cycles))
+        return soft(0.25 - _wave(_length(_X, _Y) * cycles))
     if name == "zigzag":
         return soft(0.25 - _wave(u + 0.9 * _wave(v)))
     if name == "scales":
-        row = torch.floor(2 * v)
-        return soft(
-            0.07
-            - (
-                (_wave(u + 0.5 * (row % 2) + 0.5).square() + ((2 * v) % 1 / 2).square()).sqrt()
-                - 0.45
-            ).abs()
-        )
+        shift = 0.5 * (torch.floor(2 * v) % 2)
+        distance = _length(_wave(u + shift + 0.5), (2 * v) % 1 / 2)
+        return soft(0.07 - (distance - 0.45).abs())
     raise ValueError(f"unknown pattern {name!r}")
 
 
@@ -164,9 +166,8 @@ def areas(styles: Tensor, part: str, colour: str) -> Tensor:
     for index, name in enumerate(PATTERNS):
         chosen = pattern == index
         if name != "flat" and chosen.any():
-            amount = pattern_amount(
-                name, get(styles, f"{part}_frequency")[chosen], get(styles, f"{part}_angle")[chosen]
-            )
+            frequency, angle = (get(styles, f"{part}_{key}") for key in ("frequency", "angle"))
+            amount = pattern_amount(name, frequency[chosen], angle[chosen])
             filled[chosen] += (second - first)[chosen] * amount[:, None]
     return filled
 
@@ -182,18 +183,19 @@ def blur(x: Tensor, radius: int) -> Tensor:
 
 
 def outlines(parts: Tensor, width: Tensor) -> Tensor:
-    """Lines [batch, 1, SIDE, SIDE] along the borders of all parts; `width` [batch] 0..1 is up to about five pixels."""
+    """Lines [batch, 1, SIDE, SIDE] along the borders of all parts.
+
+    A `width` [batch] of 1 is about five pixels.
+    """
     bands = []
     for size in (3, 5):
         grown = F.max_pool2d(parts, size, 1, size // 2)
         shrunk = 1 - F.max_pool2d(1 - parts, size, 1, size // 2)
         bands.append((grown - shrunk).amax(1, keepdim=True).clamp(0, 1))
+    narrow, wide = bands
     width = width[:, None, None, None]
-    return torch.where(
-        width < 0.5,
-        bands[0] * (2 * width).clamp(0, 1),
-        bands[0] + (bands[1] - bands[0]) * (2 * width - 1),
-    )
+    faint = narrow * (2 * width).clamp(0, 1)
+    return torch.where(width < 0.5, faint, narrow + (wide - narrow) * (2 * width - 1))
 
 
 def trembling(placed: Tensor, styles: Tensor) -> Tensor:
@@ -202,16 +204,20 @@ def trembling(placed: Tensor, styles: Tensor) -> Tensor:
     chosen = wobble > 0
     if not chosen.any():
         return placed
-    moved = torch.stack([2 * _X, 2 * _Y], -1) + 0.03 * wobble[
-        chosen, None, None, None
-    ] * _SWAY.permute(1, 2, 0)
+    strength = 0.03 * wobble[chosen, None, None, None]
+    moved = torch.stack([2 * _X, 2 * _Y], -1) + strength * _SWAY
     result = placed.clone()
     result[chosen] = F.grid_sample(placed[chosen], moved, align_corners=False)
     return result
 
 
 def paint(placed: Tensor, styles: Tensor) -> Tensor:
-    """Pictures [batch, 3, SIDE, SIDE] in -1..1 of shapes [batch, 4, SIDE, SIDE] (see `place`) in styles [batch, NUMBERS]."""
+    """Pictures [batch, 3, SIDE, SIDE] in -1..1.
+
+    Args:
+        placed: shapes [batch, 4, SIDE, SIDE] in 0..1, from `place`.
+        styles: [batch, NUMBERS].
+    """
     placed = trembling(placed, styles)
 
     def number(field: str) -> Tensor:
@@ -233,86 +239,79 @@ def paint(placed: Tensor, styles: Tensor) -> Tensor:
     picture = picture + (fill - picture) * parts[:, MAIN : MAIN + 1]
     for part, colour in ((SECOND, "second"), (ACCENT, "accent")):
         picture = picture + (number(colour) - picture) * parts[:, part : part + 1]
-    ground = picture.clone()
-    picture = picture + (number("line") - picture) * line
-    return textured(picture, ground, alpha, parts, styles).clamp(-1, 1)
+    drawn_over = picture + (number("line") - picture) * line
+    return textured(drawn_over, picture, alpha, parts, styles).clamp(-1, 1)
 
 
 def textured(
     picture: Tensor, filled: Tensor, alpha: Tensor, parts: Tensor, styles: Tensor
 ) -> Tensor:
-    """What a hand, a printer or a tiler leaves behind; `filled` is the picture without its lines."""
+    """Pictures with what a hand, a printer or a tiler leaves behind.
+
+    `filled` are the pictures without their lines.
+    """
     kinds = get(styles, "texture").argmax(1)
     result = picture.clone()
-    for index, name in enumerate(TEXTURES):
+    for index, kind in enumerate(TEXTURES):
         chosen = kinds == index
-        if name == "none" or not chosen.any():
+        if kind == "none" or not chosen.any():
             continue
-        x, strength = picture[chosen], get(styles, "texture_strength")[chosen, :, None, None]
-        size, inside = get(styles, "texture_size")[chosen, :, None, None], alpha[chosen]
-        if name == "grain":
-            field = torch.lerp(_NOISE["fine"], _NOISE["middle"], size)
-            x = x + 0.2 * strength * field
-        elif name == "hatching":
-            cycles = 26 - 12 * size
+
+        def number(field: str, chosen: Tensor = chosen) -> Tensor:
+            return get(styles, field)[chosen, :, None, None]
+
+        x, inside = picture[chosen], alpha[chosen]
+        strength, size = number("texture_strength"), number("texture_size")
+        if kind == "grain":
+            x = x + 0.2 * strength * torch.lerp(_NOISE["fine"], _NOISE["middle"], size)
+        elif kind in ("hatching", "halftone"):
             light = (filled[chosen].mean(1, keepdim=True) + 1) / 2
-            stroke = (
-                0.5
-                + (0.42 - 0.34 * light - _wave((_X + _Y) * cycles / 2 + 0.02 * _NOISE["wide"]))
-                * SIDE
-                / cycles
-            ).clamp(0, 1)
-            x = x + (get(styles, "line")[chosen, :, None, None] - x) * 0.9 * strength * stroke * (
-                0.25 + 0.75 * inside
-            )
-        elif name == "halftone":
-            cycles = 22 - 10 * size
-            light = (filled[chosen].mean(1, keepdim=True) + 1) / 2
-            u, v = (_X + _Y) * cycles / 2**0.5, (_X - _Y) * cycles / 2**0.5
-            dot = (
-                0.5
-                + (0.5 - 0.4 * light - (_wave(u).square() + _wave(v).square()).sqrt())
-                * SIDE
-                / cycles
-            ).clamp(0, 1)
-            x = x + (get(styles, "line")[chosen, :, None, None] - x) * 0.9 * strength * dot * (
-                0.25 + 0.75 * inside
-            )
-        elif name == "watercolour":
+            marks = strokes(light, size) if kind == "hatching" else halftone_dots(light, size)
+            x = x + (number("line") - x) * 0.9 * strength * marks * (0.25 + 0.75 * inside)
+        elif kind == "watercolour":
             wash = 0.5 + 0.35 * _NOISE["wide"] + 0.15 * _NOISE["middle"]
             paper = torch.ones_like(x) * 0.92
             x = x + (paper - x) * 0.45 * strength * wash.clamp(0, 1) * inside
             rim = (parts[chosen] * (1 - blur(parts[chosen], 2))).amax(1, keepdim=True)
             x = -1 + (x + 1) * (1 - 0.9 * strength * rim)
-        elif name == "crayon":
+        elif kind == "crayon":
             gaps = (0.5 + 1.2 * (_STROKES - 0.9 + 0.5 * size)).clamp(0, 1)
-            x = x + (get(styles, "ground_1")[chosen, :, None, None] - x) * strength * gaps
-        elif name in ("mosaic", "pixels"):
-            x = tiled(
-                x,
-                size,
-                strength if name == "mosaic" else None,
-                get(styles, "line")[chosen, :, None, None],
-            )
+            x = x + (number("ground_1") - x) * strength * gaps
+        else:
+            x = tiled(x, size, strength if kind == "mosaic" else None, number("line"))
         result[chosen] = x
     return result
+
+
+def strokes(light: Tensor, size: Tensor) -> Tensor:
+    """Diagonal strokes, the thinner the lighter the place: [batch, 1, SIDE, SIDE] in 0..1."""
+    cycles = 26 - 12 * size
+    distance = _wave((_X + _Y) * cycles / 2 + 0.02 * _NOISE["wide"])
+    return (0.5 + (0.42 - 0.34 * light - distance) * SIDE / cycles).clamp(0, 1)
+
+
+def halftone_dots(light: Tensor, size: Tensor) -> Tensor:
+    """A printer's dots, the smaller the lighter the place: [batch, 1, SIDE, SIDE] in 0..1."""
+    cycles = 22 - 10 * size
+    u, v = (_X + _Y) * cycles / 2**0.5, (_X - _Y) * cycles / 2**0.5
+    distance = _length(_wave(u), _wave(v))
+    return (0.5 + (0.5 - 0.4 * light - distance) * SIDE / cycles).clamp(0, 1)
 
 
 def tiled(x: Tensor, size: Tensor, grout: Tensor | None, line: Tensor) -> Tensor:
     """Pictures averaged over square tiles, with grout between them for a mosaic."""
     result = x.clone()
-    edges = torch.tensor([4, 6, 8, 10])
     which = (size.flatten() * 3.999).long()
-    for k, edge in enumerate(edges.tolist()):
-        chosen = which == k
+    for index, edge in enumerate((4, 6, 8, 10)):
+        chosen = which == index
         if not chosen.any():
             continue
         margin = (-SIDE) % edge
         tiles = F.avg_pool2d(F.pad(x[chosen], (0, margin, 0, margin), mode="replicate"), edge)
         flat = tiles.repeat_interleave(edge, 2).repeat_interleave(edge, 3)[..., :SIDE, :SIDE]
         if grout is not None:
-            place_ = torch.arange(SIDE) % edge == 0
-            gap = (place_[:, None] | place_[None, :]).float()
+            first = torch.arange(SIDE) % edge == 0
+            gap = (first[:, None] | first[None, :]).float()
             flat = flat + (line[chosen] - flat) * 0.7 * grout[chosen] * gap
         result[chosen] = flat
     return result

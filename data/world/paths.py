@@ -1,4 +1,4 @@
-"""Where training leaves what it makes: an ignored folder of the clone, or the one that TEACHING_MODEL_WORK names."""
+"""Where training writes: outputs/teaching_model, or the folder that TEACHING_MODEL_WORK names."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training samples: shapes put into the frame, styles, and the pictures they make, a few new ones at each step."""
+"""Training samples: shapes in the frame, styles, and the pictures they make, new at each step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,13 @@ NAMED_SHARE = 0.15  # of the styles are named ones, the others random
 
 @dataclass
 class Shapes:
-    """Label maps uint8 [n, 4, 128, 128] (main, second, accent, drawn line), their names, and how often each is drawn."""
+    """Drawings as label maps.
+
+    Attributes:
+        coverage: uint8 [n, 4, 128, 128]: main, second, accent, drawn line.
+        names, sets: what each shows, and the icon set it comes from.
+        weights: how often each is taken, beside the others.
+    """
 
     coverage: Tensor
     names: list[str]
@@ -31,19 +37,20 @@ class Shapes:
         with np.load(WORK / "shapes.npz") as stored:
             chosen = np.flatnonzero(stored["held_out"] == held_out)
             coverage = torch.from_numpy(stored["coverage"][chosen])
-            names, sets = stored["names"][chosen].tolist(), stored["sets"][chosen].tolist()
+            names = stored["names"][chosen].tolist()
+            sets = stored["sets"][chosen].tolist()
         weights = torch.tensor([SET_WEIGHTS.get(icon_set, 1.0) for icon_set in sets])
         return cls(coverage, names, sets, weights)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(shapes in the frame [count, 4, 128, 128] in 0..1, their rows [count])."""
+        """Random shapes in the frame [count, 4, 128, 128] in 0..1, and their rows [count]."""
         rows = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         placed = place(self.coverage[rows], random_poses(count, generator))
         return put_on_badges(placed, generator), rows
 
 
 def training_styles(count: int, plain_share: float, generator: torch.Generator) -> Tensor:
-    """Styles [count, NUMBERS]: random ones, some named ones, and the share of one plain style that the beginning needs."""
+    """Styles [count, NUMBERS]: random ones, some named ones, and a share of one plain style."""
     styles = random_styles(count, generator)
     named = torch.stack(list(NAMED_STYLES.values()))
     which = torch.rand(count, generator=generator)
@@ -54,7 +61,10 @@ def training_styles(count: int, plain_share: float, generator: torch.Generator) 
 
 
 class Pool:
-    """The last few thousand samples; each step adds new ones, and a sample serves about `uses` times before it goes."""
+    """The last few thousand samples, of which batches are drawn.
+
+    Each batch adds new ones; a sample is used about `uses` times before it is replaced.
+    """
 
     def __init__(
         self,
@@ -70,6 +80,7 @@ class Pool:
         self.latents: Tensor | None = None
 
     def add(self, count: int, plain_share: float, generator: torch.Generator) -> None:
+        """Paint new samples, in place of the oldest ones."""
         placed, _ = self.shapes.draw(count, generator)
         styles = training_styles(count, plain_share, generator)
         latents = self.encode(paint(placed, styles))
@@ -77,14 +88,16 @@ class Pool:
             self.latents = torch.empty(self.size, *latents.shape[1:])
         places = (self.next + torch.arange(count)) % self.size
         self.coverage[places] = (255 * placed + 0.5).byte()
-        self.styles[places], self.latents[places] = styles, latents
+        self.styles[places] = styles
+        self.latents[places] = latents
         self.next = (self.next + count) % self.size
         self.filled = min(self.size, self.filled + count)
 
     def batch(
         self, count: int, plain_share: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(shapes [count, 4, 128, 128] in 0..1, styles [count, NUMBERS], latents)."""
+        """Shapes [count, 4, 128, 128] in 0..1, their styles [count, NUMBERS] and their latents."""
         self.add(max(1, round(count / self.uses)), plain_share, generator)
+        assert self.latents is not None
         rows = torch.randint(self.filled, (count,), generator=generator)
         return self.coverage[rows].float() / 255, self.styles[rows], self.latents[rows]

@@ -1,11 +1,14 @@
-"""Two small networks that speak to the teaching model's two blocks while it is trained, and are taken away afterwards.
+"""Two small networks that speak to the teaching model's two blocks, only while it is trained.
 
-The words of a prompt are 32 positions of 192 numbers. The first 96 numbers come from the first text encoder and speak of
-content, the other 96 come from the second and speak of style. Positions 16 to 31, which have read every word of a short
-prompt, carry the message; the first 16 always say the same. A tutor says its message in that form: the content tutor from
-the label map of a shape, the style tutor from the numbers of a style. So the two blocks hear every shape and every style
-there is, not only those that have a name.
+The words of a prompt are 32 positions of 192 numbers. The first 96 numbers come from the first text
+encoder and speak of content, the other 96 come from the second and speak of style. Positions 16 to
+31, which have read every word of a short prompt, carry the message; the first 16 always say the
+same. A tutor says its message in that form: the content tutor from the label map of a shape, the
+style tutor from the numbers of a style. So the two blocks hear every shape and every style there
+is, not only those that have a name.
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +21,13 @@ HALF = 96  # numbers of a position that one text encoder gives
 
 
 def even(tokens: Tensor) -> Tensor:
-    """Tokens of mean 0 and standard deviation 1 each: a tutor that may shout soon drowns all words but its own."""
+    """Tokens of mean 0 and standard deviation 1 each: louder ones would soon drown all others."""
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
 class ResidualConv(nn.Module):
+    """Two 3 × 3 convolutions beside the identity."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
@@ -39,25 +44,22 @@ class ResidualConv(nn.Module):
 
 
 class ContentTutor(nn.Module):
-    """Label maps [batch, 4, 128, 128] → 16 tokens [batch, 16, 96], one for each cell of a 4 × 4 grid."""
+    """Label maps [batch, 4, 128, 128] → tokens [batch, 16, 96], one a cell of a 4 × 4 grid."""
 
     def __init__(self) -> None:
         super().__init__()
         widths = (4, 24, 48, 96, 160, 224)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:]):
-            layers += [
-                nn.Conv2d(before, after, 3, stride=2, padding=1),
-                ResidualConv(after) if after > 60 else nn.SiLU(),
-            ]
+        for before, after in pairwise(widths):
+            layers.append(nn.Conv2d(before, after, 3, stride=2, padding=1))
+            layers.append(ResidualConv(after) if after > 60 else nn.SiLU())
         self.trunk = nn.Sequential(*layers)
         self.speak = nn.Conv2d(widths[-1], HALF, 1)
         self.places = nn.Parameter(0.5 * torch.randn(SPEAKING, HALF))
 
     def forward(self, label_maps: Tensor) -> Tensor:
-        return even(
-            self.speak(self.trunk(2 * label_maps - 1)).flatten(2).transpose(1, 2) + self.places
-        )
+        cells = self.speak(self.trunk(2 * label_maps - 1))
+        return even(cells.flatten(2).transpose(1, 2) + self.places)
 
 
 class StyleTutor(nn.Module):
@@ -87,7 +89,10 @@ class Tutors(nn.Module):
         self.neutral = nn.Parameter(torch.randn(POSITIONS, 2 * HALF))
 
     def words(self, content: Tensor | None, style: Tensor | None, count: int) -> Tensor:
-        """Prompts [count, 32, 192] with messages [count, 16, 96] for content, style, both or neither; the rest is neutral."""
+        """Prompts [count, 32, 192] with a message [count, 16, 96] for content, style, or both.
+
+        The rest, and a message that is None, is neutral.
+        """
         quiet = self.neutral.expand(count, -1, -1)
         halves = []
         for message, half in ((content, quiet[..., :HALF]), (style, quiet[..., HALF:])):

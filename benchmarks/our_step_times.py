@@ -1,0 +1,39 @@
+"""Train a B-LoRA and note when each of its steps ended; `training_speed.py` runs this.
+
+python benchmarks/our_step_times.py RESULT.json BASE PICTURE '{"rank": 16, "max_train_steps": 9}'
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from blora_nb.pipeline import load_pipeline
+from blora_nb.running.loss_guard import LossGuard
+from blora_nb.settings import TrainingSettings
+from blora_nb.training import train
+from peer_step_times import now, peak
+
+
+def main() -> None:
+    result, base, picture, settings = sys.argv[1:]
+    times: list[tuple[int, float]] = []
+    look = LossGuard.look
+
+    # on a GPU the losses of several steps become known at once, and only then has it caught up
+    def timed(guard: LossGuard) -> list[tuple[int, float]]:
+        known = look(guard)
+        if known:
+            times.append((known[-1][0], now()))
+        return known
+
+    LossGuard.look = timed
+    pipe = load_pipeline(base, dtype=torch.float16 if torch.cuda.is_available() else None)
+    blora = train(pipe, picture, TrainingSettings(**json.loads(settings)), progress=False)
+    found = {"times": times, "losses": blora.losses, "peak_mib": peak()}
+    Path(result).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
