@@ -11,7 +11,7 @@ from blora_nb.generation import generate, sample
 from blora_nb.guards.changed_pipelines import inner, unwrapped
 from blora_nb.inspection import prompt_per_block, record_attention
 from blora_nb.lora import BLoRA, applied, apply, remove
-from blora_nb.pipeline import load_pipeline
+from blora_nb.pipeline import use_scheduler
 from blora_nb.running.records import record
 from blora_nb.trainer import train
 from conftest import ROOT
@@ -21,11 +21,6 @@ PROMPT = "A [c] in [s] style"
 NAMES = ("star_sunset", "flower_neon", "cat_wood")
 STAR, NEON, WOOD = (BLoRA.load(BLORAS / f"{name}.safetensors") for name in NAMES)
 HOUSE = {"mid_block.attentions.0": "A house"}
-
-
-@pytest.fixture
-def fresh():
-    return load_pipeline(device="cpu")
 
 
 def draw(pipe, **options):
@@ -116,23 +111,48 @@ def test_removing_also_takes_out_what_is_fused(pipe, fresh):
     assert close(draw(fresh), plain, 0.01)
 
 
+def compile_whole(pipe):
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+
+
+def compile_in_place(pipe):
+    pipe.unet.compile(backend="eager")
+
+
+def compile_forward(pipe):
+    pipe.unet.forward = torch.compile(pipe.unet.forward, backend="eager")
+
+
+def compile_blocks(pipe):
+    pipe.unet.compile_repeated_blocks(backend="eager")
+
+
+def compile_a_part(pipe):
+    pipe.unet.up_blocks[0] = torch.compile(pipe.unet.up_blocks[0], backend="eager")
+
+
+def wrap(pipe):
+    pipe.unet = torch.nn.DataParallel(pipe.unet)
+
+
+def wrap_and_compile(pipe):
+    wrap(pipe)
+    compile_whole(pipe)
+
+
+def wrap_an_encoder(pipe):
+    pipe.text_encoder = torch.nn.DataParallel(pipe.text_encoder)
+
+
 WRAPPED = {
-    "compiled": lambda pipe: setattr(pipe, "unet", torch.compile(pipe.unet, backend="eager")),
-    "compiled in place": lambda pipe: pipe.unet.compile(backend="eager"),
-    "compiled forward": lambda pipe: setattr(
-        pipe.unet, "forward", torch.compile(pipe.unet.forward, backend="eager")
-    ),
-    "compiled blocks": lambda pipe: pipe.unet.compile_repeated_blocks(backend="eager"),
-    "a compiled part": lambda pipe: pipe.unet.up_blocks.__setitem__(
-        0, torch.compile(pipe.unet.up_blocks[0], backend="eager")
-    ),
-    "parallel": lambda pipe: setattr(pipe, "unet", torch.nn.DataParallel(pipe.unet)),
-    "both": lambda pipe: setattr(
-        pipe, "unet", torch.compile(torch.nn.DataParallel(pipe.unet), backend="eager")
-    ),
-    "encoders": lambda pipe: setattr(
-        pipe, "text_encoder", torch.nn.DataParallel(pipe.text_encoder)
-    ),
+    "compiled": compile_whole,
+    "compiled in place": compile_in_place,
+    "compiled forward": compile_forward,
+    "compiled blocks": compile_blocks,
+    "a compiled part": compile_a_part,
+    "parallel": wrap,
+    "both": wrap_and_compile,
+    "encoders": wrap_an_encoder,
     "other attention": lambda pipe: pipe.unet.set_attn_processor(AttnProcessor()),
     "sliced attention": lambda pipe: pipe.enable_attention_slicing(1),
 }
@@ -174,16 +194,20 @@ def test_a_compiled_layer_keeps_its_lora(pipe, fresh):
     assert close(draw(fresh, content=STAR), draw(pipe, content=STAR), 0.01)
 
 
-def test_loras_of_others_are_taken_off_and_named(pipe, fresh, picture):
-    right, plain, learnt = draw(pipe, content=STAR), draw(pipe), learn(pipe, picture)
-    for name in ("mine", "content"):
-        for use, same in ((lambda: draw(fresh, content=STAR), right), (lambda: draw(fresh), plain)):
-            load_by_other_means(fresh, name)
-            fresh.set_adapters([name], [0.7])
-            with pytest.warns(PipelineWarning, match=f"LoRA {name}, .* is taken off"):
-                image = use()
-            assert image.tobytes() == same.tobytes()
-            remove(fresh)
+@pytest.mark.parametrize("name", ["mine", "content"])
+def test_loras_of_others_are_taken_off_and_named(pipe, fresh, name):
+    right, plain = draw(pipe, content=STAR), draw(pipe)
+    for options, same in (({"content": STAR}, right), ({}, plain)):
+        load_by_other_means(fresh, name)
+        fresh.set_adapters([name], [0.7])
+        with pytest.warns(PipelineWarning, match=f"LoRA {name}, .* is taken off"):
+            image = draw(fresh, **options)
+        assert image.tobytes() == same.tobytes()
+        remove(fresh)
+
+
+def test_a_training_takes_off_loras_of_others(pipe, fresh, picture):
+    learnt = learn(pipe, picture)
     load_by_other_means(fresh)
     with pytest.warns(PipelineWarning, match="mine"):
         assert same_weights(learn(fresh, picture), learnt)
@@ -217,18 +241,26 @@ def test_weights_that_were_exchanged_in_place_are_put_right(pipe, fresh, tmp_pat
         assert draw(fresh, content=STAR).tobytes() == right.tobytes()
 
 
-def test_switches_of_diffusers_are_set_again(pipe, fresh):
+def fuse_and_unfuse(pipe):
+    pipe.fuse_lora(lora_scale=0.4)
+    pipe.unfuse_lora()
+
+
+SWITCHES = {
+    "all off": lambda pipe: pipe.disable_lora(),
+    "one, weaker": lambda pipe: pipe.set_adapters(["content"], [0.2]),
+    "one deleted": lambda pipe: pipe.delete_adapters(["style"]),
+    "unloaded": lambda pipe: pipe.unload_lora_weights(),
+    "fused for a while": fuse_and_unfuse,
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_switches_of_diffusers_are_set_again(pipe, fresh, switch):
     right = draw(pipe, content=STAR, style=NEON)
-    for change in (
-        lambda: fresh.disable_lora(),
-        lambda: fresh.set_adapters(["content"], [0.2]),
-        lambda: fresh.delete_adapters(["style"]),
-        lambda: fresh.unload_lora_weights(),
-        lambda: (fresh.fuse_lora(lora_scale=0.4), fresh.unfuse_lora()),
-    ):
-        apply(fresh, STAR, NEON)
-        change()
-        assert close(draw(fresh, content=STAR, style=NEON), right, 0.05)
+    apply(fresh, STAR, NEON)
+    SWITCHES[switch](fresh)
+    assert close(draw(fresh, content=STAR, style=NEON), right, 0.05)
 
 
 def test_freeu_is_for_drawing_and_in_the_record(pipe, fresh, picture):
@@ -336,8 +368,6 @@ def test_offloaded_models_draw_and_are_not_trained(pipe, fresh, picture, kind):
 def test_a_sampler_that_was_put_in_anothers_place_is_not_recorded(fresh):
     from diffusers import DDIMScheduler
 
-    from blora_nb.pipeline import use_scheduler
-
     use_scheduler(fresh, "dpm++")
     assert draw(fresh).info["blora_nb"]["scheduler"] == "dpm++"
     fresh.scheduler = DDIMScheduler.from_config(fresh.scheduler.config)
@@ -346,7 +376,12 @@ def test_a_sampler_that_was_put_in_anothers_place_is_not_recorded(fresh):
 
 def test_unwrapping_is_undone_after_an_error(fresh):
     fresh.unet = wrapper = torch.nn.DataParallel(fresh.unet)
-    with pytest.raises(KeyError), unwrapped(fresh):
-        assert fresh.unet is wrapper.module
-        raise KeyError
+
+    def fail_inside():
+        with unwrapped(fresh):
+            assert fresh.unet is wrapper.module
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
     assert fresh.unet is wrapper
