@@ -1,4 +1,7 @@
-"""The still forms: each picture of a sweep is the one that `generate` draws, in its place, and the caption says how."""
+"""The still forms: each picture of a sweep is the one that `generate` draws, in its place.
+
+And the caption says how.
+"""
 
 import io
 
@@ -120,7 +123,10 @@ def test_the_best_seed_has_both(pipe):
 
 
 def test_a_figure_keeps_its_colours(picture):
-    """Few colours keep a notebook small; a gradient must not show bands for it, nor a small spot lose its colour."""
+    """Few colours keep a notebook small.
+
+    A gradient must not show bands for it, nor a small spot lose its colour.
+    """
     spotted = picture.copy()
     spotted.paste((0, 255, 0), (40, 40, 52, 52))
     figure = picture_grid([[spotted]], side=4)

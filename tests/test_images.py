@@ -23,13 +23,15 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 def two_colours():
     image = Image.new("RGB", (60, 40), RED)
-    image.paste(BLUE, (0, 0, 30, 40))  # blue on the left
+    # blue on the left
+    image.paste(BLUE, (0, 0, 30, 40))
     return image
 
 
 def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to see it upright"
+    # "rotate by 90 degrees to see it upright"
+    exif[0x0112] = 6
     two_colours().save(tmp_path / "photo.jpg", exif=exif, quality=95)
     upright = read_image(tmp_path / "photo.jpg")
     assert upright.size == (40, 60)
@@ -50,18 +52,15 @@ def test_transparent_parts_become_white(tmp_path, mode):
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "I;16", "F"])
 def test_every_mode_is_read(mode):
-    ramp = Image.fromarray(
-        np.linspace(0, 65535 if mode == "I;16" else 255, 64 * 64)
-        .reshape(64, 64)
-        .astype(np.uint16 if mode == "I;16" else np.uint8)
-    )
+    white, dtype = (65535, np.uint16) if mode == "I;16" else (255, np.uint8)
+    ramp = Image.fromarray(np.linspace(0, white, 64 * 64).reshape(64, 64).astype(dtype))
     seen = read_image(ramp if mode in ("I;16", "L") else ramp.convert(mode))
     assert seen.mode == "RGB"
     assert len(seen.getcolors(maxcolors=10_000)) > 1
 
 
 @pytest.mark.parametrize(
-    "values, dtype",
+    ("values", "dtype"),
     [
         ((0, 0.5, 1), np.float32),
         ((0, 127.5, 255), np.float32),
@@ -119,7 +118,8 @@ def test_names_are_safe_and_nothing_is_overwritten(tmp_path):
     assert first.exists()
     assert second != first
     assert json.loads(Image.open(first).text["blora_nb"]) == {"prompt": "A <c>"}
-    assert [p.name for p in tmp_path.iterdir()] == [first.name]  # no part file left
+    # no part file left
+    assert [p.name for p in tmp_path.iterdir()] == [first.name]
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path):
