@@ -1,5 +1,7 @@
 # make walkthrough   run the lessons on the teaching model; pictures and executed notebooks go to outputs/
-# make test          run every test
+# make test          run every test, in two processes (WORKERS=4: in four)
+# make test-fast     run the tests that take a moment, without the notebooks: less than two minutes;
+#                    one file: .venv/bin/python -m pytest tests/test_formats.py -m "not slow"
 # make lab           open JupyterLab on the notebooks
 # make app           open the page for people who never open a notebook
 # make test-colab    run the notebooks and panels with the versions that Colab ships, in an environment of their own
@@ -16,13 +18,20 @@ export OMP_WAIT_POLICY := passive
 # one thread is faster for a model as small as the teaching model, and adds up in the same order everywhere
 export OMP_NUM_THREADS := 1
 
-.PHONY: walkthrough test test-colab test-old-diffusers lab app notebooks bench teaching-model
+# a file's tests stay in one process: they share what they have trained, and the cells of a notebook a kernel
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: walkthrough test test-fast test-colab test-old-diffusers lab app notebooks bench teaching-model
 
 walkthrough: $(READY)
 	$(BIN)/python notebooks/execute.py --to outputs
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(READY)
+	$(PYTEST) -m "not slow and not browser" tests
 
 test-colab: .venv-colab/ready
 	.venv-colab/bin/python -m pytest tests/test_panels.py tests/test_picker.py notebooks

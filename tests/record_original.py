@@ -8,7 +8,7 @@
         --checkpointing_steps=100 --seed=0
 
 SCRIPT is train_dreambooth_b-lora_sdxl.py of github.com/yardenfren1996/B-LoRA; it runs in an
-environment of its own, with diffusers 0.25 and torchvision, without PEFT. Nothing of ours is needed.
+environment of its own, with diffusers 0.25 and torchvision, without PEFT. It needs nothing of ours.
 """
 
 import importlib.util
@@ -71,6 +71,7 @@ def main():
             sys.exit()
 
     watched(accelerate.Accelerator, "prepare", prepare)
+
     def backward(self, loss, **kwargs):
         losses.append(loss.detach().clone())
 

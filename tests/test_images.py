@@ -1,4 +1,4 @@
-"""Pictures as people have them: rotated, transparent, odd modes, broken files; and pictures written out."""
+"""Pictures as people have them: rotated, transparent, of odd modes, broken; and written out."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Looking inside changes nothing: bit-equal pictures, a pipeline as it was, also after an exception."""
+"""Looking inside changes no bit of a picture and leaves a pipeline as it was, also on errors."""
 
 import numpy as np
 import pytest
@@ -42,9 +42,7 @@ def test_recorded_weights_are_what_the_attention_computes(pipe):
     def look(module, args, kwargs):
         seen.append((module, args[0], kwargs["encoder_hidden_states"]))
 
-    handles = [
-        block.attn2.register_forward_pre_hook(look, with_kwargs=True) for block in layers
-    ]
+    handles = [block.attn2.register_forward_pre_hook(look, with_kwargs=True) for block in layers]
     with record_attention(pipe, PROMPT, [CONTENT_BLOCK]) as attention:
         generator = torch.Generator().manual_seed(0)
         pipe(PROMPT, num_inference_steps=1, guidance_scale=1.0, generator=generator)

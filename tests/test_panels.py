@@ -1,4 +1,4 @@
-"""The panels, driven as a browser drives them, on the installed ipywidgets and on the one that Colab ships."""
+"""The panels, driven as a browser drives them, on the installed ipywidgets and on Colab's."""
 
 import _thread
 import base64

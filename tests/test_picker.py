@@ -1,4 +1,4 @@
-"""Choosing a checkpoint by its pictures: from the command line as a sheet, in a notebook with a slider."""
+"""Choosing a checkpoint by its pictures: on a sheet, or in a notebook with a slider."""
 
 import base64
 import json

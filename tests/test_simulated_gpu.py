@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
     reason="this PyTorch knows real GPUs; the simulated one is for a PyTorch without",
 )
 def test_on_a_simulated_gpu():
-    """In a process of its own: PyTorch asks only once, when it is imported, which devices there are."""
+    """In a process of its own: PyTorch asks only when it is imported which devices there are."""
     path = os.pathsep.join([str(HERE.parent / "benchmarks"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "simulated_gpu"]
     command += ["-p", "no:nbval", "-o", "addopts=", str(HERE / "on_a_simulated_gpu.py")]

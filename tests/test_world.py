@@ -1,4 +1,4 @@
-"""The world that the teaching model learns from: shapes, styles, and a shortened run of the whole training."""
+"""The world that the teaching model learns from; and a shortened run of the whole training."""
 
 import json
 import os
