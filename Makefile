@@ -18,9 +18,10 @@ export OMP_WAIT_POLICY := passive
 # one thread is faster for a model as small as the teaching model, and adds up in the same order everywhere
 export OMP_NUM_THREADS := 1
 
-# a file's tests stay in one process: they share what they have trained, and the cells of a notebook a kernel
+# The tests of a file share what they have trained, and a notebook's cells their kernel, so a file stays in one process.
+# Files are taken in the order of their names, the notebooks last: no long one is left over at the end.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: walkthrough test test-fast test-colab test-old-diffusers lab app notebooks bench teaching-model
 

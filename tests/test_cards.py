@@ -236,6 +236,7 @@ def inspected(source, environment):
     return run("inspect", source, env={**os.environ, **environment})
 
 
+@pytest.mark.slow
 def test_upload_then_load_by_id(described, hub, elsewhere, tmp_path):
     assert upload(described, "user/name", token="hf_x", endpoint=hub).endswith(COMMIT)
     assert set(Hub.files) >= {FILE_NAME, "README.md"}
@@ -251,6 +252,7 @@ def test_upload_then_load_by_id(described, hub, elsewhere, tmp_path):
     assert described.fingerprint in again.stdout
 
 
+@pytest.mark.slow
 def test_a_huge_file_is_not_downloaded(hub, elsewhere):
     Hub.files["huge.safetensors"] = b"huge"
     huge = inspected("user/name/huge.safetensors", elsewhere | {"HF_ENDPOINT": hub})
@@ -258,12 +260,14 @@ def test_a_huge_file_is_not_downloaded(hub, elsewhere):
     assert not [path for kind, path in Hub.requests if kind == "GET" and "huge" in path]
 
 
+@pytest.mark.slow
 def test_a_file_that_a_repository_does_not_have_is_named(hub, elsewhere):
     Hub.files[FILE_NAME] = b"not read"
     named = inspected("user/name/other.safetensors", elsewhere | {"HF_ENDPOINT": hub})
     refused(named, "has no file other.safetensors")
 
 
+@pytest.mark.slow
 def test_peft_in_a_folder_of_a_repository_takes_its_own_settings(hub, elsewhere, tmp_path):
     blora = made()
     weights = blora.save(tmp_path / "peft", "peft").read_bytes()
@@ -290,6 +294,7 @@ def test_peft_in_a_folder_of_a_repository_takes_its_own_settings(hub, elsewhere,
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "user/missing"),
     ],
 )
+@pytest.mark.slow
 def test_without_network_or_repository_the_error_says_so(hub, elsewhere, environment, message):
     environment = {name: value.replace("the hub", hub) for name, value in environment.items()}
     found = inspected("user/missing", elsewhere | environment)

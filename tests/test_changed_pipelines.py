@@ -72,6 +72,7 @@ UNDONE = {  # change, words of the refusal, the call that it names
 
 
 @pytest.mark.parametrize("kind", UNDONE)
+@pytest.mark.slow
 def test_what_spoils_everything_is_refused_until_it_is_undone(pipe, fresh, picture, kind):
     change, words, call = UNDONE[kind]
     halves = {"content": STAR, "style": WOOD, "style_alpha": 0.3}
@@ -159,6 +160,7 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
+@pytest.mark.slow
 def test_wrapped_and_compiled_models_give_the_same(pipe, fresh, picture, tmp_path, kind):
     sequence = [
         {},

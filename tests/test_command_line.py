@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
     picture.save(folder / "a picture.png", exif=exif)
     command = ["train", "--instance_data_dir", folder / "a picture.png"]
     command += ["--output_dir", folder / "out", "--max_train_steps", 4, "--rank", 4]
-    succeeded(run(*command))
+    succeeded(run_here(*command))
     return folder
 
 
@@ -55,16 +55,23 @@ def words(trained, tmp_path):
     return lambda command: [word.format(**places) for word in shlex.split(command)]
 
 
-def test_train_then_generate(trained, tmp_path):
-    assert (trained / "out" / "pytorch_lora_weights.safetensors").exists()
+@pytest.mark.slow
+def test_train_then_generate_in_processes_of_their_own(trained, tmp_path):
+    command = ["train", "--instance_data_dir", trained / "a picture.png", "--output_dir", "out"]
+    succeeded(run(*command, "--max_train_steps", 2, "--rank", 4, cwd=tmp_path))
+    command = ["generate", "--prompt", "A", "--output_path", "made", "--content_B_LoRA", "out"]
+    succeeded(run(*command, "--num_inference_steps", 2, "--seeds", 5, cwd=tmp_path))
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["A_seed5.png"]
+
+
+def test_generate_writes_beside_what_is_there(trained, tmp_path):
     out = tmp_path / "new" / "folder"
     command = ["generate", "--prompt", "A <c>/[s] in style", "--output_path", out]
     command += ["--content_B_LoRA", trained / "out", "--style_B_LoRA", trained / "out"]
     command += ["--num_images_per_prompt", 2, "--num_inference_steps", 2]
-    succeeded(run(*command))
+    succeeded(run_here(*command))
     first = sorted(out.iterdir())
     assert len(first) == 2
-    # the second time beside the first
     succeeded(run_here(*command))
     files = sorted(out.iterdir())
     assert len(files) == 4
@@ -160,6 +167,7 @@ def test_a_picture_made_again_with_other_seeds(words, tmp_path):
     assert made == ["A_c_seed0.png", "A_c_seed1.png"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_answered_from_the_start(tmp_path):
     """Also while PyTorch is imported."""
     command = [sys.executable, "-X", "importtime", "-m", "blora_nb"]

@@ -128,6 +128,7 @@ def test_together_is_finished_for_all_pictures_and_their_prompts(cat, tmp_path):
     refused(again(folder, out, *options), "another picture")
 
 
+@pytest.mark.slow
 def test_notes_of_pictures_and_prompts_are_a_line_each_once(cat, tmp_path):
     """In a process of its own, where what the libraries say is heard, too."""
     Image.new("RGB", (5, 5), "red").save(cat)

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 from prepare import ADDRESS, FIRST_CELL
 
+pytestmark = pytest.mark.slow
 # a small package without dependencies that nothing here needs
 SMALL = "toolz"
 

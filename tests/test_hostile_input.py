@@ -168,6 +168,7 @@ def error_of(use, kind):
     return None
 
 
+@pytest.mark.slow
 def test_mutated_headers(folder):
     """Some are read, most are refused: the changes are neither all harmless nor all fatal."""
     file, errors = folder / "mutated.safetensors", []
@@ -234,6 +235,7 @@ print(peak_mib() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_huge_header_and_huge_shapes_take_no_memory(tmp_path):
     """Sparse files that claim gigabytes; in a process whose peak memory is measured."""
     bomb = tmp_path / "header.safetensors"
@@ -371,6 +373,7 @@ def mutated_images(draw):
     return bytes(data[: draw(st.just(len(data)) | st.integers(0, len(data)))])
 
 
+@pytest.mark.slow
 def test_mutated_images(folder):
     """Some are read, some are refused: the changes are neither all harmless nor all fatal."""
     file, errors = folder / "mutated.png", []

@@ -31,7 +31,7 @@ def typed(tmp_path_factory):
     command += ["--content_B_LoRA", "one.safetensors", "--style_B_LoRA", "two.safetensors"]
     command += ["--style_alpha", "-0.75", "--num_inference_steps", 3, "--guidance_scale", 2.5]
     command += ["--negative_prompt", "a <dog> ü", "--seeds", -1, 7]
-    succeeded(run(*command, cwd=folder))
+    succeeded(run_here(*command, cwd=folder))
     assert len(list((folder / "first").iterdir())) == 2
     return folder
 
@@ -50,6 +50,7 @@ def test_a_picture_knows_how_it_was_made(typed):
     assert "torch" in settings["versions"]
 
 
+@pytest.mark.slow
 def test_a_picture_is_made_again_bit_by_bit(typed, tmp_path):
     """In a process of its own, which has nothing but the file."""
     picture, another = first_pictures(typed)
@@ -251,6 +252,7 @@ def test_settings_that_make_no_sense_are_one_clear_line(tmp_path, settings):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_export_and_inspect(tmp_path):
     one, two = made(seed=1), made(rank=mixed_rank, seed=2)
     one.save(tmp_path / "one")
@@ -264,7 +266,7 @@ def test_export_and_inspect(tmp_path):
     for layer, (_, up) in two.style.layers.items():
         assert torch.equal(both.layers[layer][1], -0.5 * up)
     refused(run_here(*command), "exists already")
-    shown = succeeded(run("inspect", file)).stdout
+    shown = succeeded(run_here("inspect", file)).stdout
     assert "kohya with SDXL's own block names" in shown
     assert "rank 2, 6" in shown
     assert json.loads(one.metadata["training"])["instance_prompt"] in shown

@@ -50,6 +50,7 @@ def command(folder, out, *more):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_path):
     out = tmp_path / "out"
     # so that some are not finished when the first one is

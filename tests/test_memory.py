@@ -196,6 +196,7 @@ def test_a_picture_too_large_to_encode_leaves_the_vae_as_it_was(picture, monkeyp
 @pytest.mark.parametrize(
     ("kind", "dtype"), [("nf4", torch.float32), ("int8", torch.float32), ("nf4", torch.bfloat16)]
 )
+@pytest.mark.slow
 def test_a_quantized_base_trains(kind, dtype, picture, monkeypatch):
     """Values and gradients; diffusers asks for a GPU, bitsandbytes itself computes on a CPU too."""
     pytest.importorskip("bitsandbytes")

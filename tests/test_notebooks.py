@@ -121,6 +121,7 @@ CELLS = {  # name of the notebook: (source, stored output)
 }
 
 
+@pytest.mark.slow
 def test_comparing_bites(tmp_path):
     """nbval passes a cell with its true output; it fails a tampered one and a broken callback."""
     for name, (source, stored) in CELLS.items():

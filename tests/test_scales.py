@@ -153,6 +153,7 @@ def loras(draw):
     suppress_health_check=list(HealthCheck),
 )
 @given(loras())
+@pytest.mark.slow
 def test_a_lora_is_read_as_itself_however_it_is_written(folder, drawn):
     lora = random_lora(drawn["ranks"].get, drawn["seed"])
     ranks, alpha, way = drawn["ranks"], drawn["alpha"], drawn["way"]

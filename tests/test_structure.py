@@ -31,6 +31,7 @@ def turned():
     return picture, shape(picture, np.asarray(picture, dtype=int)[2, 2])
 
 
+@pytest.mark.slow
 def test_the_layout_is_kept(pipe, turned):
     picture, where = turned
     prompt, options = "A cat in neon style", {"seeds": [0, 1, 2], "progress": False}

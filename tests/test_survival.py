@@ -85,6 +85,7 @@ def copied(half_way, tmp_path):
     return shutil.copytree(half_way, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_resumed_is_bit_equal(picture, uninterrupted, tmp_path):
     picture.save(tmp_path / "a.png")
     out, chance = tmp_path / "out", random.Random(0)
@@ -103,6 +104,7 @@ def test_killed_at_random_and_resumed_is_bit_equal(picture, uninterrupted, tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_ctrl_c_ends_at_a_step_and_saves(picture, tmp_path, number):
     picture.save(tmp_path / "a.png")
     process = start(tmp_path / "a.png", tmp_path / "out")
@@ -325,6 +327,7 @@ def test_trouble_at_the_first_step_leaves_no_file(pipe, picture, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_rising_loss_stops_and_the_weights_from_before_the_rise_are_kept(pipe, picture, tmp_path):
     """The rise is noticed some ten steps after it began, by the median."""
     losses, weights = [], {}
@@ -446,6 +449,7 @@ def saved_elsewhere(errors):
     return Path(errors.split("it is in ")[1].split(";")[0])
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_loses_nothing(picture, uninterrupted, half_way, disk, tmp_path):
     """The first checkpoint fits, the rest and the B-LoRA itself do not."""
     picture.save(tmp_path / "a.png")
@@ -492,6 +496,7 @@ def test_a_read_only_disk_is_named_before_the_work(picture, disk, tmp_path):
     refused(run_here(*command), "Read-only file system", "Nothing was done yet")
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only_meanwhile_loses_nothing(
     picture, uninterrupted, disk, tmp_path
 ):

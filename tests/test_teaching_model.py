@@ -27,6 +27,7 @@ def test_diffusers_loads_it_without_our_code():
     assert sum(f.stat().st_size for f in TINY_SDXL.rglob("*") if f.is_file()) <= 16_000_000
 
 
+@pytest.mark.slow
 def test_it_draws_combinations_it_never_saw(pipe, judge):
     generators = [torch.Generator().manual_seed(i) for i in range(len(HELD_OUT))]
     images = pipe(
@@ -51,6 +52,7 @@ def test_the_autoencoder_gives_pictures_back(pipe):
     assert psnr.min() >= 20
 
 
+@pytest.mark.slow
 def test_both_halves_rebuild_and_each_alone_keeps_its_part(pipe, judge, blora):
     def drawn(prompt, **halves):
         images = generate(pipe, prompt, **halves, seeds=range(6), progress=False)

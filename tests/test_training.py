@@ -554,6 +554,7 @@ def test_a_content_half_that_is_none_is_refused(pipe, picture, blora):
         train(pipe, picture, content=blora.style, **TWO_STEP)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_the_same_and_are_plain_again(pipe, picture, monkeypatch):
     """With the part of the compiler that is quick; all of it takes half a minute here."""
     from diffusers import UNet2DConditionModel
@@ -573,6 +574,7 @@ def test_compiled_blocks_train_the_same_and_are_plain_again(pipe, picture, monke
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.slow
 def test_a_base_in_16_bits_trains_and_draws(dtype, picture, recwarn):
     """The LoRA stays in float32, float16's gradients are scaled, its VAE does not overflow.
 
