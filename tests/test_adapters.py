@@ -159,29 +159,6 @@ def test_halves_are_disjoint_and_complete(blora):
         _ = content.style
 
 
-@pytest.mark.parametrize("prefix", ["unet.unet.", "unet.", ""])
-def test_known_spellings_load_the_same(blora, tmp_path, prefix):
-    save_file(
-        {prefix + k.removeprefix("unet."): t for k, t in blora.state_dict.items()},
-        tmp_path / "x.safetensors",
-    )
-    assert BLoRA.load(tmp_path / "x.safetensors").state_dict.keys() == blora.state_dict.keys()
-
-
-def test_the_oldest_diffusers_spelling_loads(blora, tmp_path):
-    def old(key):
-        for projection in ("to_q", "to_k", "to_v"):
-            key = key.replace(f".{projection}.", f".processor.{projection}_lora.")
-        return (
-            key.replace(".to_out.0.", ".processor.to_out_lora.")
-            .replace("lora_A", "down")
-            .replace("lora_B", "up")
-        )
-
-    save_file({old(k): t for k, t in blora.state_dict.items()}, tmp_path / "x.safetensors")
-    assert BLoRA.load(tmp_path / "x.safetensors").state_dict.keys() == blora.state_dict.keys()
-
-
 OF_ANOTHER_KIND = {
     "other_block": lambda key, t: {key.replace("up_blocks.0", "down_blocks.2"): t},
     "half_a_pair": lambda key, t: {key: t},

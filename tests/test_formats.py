@@ -202,6 +202,7 @@ SPELLINGS = {
     "diffusers": lambda k: k,
     "diffusers 0.25": diffusers_025,
     "doubled unet": lambda k: "unet." + diffusers_025(k),
+    "doubled unet, PEFT's endings": lambda k: "unet." + k,
     "processors": processors,
     "doubled processors": lambda k: "unet." + processors(k),
     "no prefix": lambda k: k.removeprefix("unet."),

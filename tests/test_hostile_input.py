@@ -332,11 +332,14 @@ def test_special_files_are_not_waited_for(tmp_path):
         BLoRA.load(tmp_path / "pipe.safetensors")
     with pytest.raises(ImageError, match="no ordinary file"):
         read_image(tmp_path / "pipe.png")
-    for source in ("a\0b.safetensors", "x" * 5000):
-        with pytest.raises(BLoRAError):
-            BLoRA.load(source)
-        with pytest.raises(ImageError):
-            read_image(source)
+
+
+@pytest.mark.parametrize("source", ["a\0b.safetensors", "x" * 5000], ids=["NUL", "long"])
+def test_names_that_no_file_has_are_refused(source):
+    with pytest.raises(BLoRAError):
+        BLoRA.load(source)
+    with pytest.raises(ImageError):
+        read_image(source)
 
 
 # --- pictures ---
@@ -419,17 +422,6 @@ def test_bombs_in_the_text_of_a_picture_are_refused(tmp_path):
     (tmp_path / "text.png").write_bytes(png[:33] + text + png[33:])
     with pytest.raises(ImageError, match="text.png"):
         read_settings(tmp_path / "text.png")
-
-
-@pytest.mark.parametrize(
-    ("name", "options"), [("a.gif", {}), ("a.webp", {"lossless": True}), ("a.png", {})]
-)
-def test_of_an_animation_the_first_picture_is_read(tmp_path, name, options):
-    red, blue = (Image.new("RGB", (20, 20), colour) for colour in ("red", "blue"))
-    red.save(tmp_path / name, save_all=True, append_images=[blue], **options)
-    r, _, b = read_image(tmp_path / name).getpixel((5, 5))
-    assert r > 250
-    assert b < 50
 
 
 def test_colours_of_a_press_and_deep_greys_are_read(tmp_path):

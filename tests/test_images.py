@@ -75,15 +75,15 @@ def test_wide_grey_values_are_brought_to_eight_bits(tmp_path, values, dtype):
     assert [seen.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
 
-def test_broken_files_are_named(tmp_path):
+@pytest.mark.parametrize("name", ["cut.png", "empty.png", "text.png", "missing.png"])
+def test_broken_files_are_named(tmp_path, name):
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:400])
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("hello")
-    for name in ("cut.png", "empty.png", "text.png", "missing.png"):
-        with pytest.raises(ImageError, match=name):
-            read_image(tmp_path / name)
+    with pytest.raises(ImageError, match=name):
+        read_image(tmp_path / name)
 
 
 def test_a_folder_gives_its_pictures_only(tmp_path):

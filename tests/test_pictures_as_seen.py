@@ -223,12 +223,12 @@ def test_avif_is_read(tmp_path):
     assert distance(read_image(tmp_path / "x.avif"), drawing) < 6
 
 
-def test_animations_are_said_to_be_one_picture(tmp_path):
+@pytest.mark.parametrize("name", ["x.gif", "x.png", "x.webp", "x.tif"])
+def test_animations_are_said_to_be_one_picture(tmp_path, name):
     red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
-    for name in ("x.gif", "x.png", "x.webp", "x.tif"):
-        red.save(tmp_path / name, save_all=True, append_images=[blue, red], lossless=True)
-        with pytest.warns(ImageWarning, match=f"{name} is an animation .* the first of 3"):
-            assert read_image(tmp_path / name).getpixel((5, 5)) == (255, 0, 0)
+    red.save(tmp_path / name, save_all=True, append_images=[blue, red], lossless=True)
+    with pytest.warns(ImageWarning, match=f"{name} is an animation .* the first of 3"):
+        assert read_image(tmp_path / name).getpixel((5, 5)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(
