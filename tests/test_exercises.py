@@ -3,6 +3,8 @@
 It leaves stubs alone.
 """
 
+from statistics import mean
+
 import nbformat
 import pytest
 import torch
@@ -16,6 +18,16 @@ from blora_nb.training import attach_lora, collect, encode_image
 from conftest import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
+
+
+def good(alphas, kept, followed, enough, together=min):
+    """The alphas whose two scores, taken together, are enough."""
+    return [a for a, k, f in zip(alphas, kept, followed) if together((k, f)) >= enough]
+
+
+def first_and_last(values):
+    return (values[0], values[-1]) if values else (None, None)
+
 
 # check: (correct answers, plausible wrong ones)
 PURE = {
@@ -123,28 +135,13 @@ PURE = {
     ),
     "useful_range": (
         [
-            lambda a, k, f, e: next(
-                (
-                    (min(g), max(g))
-                    for g in [[x for x, y, z in zip(a, k, f) if y >= e and z >= e]]
-                    if g
-                ),
-                (None, None),
-            ),
-            lambda a, k, f, e: (lambda g: [g[0], g[-1]] if g else (None, None))(
-                sorted(x for x, y, z in zip(a, k, f) if min(y, z) >= e)
-            ),
+            lambda a, k, f, e: first_and_last(sorted(good(a, k, f, e))),
+            lambda a, k, f, e: [end(good(a, k, f, e), default=None) for end in (min, max)],
         ],
         [
-            lambda a, k, f, e: (lambda g: (g[0], g[-1]) if g else (None, None))(
-                [x for x, y, z in zip(a, k, f) if min(y, z) >= e]
-            ),
-            lambda a, k, f, e: (lambda g: (min(g), max(g)) if g else (None, None))(
-                [x for x, y, z in zip(a, k, f) if y >= e]
-            ),
-            lambda a, k, f, e: (lambda g: (min(g), max(g)) if g else (None, None))(
-                [x for x, y, z in zip(a, k, f) if (y + z) / 2 >= e]
-            ),
+            lambda a, k, f, e: first_and_last(good(a, k, f, e)),
+            lambda a, k, f, e: first_and_last(sorted(good(a, k, k, e))),
+            lambda a, k, f, e: first_and_last(sorted(good(a, k, f, e, mean))),
         ],
     ),
     "seeds_needed": (

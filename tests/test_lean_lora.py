@@ -30,11 +30,8 @@ def model(pipe, dtype, content=False):
         kept = collect(unet, settings)
         unet.unload_lora()
         attach_style_beside(pipe, kept, settings)
-        assert sum(
-            module.active_adapters == ["content", "new"]
-            for module in unet.modules()
-            if hasattr(module, "lora_A")
-        )
+        adapters = [m.active_adapters for m in unet.modules() if hasattr(m, "lora_A")]
+        assert ["content", "new"] in adapters
         strengthen(unet, "new")
     embeds, pooled = (t.to(dtype) for t in encode_prompt(pipe, "A [v]"))
     latents = torch.randn(2, 12, 12, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -42,18 +39,12 @@ def model(pipe, dtype, content=False):
         "text_embeds": pooled.expand(2, -1),
         "time_ids": micro_conditioning(96, 2, "cpu", dtype),
     }
-    return (
-        unet,
-        {n: p for n, p in unet.named_parameters() if p.requires_grad},
-        lambda: (
-            unet(
-                latents,
-                torch.tensor([200, 700]),
-                embeds.expand(2, -1, -1),
-                added_cond_kwargs=conditions,
-            ).sample
-        ),
-    )
+    timesteps, states = torch.tensor([200, 700]), embeds.expand(2, -1, -1)
+
+    def run():
+        return unet(latents, timesteps, states, added_cond_kwargs=conditions).sample
+
+    return unet, {n: p for n, p in unet.named_parameters() if p.requires_grad}, run
 
 
 def strengthen(unet, adapter=""):
@@ -102,9 +93,7 @@ def test_predictions_and_gradients_are_those_of_peft(pipe, dtype, near, content,
         with torch.no_grad():
             assert torch.equal(run(), inside)
     assert inside.dtype == dtype
-    assert all(
-        p.dtype == g.dtype == torch.float32 for p, g in zip(parameters.values(), ours.values())
-    )
+    assert {t.dtype for t in (*parameters.values(), *ours.values())} == {torch.float32}
     assert distance(inside, before) < near
     assert distance(flat(ours), flat(theirs)) < near
     # nothing stays behind
@@ -125,10 +114,7 @@ def test_in_16_bits_lora_computes_in_16_bits(pipe):
     ):
         run()
     weights = {p.data_ptr() for p in unet.parameters()}
-    wide = [
-        t
-        for t in kept
-        if t.dtype == torch.float32 and t.data_ptr() not in weights and t.numel() >= A_LAYERS_INPUT
-    ]
+    inputs = [t for t in kept if t.numel() >= A_LAYERS_INPUT and t.data_ptr() not in weights]
+    wide = [t for t in inputs if t.dtype == torch.float32]
     assert kept
     assert not wide
