@@ -172,7 +172,9 @@ SPEEDS = {
     "the original script": "original script",
     f"the original script{CHECKPOINTING}": f"original script{CHECKPOINTING}",
     CACHED: CACHED,
-    f"diffusers' advanced script{CHECKPOINTING}, latents cached": CACHED + CHECKPOINTING,
+    f"diffusers' advanced script{CHECKPOINTING}, latents cached": (
+        f"diffusers' advanced script{CHECKPOINTING}, latents cached"
+    ),
 }
 
 
