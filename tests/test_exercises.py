@@ -211,6 +211,7 @@ def test_right_answers_pass_and_wrong_ones_are_told_why(check, capsys):
         ),
     ],
 )
+@pytest.mark.slow
 def test_prompts_are_judged_by_what_they_draw(pipe, capsys, check, right, wrong):
     assert verdict(capsys, check, pipe, right).startswith("✓")
     for prompt in wrong:
@@ -232,11 +233,13 @@ OTHER_VOICES = [
 
 
 @pytest.mark.parametrize("right", TWO_VOICES)
+@pytest.mark.slow
 def test_a_prompt_for_two_blocks(pipe, capsys, right):
     assert verdict(capsys, "two_voices", pipe, right).startswith("✓")
 
 
 @pytest.mark.parametrize("wrong", OTHER_VOICES)
+@pytest.mark.slow
 def test_a_wrong_prompt_for_two_blocks(pipe, capsys, wrong):
     assert verdict(capsys, "two_voices", pipe, wrong).startswith("✗")
 
@@ -245,6 +248,7 @@ def test_no_prompt_for_two_blocks(pipe, capsys):
     assert verdict(capsys, "two_voices", pipe, {}) == "… not solved yet"
 
 
+@pytest.mark.slow
 def test_a_series(pipe, capsys):
     series = ["star", "heart", "house", "boat"], "flower_neon"
     assert verdict(capsys, "my_series", pipe, *series).startswith("✓")
@@ -260,6 +264,7 @@ def test_a_series(pipe, capsys):
         (["star", "heart", "house", "boat"], "monet"),
     ],
 )
+@pytest.mark.slow
 def test_a_wrong_series(pipe, capsys, objects, style):
     assert verdict(capsys, "my_series", pipe, objects, style).startswith("✗")
 
@@ -293,12 +298,14 @@ WRONG_TRAININGS = {
 }
 
 
+@pytest.mark.slow
 def test_a_training_of_one_block(pipe, capsys):
     answer = training_of([CONTENT_BLOCK])
     assert verdict(capsys, "train_content", pipe, answer).startswith("✓")
 
 
 @pytest.mark.parametrize("wrong", WRONG_TRAININGS)
+@pytest.mark.slow
 def test_a_wrong_training_of_one_block(pipe, capsys, wrong):
     assert verdict(capsys, "train_content", pipe, WRONG_TRAININGS[wrong]).startswith("✗")
     remove(pipe)
