@@ -367,6 +367,7 @@ OFFLOADED = {
 
 
 @pytest.mark.parametrize("kind", OFFLOADED)
+@pytest.mark.slow
 def test_offloaded_models_draw_and_are_not_trained(pipe, fresh, picture, learnt, kind):
     OFFLOADED[kind](fresh)
     sequence = ({}, {"content": STAR, "style": NEON}, {"style": WOOD})

@@ -187,6 +187,7 @@ def test_check_says_what_it_found():
     assert "[ OK ] teaching model" in succeeded(run("check")).stdout
 
 
+@pytest.mark.slow
 def test_the_originals_command_line_works(words, tmp_path):
     """Its README's flags as they are typed, with fewer steps and the teaching model's size."""
     out = tmp_path / "out"

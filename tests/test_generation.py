@@ -89,6 +89,7 @@ def test_the_names_of_the_blocks_are_those_of_the_unet(pipe):
         ("mid_block.attentions.0", ("star", "gold")),
     ],
 )
+@pytest.mark.slow
 def test_one_block_hears_another_prompt(pipe, judge, block, expected):
     with prompt_per_block(pipe, {block: "A house in popart style"}):
         images = generate(pipe, "A star in gold style", seeds=[0, 1, 2], progress=False)

@@ -96,6 +96,7 @@ def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_pa
         assert same_weights(made, train(pipe, folder / f"{name}.png", **alone))
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(
     pipe, folder, tmp_path, monkeypatch
 ):
@@ -229,6 +230,7 @@ def test_one_from_all_is_that_of_no_single_picture(pipe, folder, tmp_path):
         plan(folder, tmp_path / "other", captions_file=captions)
 
 
+@pytest.mark.slow
 def test_class_pictures_are_made_and_weighed(pipe, folder, tmp_path):
     from blora_nb.cli.many_pictures import make_class_pictures
 

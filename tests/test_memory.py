@@ -27,6 +27,7 @@ from random_sdxl import unet_config
 SDXL_UNET = unet_config("full")
 
 
+@pytest.mark.slow
 def test_sdxl_is_counted_without_its_weights():
     counted = {
         mode: count_activations(SDXL_UNET, torch.float16, TrainingSettings(), mode)
@@ -62,6 +63,7 @@ def test_the_count_is_what_a_real_loss_keeps(pipe, picture):
     assert need(pipe, settings, "none").activations == pytest.approx(real, rel=0.05)
 
 
+@pytest.mark.slow
 def test_recomputing_saves_memory_and_changes_nothing(pipe, picture):
     plain, partial, full = (
         train(pipe, picture, progress=False, max_train_steps=2, gradient_checkpointing=mode)

@@ -248,6 +248,7 @@ def test_an_interrupt_of_the_kernel_stops_blocking_work(panel):
     assert not panel.generate.disabled
 
 
+@pytest.mark.slow
 def test_two_panels_take_turns_on_one_pipeline(panel, pipe, examples, monkeypatch):
     other = in_background(
         AlphaPanel(pipe, "cat wood", "rocket candy", gallery=examples, num_inference_steps=3)
@@ -368,6 +369,7 @@ def test_one_half_alone(pipe, examples):
     assert panel.drawn.caption.startswith(caption)
 
 
+@pytest.mark.slow
 def test_seeds_are_ranked_and_one_is_picked(pipe, examples, tmp_path):
     scorer = scorer_for(pipe)
     panel = SeedPanel(

@@ -15,6 +15,7 @@ from blora_nb.validation import validation_pictures
 from blora_nb.widgets.gallery import read_bytes
 from blora_nb.widgets.picker import CheckpointPicker
 
+pytestmark = pytest.mark.slow
 STEPS = ["step 10", "step 20", "step 30"]
 
 
