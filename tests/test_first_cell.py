@@ -1,5 +1,6 @@
 """The first cell of every notebook, on a machine that has torch but not the course."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -25,7 +26,9 @@ def bare_python(tmp_path_factory):
 
 
 def run(python, code, where):
-    done = subprocess.run([python, "-c", code], cwd=where, capture_output=True, text=True)
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, "-c", code]
+    done = subprocess.run(command, cwd=where, env=bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -53,14 +56,14 @@ def test_only_what_is_missing_is_installed_and_nothing_else_moves(bare_python, t
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import importlib.metadata as metadata
 from packaging.requirements import Requirement
-from blora_nb.running import device as runtime
+from blora_nb.cli import check
 before = metadata.version("torch"), metadata.version("numpy")
-real = runtime.requirements()
-runtime.requirements = lambda: real | {{"{SMALL}": Requirement("{SMALL}>=0.11")}}
-print(runtime.install_missing())
+real = check.requirements()
+check.requirements = lambda: real | {{"{SMALL}": Requirement("{SMALL}>=0.11")}}
+print(check.install_missing())
 import {SMALL}
 assert before == (metadata.version("torch"), metadata.version("numpy"))
-print(runtime.install_missing())
+print(check.install_missing())
 """
     out = run(bare_python, code, tmp_path)
     assert out.splitlines()[1:] == [f"['{SMALL}>=0.11']", "[]"]
