@@ -1,5 +1,7 @@
 # make walkthrough   run the lessons on the teaching model; pictures and executed notebooks go to outputs/
-# make test          run every test
+# make test          run every test, in two processes (WORKERS=4: in four)
+# make test-fast     run the tests that take a moment, without the notebooks: less than two minutes;
+#                    one file: .venv/bin/python -m pytest tests/test_formats.py -m "not slow"
 # make lint          check layout, common mistakes and types (ruff, mypy)
 # make lab           open JupyterLab on the notebooks
 # make app           open the page for people who never open a notebook
@@ -17,13 +19,21 @@ export OMP_WAIT_POLICY := passive
 # one thread is faster for a model as small as the teaching model, and adds up in the same order everywhere
 export OMP_NUM_THREADS := 1
 
-.PHONY: walkthrough test lint test-colab test-old-diffusers lab app notebooks bench teaching-model
+# The tests of a file share what they have trained, and a notebook's cells their kernel, so a file stays in one process.
+# Files are taken in the order of their names, the notebooks last: no long one is left over at the end.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: walkthrough test test-fast lint test-colab test-old-diffusers lab app notebooks bench teaching-model
 
 walkthrough: $(READY)
 	$(BIN)/python notebooks/execute.py --to outputs
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(READY)
+	$(PYTEST) -m "not slow and not browser" tests
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -49,7 +49,7 @@ def step_parts(settings: TrainingSettings) -> dict[str, float]:
         vae = AutoencoderKL(**vae_config("full"))
         picture = torch.empty(1, 3, side, side)
         prompt = torch.empty(1, 77, width, dtype=torch.float16)
-    unet, forward = without_numbers(SDXL, torch.float16, settings)
+    unet, forward = meta_unet(SDXL, torch.float16, settings)
     parts = {"VAE encoding": tflop(lambda: vae.encode(picture)), "forward": tflop(forward)}
     with cached_text(unet, prompt):
         parts["forward, prompt known"] = tflop(forward)
@@ -62,10 +62,10 @@ def step_parts(settings: TrainingSettings) -> dict[str, float]:
 
 def memory(settings: TrainingSettings) -> dict[tuple[str, str], dict[str, float]]:
     """Bytes, one training on one device: (dtype, mode) → part → bytes."""
-    unet, _ = without_numbers(SDXL, torch.float16, settings)
+    unet, _ = meta_unet(SDXL, torch.float16, settings)
     base = sum(p.numel() for p in unet.parameters() if not p.requires_grad)
     text = sum(layer.weight.numel() for *_, layer in text_projections(unet))
-    lora = sum(p.numel() for p in lora_of(unet))
+    lora = sum(p.numel() for p in trainable_parameters(unet))
     linear = 0
     for name, module in unet.named_modules():
         if isinstance(module, torch.nn.Linear) and "lora_" not in name:

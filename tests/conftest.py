@@ -3,20 +3,16 @@ import signal
 import sys
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # sums in one order, here and in the processes that tests start; and faster for models this small
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a run in the background ignores Ctrl-C, and so would all it starts
-
 import pytest
 
+# Sums in one order, here and in the processes that tests start; and faster for models this small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A run in the background ignores Ctrl-C, and so would every process it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [
-    str(ROOT / "data"),
-    str(ROOT / "benchmarks"),
-]  # the drawing script, the architecture of SDXL
+# the drawing script, the architecture of SDXL, the checks of the lessons
+sys.path[:0] = [str(ROOT / folder) for folder in ("data", "benchmarks", "notebooks")]
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +25,14 @@ def seed():
 
 @pytest.fixture(scope="session")
 def pipe():
+    from blora_nb.pipeline import load_pipeline
+
+    return load_pipeline(device="cpu")
+
+
+@pytest.fixture
+def fresh():
+    """A pipeline of the test's own, which it may spoil."""
     from blora_nb.pipeline import load_pipeline
 
     return load_pipeline(device="cpu")

@@ -1,7 +1,11 @@
-"""Run by test_old_diffusers.py in an environment with diffusers 0.25, where the original's files come from; needs nothing of ours.
+"""Run by test_old_diffusers.py with diffusers 0.25, which the original's files come from.
 
-    python tests/old_diffusers.py write FOLDER            two B-LoRAs, one for each of its ways to train
-    python tests/old_diffusers.py read FILE REFERENCE     how far the U-Net's answer with FILE is from the one in REFERENCE
+It needs nothing of ours.
+
+    # two B-LoRAs, one for each of its ways to train
+    python tests/old_diffusers.py write FOLDER
+    # how far the U-Net's answer with FILE is from the one in REFERENCE
+    python tests/old_diffusers.py read FILE REFERENCE
 
 `make test-old-diffusers` sets up such an environment, from tests/old_diffusers.txt.
 """
@@ -26,13 +30,10 @@ def unet():
 def answer(unet):
     """[2, 12, 12, 12]: what the U-Net says to a fixed question."""
     generator = torch.Generator().manual_seed(0)
-    x, text = (
-        torch.randn(2, 12, 12, 12, generator=generator),
-        torch.randn(2, 7, 128, generator=generator),
-    )
-    pooled = (
-        unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-    )
+    x = torch.randn(2, 12, 12, 12, generator=generator)
+    text = torch.randn(2, 7, 128, generator=generator)
+    config = unet.config
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     conditions = {
         "text_embeds": torch.randn(2, pooled, generator=generator),
         "time_ids": torch.tensor([[96.0, 96, 0, 0, 96, 96]] * 2),
@@ -41,7 +42,7 @@ def answer(unet):
 
 
 def write(folder, peft):
-    """A B-LoRA as the original trains one: through PEFT, or through diffusers' own LoRA layers before that."""
+    """A B-LoRA as the original trains one: through PEFT, or diffusers' own LoRA layers."""
     from diffusers import StableDiffusionXLPipeline
 
     model = unet()
@@ -86,12 +87,9 @@ def read(file, reference):
         state_dict, network_alphas=alphas, unet=model, adapter_name="a"
     )
     saved = torch.load(reference)
-    print(
-        "difference",
-        (answer(model) - saved["with"]).abs().max().item(),
-        "effect",
-        (saved["with"] - saved["without"]).abs().max().item(),
-    )
+    difference = (answer(model) - saved["with"]).abs().max().item()
+    effect = (saved["with"] - saved["without"]).abs().max().item()
+    print("difference", difference, "effect", effect)
 
 
 if __name__ == "__main__":
@@ -101,8 +99,9 @@ if __name__ == "__main__":
         import subprocess
 
         write(sys.argv[2], peft=True)
-        subprocess.run([*([sys.executable] + sys.argv), "layers"], check=True)
-    else:  # before anything of diffusers is imported
+        subprocess.run([sys.executable, *sys.argv, "layers"], check=True)
+    else:
+        # before anything else of diffusers is imported
         import diffusers.utils
         import diffusers.utils.constants
 

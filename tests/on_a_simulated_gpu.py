@@ -1,6 +1,7 @@
-"""What runs on a GPU and nowhere else, followed without one (see benchmarks/simulated_gpu.py). Run by test_simulated_gpu.py, in a process of its own."""
+"""What runs on a GPU and nowhere else, followed without one (see benchmarks/simulated_gpu.py).
 
-import sys
+Run by test_simulated_gpu.py, in a process of its own.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ import torch
 from PIL import Image
 
 from blora_nb import training
-from blora_nb.cli.commands import main
 from blora_nb.errors import TrainingError
 from blora_nb.generation import generate
 from blora_nb.lora import applied, remove
@@ -30,6 +30,7 @@ from blora_nb.running.placement import offloaded
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import attach_lora, encode_image, run_steps, train
 from full_sdxl import full_sdxl
+from helpers import run_here, succeeded
 from simulated_gpu import SimulatedGPU
 
 SHORT = {"progress": False, "max_train_steps": 4}
@@ -47,7 +48,10 @@ def on_gpu(gpu):
 
 
 def test_a_mistake_is_noticed(gpu):
-    """The pretence itself: what a GPU refuses is refused, what it holds is counted, what waits for it is listed."""
+    """The pretence itself.
+
+    What a GPU refuses is refused, what it holds is counted, what waits for it is listed.
+    """
     there = torch.ones(1024, device="cuda", requires_grad=True)
     assert gpu.live == 4096
     with pytest.raises(RuntimeError, match="same device"):
@@ -111,7 +115,10 @@ def test_training_and_pictures_are_those_of_the_cpu(on_gpu, pipe, picture):
     ],
 )
 def test_no_step_waits_for_the_gpu(gpu, picture, monkeypatch, dtype, changes):
-    """Otherwise the GPU stands idle while the computer prepares the next step. Pictures in turn, a gradient scaler in float16; in between, only losses are read."""
+    """Otherwise the GPU stands idle while the computer prepares the next step.
+
+    Pictures in turn, a gradient scaler in float16; in between, only losses are read.
+    """
     waits, between, on_step_end = [], [], Monitor.on_step_end
 
     def listed(*arguments):
@@ -132,7 +139,10 @@ def test_no_step_waits_for_the_gpu(gpu, picture, monkeypatch, dtype, changes):
 
 
 def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
-    """Followed through real training steps, tensor by tensor, without their numbers; on a T4, and on cards of 8 GB and less."""
+    """Followed through real training steps, tensor by tensor, without their numbers.
+
+    On a T4, and on cards of 8 GB and less.
+    """
     pipe, peaks = full_sdxl(torch.float16), []
     draw, on_step_end = training.draw_step, Monitor.on_step_end
 
@@ -151,11 +161,10 @@ def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
         gpu.total = int(total * GIB)
         assert choose_checkpointing(pipe, settings) == mode
         assert unet_can_stay(pipe, settings) == (mode == "none")
-        with offloaded(
-            *([] if unet_can_stay(pipe, settings) else [pipe.unet]),
-            pipe.text_encoder,
-            pipe.text_encoder_2,
-        ):
+        away = [pipe.text_encoder, pipe.text_encoder_2]
+        if not unet_can_stay(pipe, settings):
+            away.insert(0, pipe.unet)
+        with offloaded(*away):
             before = gpu.peak = gpu.live
             moments = encode_image(pipe, Image.new("RGB", (1024, 1024)), 1024)
             assert 0.9 * ENCODING < gpu.peak - before < ENCODING
@@ -163,9 +172,8 @@ def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
         run_steps(pipe, attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
         remove(pipe)
         counted = need(pipe, settings, mode)
-        assert peaks[-1] == pytest.approx(
-            counted.weights + counted.lora + counted.activations, rel=0.03
-        )
+        expected = counted.weights + counted.lora + counted.activations
+        assert peaks[-1] == pytest.approx(expected, rel=0.03)
         assert gpu.total - peaks[-1] > 0.9 * WORKING
     gpu.total = 80 * GIB
     with torch.no_grad():
@@ -190,29 +198,31 @@ def test_what_fits_is_chosen_and_fits(gpu, on_gpu, picture):
 def test_what_finds_no_room_any_more_is_named_and_the_error_is_still_the_explained_one(
     gpu, on_gpu, picture, tmp_path
 ):
-    """Somebody else took the memory meanwhile. An error that the caller is handling keeps its traceback."""
+    """Somebody else took the memory meanwhile.
+
+    An error that the caller is handling keeps its traceback.
+    """
     base = gpu.live
 
     def shrink(step, *_):
         gpu.total = base - 2**16
 
+    options = {"gradient_checkpointing": "none", "checkpointing_steps": 1, "max_train_steps": 3}
+    handled = []
     try:
         raise KeyError("the caller's")
     except KeyError as mine:
+        handled.append(mine)
         with (
             pytest.warns(UserWarning, match="no room left on cuda:0 for .*load the pipeline again"),
             pytest.raises(TrainingError, match="too small.*checkpoint-1 is complete"),
         ):
-            train(
-                on_gpu,
-                picture,
-                progress=shrink,
-                output_dir=tmp_path,
-                gradient_checkpointing="none",
-                checkpointing_steps=1,
-                max_train_steps=3,
-            )
-        assert mine.__traceback__ is not None
+            train(on_gpu, picture, progress=shrink, output_dir=tmp_path, **options)
+        handled.append(mine.__traceback__)
+    assert handled[1] is not None
+
+
+def test_what_was_learned_is_not_lost_when_there_is_no_room_at_the_end(gpu, picture):
     gpu.total = 80 * GIB
     fresh = load_pipeline(device="cuda")
     gpu.total = gpu.live + 80 * GIB
@@ -222,25 +232,21 @@ def test_what_finds_no_room_any_more_is_named_and_the_error_is_still_the_explain
             gpu.total = gpu.live
 
     with pytest.warns(UserWarning, match="no room left"):
-        assert (
-            len(train(fresh, picture, progress=at_the_end, max_train_steps=4).losses) == 4
-        )  # what was learned is not lost
+        made = train(fresh, picture, progress=at_the_end, max_train_steps=4)
+    assert len(made.losses) == 4
 
 
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_card_that_is_too_small_is_explained_and_nothing_stays_on_it(
     gpu, on_gpu, picture, tmp_path, after
 ):
-    """While the picture is encoded, or after two steps; then there is not even room for LoRA beside the base, which comes back nevertheless."""
-    base, options = (
-        gpu.live,
-        {
-            "gradient_checkpointing": "none",
-            "output_dir": tmp_path,
-            "checkpointing_steps": 2,
-            "max_train_steps": 4,
-        },
-    )
+    """While the picture is encoded, or after two steps.
+
+    Then there is not even room for LoRA beside the base, which comes back nevertheless.
+    """
+    base = gpu.live
+    options = {"gradient_checkpointing": "none", "output_dir": tmp_path}
+    options |= {"checkpointing_steps": 2, "max_train_steps": 4}
 
     def shrink(step=0, *_):
         if step == after:
@@ -259,14 +265,8 @@ def test_a_card_that_is_too_small_is_explained_and_nothing_stays_on_it(
         "cuda"
     }
     gpu.total = 80 * GIB
-    assert (
-        len(
-            train(
-                on_gpu, picture, progress=False, resume_from_checkpoint="latest", **options
-            ).losses
-        )
-        == 4
-    )
+    options |= {"progress": False, "resume_from_checkpoint": "latest"}
+    assert len(train(on_gpu, picture, **options).losses) == 4
 
 
 def test_a_batch_that_does_not_fit_is_halved(gpu, on_gpu):
@@ -354,73 +354,28 @@ def test_a_float16_vae_that_overflows_is_itself_again_after_a_picture_that_did_n
         return decode(latents, **options)
 
     monkeypatch.setattr(pipe.vae, "decode", too_large)
-    assert (
-        len(
-            generate(
-                pipe, "A fish", seeds=[0, 1], num_inference_steps=1, batch_size=2, progress=False
-            )
-        )
-        == 2
-    )
+    options = {"num_inference_steps": 1, "progress": False}
+    assert len(generate(pipe, "A fish", seeds=[0, 1], batch_size=2, **options)) == 2
     assert seen == [2, 1, 1]
     assert pipe.vae.dtype == torch.float16
-    monkeypatch.setattr(
-        pipe.vae, "decode", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipe.vae, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        generate(pipe, "A fish", num_inference_steps=1, progress=False)
+        generate(pipe, "A fish", **options)
     assert pipe.vae.dtype == torch.float16
 
 
-def test_the_command_line_with_checkpoints_and_pictures(
-    gpu, picture, tmp_path, monkeypatch, capsys
-):
+def test_the_command_line_with_checkpoints_and_pictures(gpu, picture, tmp_path):
     picture.save(tmp_path / "star.png")
-    command = [
-        "train",
-        "--instance_data_dir",
-        str(tmp_path / "star.png"),
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--max_train_steps",
-        "4",
-        "--checkpointing_steps",
-        "2",
-    ]
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["blora_nb", *arguments])
-        return main()
-
-    assert (
-        run(
-            *command,
-            "--mixed_precision",
-            "fp16",
-            "--validation_prompt",
-            "A [v]",
-            "--num_validation_images",
-            "1",
-        )
-        == 0
-    )
-    said = capsys.readouterr().out
-    assert "it fits" in said
-    assert (tmp_path / "out" / "validation.png").exists()
-    assert (
-        run(
-            "generate",
-            "--prompt",
-            "A [c]",
-            "--content_B_LoRA",
-            str(tmp_path / "out"),
-            "--output_path",
-            str(tmp_path / "made"),
-            "--num_inference_steps",
-            "2",
-            "--seeds",
-            "3",
-        )
-        == 0
-    )
-    assert [file.name for file in (tmp_path / "made").glob("*.png")] == ["A_c_seed3.png"]
+    out, made = tmp_path / "out", tmp_path / "made"
+    command = ["train", "--instance_data_dir", tmp_path / "star.png", "--output_dir", out]
+    command += ["--max_train_steps", 4, "--checkpointing_steps", 2, "--mixed_precision", "fp16"]
+    command += ["--validation_prompt", "A [v]", "--num_validation_images", 1]
+    assert "it fits" in succeeded(run_here(*command)).stdout
+    assert (out / "validation.png").exists()
+    command = ["generate", "--prompt", "A [c]", "--content_B_LoRA", out, "--output_path", made]
+    succeeded(run_here(*command, "--num_inference_steps", 2, "--seeds", 3))
+    assert [file.name for file in made.glob("*.png")] == ["A_c_seed3.png"]

@@ -1,12 +1,14 @@
-"""Record what the authors' training script does, unchanged, for test_training.py to replay; needs nothing of ours.
+"""Record what the authors' training script does, unchanged, for test_training.py to replay.
 
     python benchmarks/random_sdxl.py BASE small
-    python tests/record_original.py SCRIPT tests/files/original_trace.safetensors --pretrained_model_name_or_path=BASE \
-        --instance_data_dir=PICTURES --output_dir=OUT --instance_prompt="A [v]" --resolution=96 --rank=4 --learning_rate=1e-3 \
-        --lr_scheduler=constant --lr_warmup_steps=0 --max_train_steps=8 --checkpointing_steps=100 --seed=0
+    python tests/record_original.py SCRIPT tests/files/original_trace.safetensors \\
+        --pretrained_model_name_or_path=BASE --instance_data_dir=PICTURES --output_dir=OUT \\
+        --instance_prompt="A [v]" --resolution=96 --rank=4 --learning_rate=1e-3 \\
+        --lr_scheduler=constant --lr_warmup_steps=0 --max_train_steps=8 \\
+        --checkpointing_steps=100 --seed=0
 
-SCRIPT is train_dreambooth_b-lora_sdxl.py of github.com/yardenfren1996/B-LoRA; it runs in an environment of its own, with diffusers 0.25
-and torchvision, without PEFT.
+SCRIPT is train_dreambooth_b-lora_sdxl.py of github.com/yardenfren1996/B-LoRA; it runs in an
+environment of its own, with diffusers 0.25 and torchvision, without PEFT. It needs nothing of ours.
 """
 
 import importlib.util
@@ -69,22 +71,21 @@ def main():
             sys.exit()
 
     watched(accelerate.Accelerator, "prepare", prepare)
-    watched(
-        accelerate.Accelerator,
-        "backward",
-        lambda self, loss, **kwargs: losses.append(loss.detach().clone()),
-    )
+
+    def backward(self, loss, **kwargs):
+        losses.append(loss.detach().clone())
+
+    watched(accelerate.Accelerator, "backward", backward)
     watched(DDPMScheduler, "add_noise", add_noise)
     watched(UNet2DConditionModel, "forward", forward)
-    accelerate.Accelerator.log, accelerate.Accelerator.init_trackers = (
-        log,
-        lambda *args, **kwargs: None,
-    )
+    accelerate.Accelerator.log = log
+    accelerate.Accelerator.init_trackers = lambda *args, **kwargs: None
     spec = importlib.util.spec_from_file_location("original", script)
     original = importlib.util.module_from_spec(spec)
     sys.modules["original"] = original
     spec.loader.exec_module(original)
-    original.args = original.parse_args(arguments)  # it reads them as a global
+    # it reads them as a global
+    original.args = original.parse_args(arguments)
     original.main(original.args)
 
 

@@ -1,4 +1,7 @@
-"""A B-LoRA on disk and in a pipeline: exact files, linear alphas, nothing silently ignored, no trace left."""
+"""A B-LoRA on disk and in a pipeline.
+
+Exact files, linear alphas, nothing silently ignored, no trace left.
+"""
 
 import pytest
 import torch
@@ -31,6 +34,18 @@ def effective_weights(pipe):
     return weights
 
 
+def cut_to(blora, rank):
+    """A B-LoRA with only the first `rank` rows and columns."""
+    return BLoRA(
+        {k: t[:rank] if "lora_A" in k else t[:, :rank] for k, t in blora.state_dict.items()}
+    )
+
+
+def change_of(blora, layer):
+    a, b = blora.layers[layer]
+    return b @ a
+
+
 def test_file_round_trip_is_exact_and_plain_diffusers_reads_it(pipe, blora, tmp_path):
     file = blora.save(tmp_path)
     assert file.name == FILE_NAME
@@ -42,7 +57,8 @@ def test_file_round_trip_is_exact_and_plain_diffusers_reads_it(pipe, blora, tmp_
     with pytest.raises(FileExistsError, match="exists already"):
         blora.save(tmp_path)
     remove(pipe)
-    pipe.load_lora_weights(tmp_path)  # without our code
+    # without our code
+    pipe.load_lora_weights(tmp_path)
     assert pipe.get_list_adapters()
     assert len(effective_weights(pipe)) == 32
     remove(pipe)
@@ -66,7 +82,12 @@ def test_pefts_two_files_are_written_together_or_not_at_all(blora, tmp_path, mon
 
 def test_a_file_is_read_once_for_a_picture(pipe, blora, tmp_path, monkeypatch):
     file, load, read = blora.save(tmp_path), BLoRA.load, []
-    monkeypatch.setattr(BLoRA, "load", lambda source: read.append(source) or load(source))
+
+    def counted(source):
+        read.append(source)
+        return load(source)
+
+    monkeypatch.setattr(BLoRA, "load", counted)
     image = generate(
         pipe, "A [v]", content=[(file, 0.5)], style=tmp_path, num_inference_steps=1, progress=False
     )[0]
@@ -80,47 +101,53 @@ def test_a_file_is_read_once_for_a_picture(pipe, blora, tmp_path, monkeypatch):
 
 def test_a_lora_that_was_switched_off_is_on_again(pipe, blora):
     options = {"num_inference_steps": 1, "progress": False}
-    plain, styled = (
-        generate(pipe, "A [v]", **options)[0],
-        generate(pipe, "A [v]", style=blora, **options)[0],
-    )
+    plain = generate(pipe, "A [v]", **options)[0]
+    styled = generate(pipe, "A [v]", style=blora, **options)[0]
     pipe.disable_lora()
-    assert (
-        generate(pipe, "A [v]", style=blora, **options)[0].tobytes()
-        == styled.tobytes()
-        != plain.tobytes()
-    )
+    again = generate(pipe, "A [v]", style=blora, **options)[0]
+    assert again.tobytes() == styled.tobytes() != plain.tobytes()
 
 
-def test_alphas_that_are_no_numbers_and_files_that_would_change_nothing_are_refused(
-    pipe, blora, tmp_path
-):
-    for alphas in ({"content_alpha": float("nan")}, {"style_alpha": float("inf")}):
-        for use in (
-            lambda: apply(pipe, blora, blora, **alphas),
-            lambda: combine(blora, blora, **alphas),
-        ):
-            with pytest.raises(
-                ValueError, match=f"{next(iter(alphas))} must be an ordinary number"
-            ):
-                use()
+@pytest.mark.parametrize("use", [apply, combine])
+@pytest.mark.parametrize(
+    ("name", "alpha"), [("content_alpha", float("nan")), ("style_alpha", float("inf"))]
+)
+def test_alphas_that_are_no_numbers_are_refused(pipe, blora, use, name, alpha):
+    arguments = [pipe, blora, blora] if use is apply else [blora, blora]
+    with pytest.raises(ValueError, match=f"{name} must be an ordinary number"):
+        use(*arguments, **{name: alpha})
+
+
+def test_weights_that_are_no_numbers_are_refused(blora):
     with pytest.raises(ValueError, match="a weight of the style half"):
         mix("style", [(blora, float("nan"))])
+
+
+def test_files_that_would_change_nothing_are_refused(blora, tmp_path):
     with pytest.raises(BLoRAError, match="All alphas are 0"):
         combine(style=blora, style_alpha=0)
+    weak = combine(style=blora, style_alpha=1e-9)
     with pytest.raises(BLoRAError, match="too small for float16"):
-        combine(style=blora, style_alpha=1e-9).save(tmp_path / "x.safetensors", dtype=torch.float16)
-    for options, message in (
+        weak.save(tmp_path / "x.safetensors", dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"content_until": -1}, "content_until is a share"),
         ({"style_from": float("nan")}, "style_from is a share"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            generate(pipe, "A", style=blora, progress=False, **options)
+    ],
+)
+def test_options_out_of_range_are_named(pipe, blora, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(pipe, "A", style=blora, progress=False, **options)
+
+
+def test_a_picture_of_nan_is_an_error_with_its_seed(pipe, blora):
+    options = {"style_alpha": 1e30, "seeds": 3, "num_inference_steps": 2, "progress": False}
     with pytest.raises(ValueError, match="NaN instead of a picture for the seed 3.*smaller alphas"):
-        generate(
-            pipe, "A", style=blora, style_alpha=1e30, seeds=3, num_inference_steps=2, progress=False
-        )
+        generate(pipe, "A", style=blora, **options)
 
 
 def test_halves_are_disjoint_and_complete(blora):
@@ -129,53 +156,39 @@ def test_halves_are_disjoint_and_complete(blora):
     assert style.halves == ("style",)
     assert content.state_dict.keys() | style.state_dict.keys() == blora.state_dict.keys()
     with pytest.raises(BLoRAError, match="no style half"):
-        content.style
+        _ = content.style
 
 
-@pytest.mark.parametrize("prefix", ["unet.unet.", "unet.", ""])
-def test_known_spellings_load_the_same(blora, tmp_path, prefix):
-    save_file(
-        {prefix + k.removeprefix("unet."): t for k, t in blora.state_dict.items()},
-        tmp_path / "x.safetensors",
+OF_ANOTHER_KIND = {
+    "other_block": lambda key, t: {key.replace("up_blocks.0", "down_blocks.2"): t},
+    "half_a_pair": lambda key, t: {key: t},
+    "other_format": lambda key, t: {"lora_unet_something.alpha": torch.ones(1)},
+    "not_a_number": lambda key, t: {key: t * float("nan")},
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_KIND)
+def test_weights_that_are_no_blora_are_an_error_with_the_files_name(blora, tmp_path, name):
+    tensors = OF_ANOTHER_KIND[name](*next(iter(blora.state_dict.items())))
+    if name == "not_a_number":
+        tensors = blora.state_dict | tensors
+    save_file(tensors, tmp_path / f"{name}.safetensors")
+    with pytest.raises(BLoRAError, match=name):
+        BLoRA.load(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("name", ["cut", "empty", "pickle"])
+def test_what_is_no_safetensors_file_is_an_error_with_its_name(blora, tmp_path, name):
+    file = tmp_path / f"{name}.safetensors"
+    whole = blora.save(tmp_path / "good.safetensors").read_bytes()
+    file.write_bytes(
+        {"cut": whole[: len(whole) // 2], "empty": b"", "pickle": b"\x80\x04K\x01."}[name]
     )
-    assert BLoRA.load(tmp_path / "x.safetensors").state_dict.keys() == blora.state_dict.keys()
+    with pytest.raises(BLoRAError, match=name):
+        BLoRA.load(file)
 
 
-def test_the_oldest_diffusers_spelling_loads(blora, tmp_path):
-    def old(key):
-        for projection in ("to_q", "to_k", "to_v"):
-            key = key.replace(f".{projection}.", f".processor.{projection}_lora.")
-        return (
-            key.replace(".to_out.0.", ".processor.to_out_lora.")
-            .replace("lora_A", "down")
-            .replace("lora_B", "up")
-        )
-
-    save_file({old(k): t for k, t in blora.state_dict.items()}, tmp_path / "x.safetensors")
-    assert BLoRA.load(tmp_path / "x.safetensors").state_dict.keys() == blora.state_dict.keys()
-
-
-def test_what_is_no_blora_is_an_error_with_its_name(blora, tmp_path):
-    whole = next(iter(blora.state_dict.items()))
-    cases = {
-        "other_block": {whole[0].replace("up_blocks.0", "down_blocks.2"): whole[1]},
-        "half_a_pair": {whole[0]: whole[1]},
-        "other_format": {"lora_unet_something.alpha": torch.ones(1)},
-        "not_a_number": {**blora.state_dict, whole[0]: whole[1] * float("nan")},
-    }
-    for name, tensors in cases.items():
-        save_file(tensors, tmp_path / f"{name}.safetensors")
-        with pytest.raises(BLoRAError, match=name):
-            BLoRA.load(tmp_path / f"{name}.safetensors")
-    good = blora.save(tmp_path / "good.safetensors").read_bytes()
-    for name, data in {
-        "cut": good[: len(good) // 2],
-        "empty": b"",
-        "pickle": b"\x80\x04K\x01.",
-    }.items():
-        (tmp_path / f"{name}.safetensors").write_bytes(data)
-        with pytest.raises(BLoRAError, match=name):
-            BLoRA.load(tmp_path / f"{name}.safetensors")
+def test_a_file_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(BLoRAError, match="no file"):
         BLoRA.load(tmp_path / "missing.safetensors")
 
@@ -186,69 +199,41 @@ def test_alphas_are_linear_and_signed(pipe, blora, alphas):
     set_alphas(pipe, *alphas)
     strength = dict(zip(("content", "style"), alphas))
     for name, acting in effective_weights(pipe).items():
-        module = pipe.unet.get_submodule(name)
-        key = f"unet.{name}.lora_{{}}.weight"
-        change = blora.state_dict[key.format("B")] @ blora.state_dict[key.format("A")]
-        torch.testing.assert_close(
-            acting,
-            module.get_base_layer().weight + strength[half_of(name + ".")] * change,
-            atol=1e-5,
-            rtol=1e-5,
-        )
+        alpha = strength[half_of(name + ".")]
+        base = pipe.unet.get_submodule(name).get_base_layer().weight
+        expected = base + alpha * change_of(blora, name)
+        torch.testing.assert_close(acting, expected, atol=1e-5, rtol=1e-5)
     remove(pipe)
 
 
 def test_applying_again_replaces_and_removing_leaves_no_trace(pipe, blora):
     remove(pipe)
-    plain = generate(pipe, "A cat", seeds=3, num_inference_steps=3, progress=False)[0]
-    once = generate(pipe, "A cat", blora, blora, seeds=3, num_inference_steps=3, progress=False)[0]
-    twice = generate(pipe, "A cat", blora, blora, seeds=3, num_inference_steps=3, progress=False)[0]
-    off = generate(
-        pipe, "A cat", blora, blora, 0.0, 0.0, seeds=3, num_inference_steps=3, progress=False
-    )[0]
+
+    def draw(*halves):
+        options = {"seeds": 3, "num_inference_steps": 3, "progress": False}
+        return generate(pipe, "A cat", *halves, **options)[0].tobytes()
+
+    plain, once, twice = draw(), draw(blora, blora), draw(blora, blora)
+    off = draw(blora, blora, 0.0, 0.0)
     assert applied(pipe) == ["content", "style"]
-    assert once.tobytes() == twice.tobytes() != plain.tobytes()
-    assert max(abs(a - b) for a, b in zip(off.tobytes(), plain.tobytes())) <= 1
-    assert (
-        generate(pipe, "A cat", seeds=3, num_inference_steps=3, progress=False)[0].tobytes()
-        == plain.tobytes()
-    )
+    assert once == twice != plain
+    assert max(abs(a - b) for a, b in zip(off, plain)) <= 1
+    assert draw() == plain
     assert applied(pipe) == []
-
-
-def cut_to(blora, rank):
-    """A B-LoRA with only the first `rank` rows and columns."""
-    return BLoRA(
-        {k: t[:rank] if "lora_A" in k else t[:, :rank] for k, t in blora.state_dict.items()}
-    )
-
-
-def change_of(blora, layer):
-    a, b = blora.layers[layer]
-    return b @ a
 
 
 def test_styles_of_several_bloras_are_mixed_by_weight_whatever_their_ranks(pipe, blora):
     other = cut_to(BLoRA({k: t.roll(1, -1) for k, t in blora.state_dict.items()}), 5)
-    apply(
-        pipe,
-        [blora, (other, -0.5)],
-        style=[(blora, 0.25), (other.style, 2.0), (blora, -0.5)],
-        content_alpha=2.0,
-    )
+    style = [(blora, 0.25), (other.style, 2.0), (blora, -0.5)]
+    apply(pipe, [blora, (other, -0.5)], style=style, content_alpha=2.0)
     for name, acting in effective_weights(pipe).items():
         first, second = change_of(blora, name), change_of(other, name)
-        expected = (
-            2 * (first - 0.5 * second)
-            if half_of(name + ".") == "content"
-            else -0.25 * first + 2 * second
-        )
-        torch.testing.assert_close(
-            acting,
-            pipe.unet.get_submodule(name).get_base_layer().weight + expected,
-            atol=2e-5,
-            rtol=1e-5,
-        )
+        if half_of(name + ".") == "content":
+            change = 2 * (first - 0.5 * second)
+        else:
+            change = -0.25 * first + 2 * second
+        expected = pipe.unet.get_submodule(name).get_base_layer().weight + change
+        torch.testing.assert_close(acting, expected, atol=2e-5, rtol=1e-5)
     assert applied(pipe) == ["content", "style"]
     remove(pipe)
     with pytest.raises(BLoRAError, match="empty"):
@@ -258,38 +243,32 @@ def test_styles_of_several_bloras_are_mixed_by_weight_whatever_their_ranks(pipe,
 
 
 def test_ranks_may_differ_from_layer_to_layer(pipe, blora):
-    ranks = {layer: 1 + i % 7 for i, layer in enumerate(blora.layers)}
-    ragged = BLoRA(
-        {
-            f"unet.{layer}.lora_{p}.weight": (
-                a[: ranks[layer]] if p == "A" else b[:, : ranks[layer]]
-            )
-            for layer, (a, b) in blora.layers.items()
-            for p in "AB"
-        }
-    )
+    state_dict = {}
+    for i, (layer, (a, b)) in enumerate(blora.layers.items()):
+        rank = 1 + i % 7
+        state_dict[f"unet.{layer}.lora_A.weight"] = a[:rank]
+        state_dict[f"unet.{layer}.lora_B.weight"] = b[:, :rank]
+    ragged = BLoRA(state_dict)
     apply(pipe, ragged, ragged)
     for name, acting in effective_weights(pipe).items():
-        torch.testing.assert_close(
-            acting,
-            pipe.unet.get_submodule(name).get_base_layer().weight + change_of(ragged, name),
-            atol=1e-5,
-            rtol=1e-5,
-        )
+        expected = pipe.unet.get_submodule(name).get_base_layer().weight + change_of(ragged, name)
+        torch.testing.assert_close(acting, expected, atol=1e-5, rtol=1e-5)
     remove(pipe)
 
 
-def test_published_alphas_are_translated():
-    # the original multiplies both matrices by its alpha
+@pytest.mark.parametrize("alpha", [1.1, 0.5, -1.0])
+def test_published_alphas_are_translated(alpha):
+    """The original multiplies both matrices by its alpha."""
     down, up = torch.randn(2, 5), torch.randn(5, 2)
-    for alpha in (1.1, 0.5, -1.0):
-        torch.testing.assert_close(
-            from_original_alpha(alpha) * (up @ down), (alpha * up) @ (alpha * down)
-        )
+    ours = from_original_alpha(alpha) * (up @ down)
+    torch.testing.assert_close(ours, (alpha * up) @ (alpha * down))
 
 
 def quantize(unet, kind):
-    """Replace the linear layers of the transformer blocks as bitsandbytes does it, which diffusers allows on a GPU only."""
+    """Replace the linear layers of the transformer blocks as bitsandbytes does.
+
+    diffusers allows it on a GPU only.
+    """
     import bitsandbytes as bnb
 
     for name, module in list(unet.named_modules()):
@@ -307,7 +286,8 @@ def quantize(unet, kind):
                 )
             new.bias = module.bias
             unet.set_submodule(name, new.to("cpu"))
-    setattr(unet, f"is_loaded_in_{kind}", True)  # PEFT takes its own layers for such a base
+    # PEFT takes its own layers for such a base
+    setattr(unet, f"is_loaded_in_{kind}", True)
 
 
 @pytest.mark.parametrize("base", ["float16", "bfloat16", "8bit", "4bit"])
@@ -322,9 +302,8 @@ def test_halves_act_on_small_number_formats_and_leave_no_trace(base):
         quantize(pipe.unet, base)
     else:
         pipe = load_pipeline(device="cpu", dtype=getattr(torch, base))
-    inputs = torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(0)).to(
-        torch.float32 if base.endswith("bit") else pipe.unet.dtype
-    )
+    dtype = torch.float32 if base.endswith("bit") else pipe.unet.dtype
+    inputs = torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(0)).to(dtype)
     layers = {
         block: f"up_blocks.0.attentions.{n}.transformer_blocks.0.attn2.to_v"
         for n, block in enumerate(("content", "style"))
@@ -337,11 +316,11 @@ def test_halves_act_on_small_number_formats_and_leave_no_trace(base):
                 for half, layer in layers.items()
             }
 
-    plain, before = (
-        answers(),
-        {k: v.clone() for k, v in pipe.unet.state_dict().items() if torch.is_tensor(v)},
-    )
-    for _ in range(2):  # the second time in place of the first
+    plain = answers()
+    weights = pipe.unet.state_dict().items()
+    before = {name: t.clone() for name, t in weights if torch.is_tensor(t)}
+    # the second time in place of the first
+    for _ in range(2):
         apply(pipe, blora, [(blora, 0.5), (blora, 0.5)], 1.0, -0.5)
         for half, strength in (("content", 1.0), ("style", -0.5)):
             expected = strength * inputs.float() @ change_of(blora, layers[half]).T

@@ -1,4 +1,4 @@
-"""A panel in JupyterLab, and the app page in Voilà, used in a real browser: drag, Generate, Cancel, upload."""
+"""A panel in JupyterLab, and the app page in Voilà, used in a real browser."""
 
 import base64
 import os
@@ -12,13 +12,14 @@ import urllib.error
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
-from pathlib import Path
 
 import nbformat
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+import drawings
+from conftest import ROOT
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -57,20 +58,16 @@ def browser():
 
 @contextmanager
 def served(arguments, folder, path):
-    """A server of the Jupyter family in a process of its own, with no configuration but ours; yields the address of `path`."""
+    """A server of the Jupyter family in a process of its own; yields the address of `path`.
+
+    It has no configuration but ours.
+    """
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    own = {
-        name: str(folder / ".config")
-        for name in (
-            "JUPYTER_CONFIG_DIR",
-            "JUPYTERLAB_SETTINGS_DIR",
-            "JUPYTERLAB_WORKSPACES_DIR",
-            "JUPYTER_RUNTIME_DIR",
-            "IPYTHONDIR",
-        )
-    }
+    names = ["JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"]
+    names += ["JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]
+    own = dict.fromkeys(names, str(folder / ".config"))
     log = folder / "server.log"
     with open(log, "wb") as file:
         process = subprocess.Popen(
@@ -86,7 +83,8 @@ def served(arguments, folder, path):
         while process.poll() is None and time.time() < end:
             try:
                 urllib.request.urlopen(f"http://localhost:{port}/static/nothing", timeout=1)
-            except urllib.error.HTTPError:  # it answers
+            except urllib.error.HTTPError:
+                # it answers
                 break
             except OSError:
                 time.sleep(0.2)
@@ -113,19 +111,15 @@ def page(browser, serve, request, tmp_path):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(60_000)
     yield page
-    page.screenshot(
-        path=tmp_path / f"{request.node.name}.png"
-    )  # what it looked like at the end, for whoever has to find out why
+    # what it looked like at the end, for whoever has to find out why
+    page.screenshot(path=tmp_path / f"{request.node.name}.png")
     page.close()
 
 
 def shown(panel):
     """The large picture, as the browser has it."""
-    return Image.open(
-        BytesIO(
-            base64.b64decode(panel.locator('img[alt*="seed"]').get_attribute("src").split(",")[1])
-        )
-    )
+    source = panel.locator('img[alt*="seed"]').get_attribute("src")
+    return Image.open(BytesIO(base64.b64decode(source.split(",")[1])))
 
 
 def press(panel, name):
@@ -139,7 +133,8 @@ def says(panel, text, timeout=60_000):
 def drag(page, panel, slider, share):
     """Drag the handle of a slider, by mouse, by a share of its length."""
     track = panel.locator(".widget-slider", has_text=slider).locator(".noUi-base")
-    track.locator(".noUi-handle").hover()  # waits until the page no longer moves
+    # waits until the page no longer moves
+    track.locator(".noUi-handle").hover()
     handle, length = track.locator(".noUi-handle").bounding_box(), track.bounding_box()["width"]
     x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
     page.mouse.move(x, y)
@@ -160,9 +155,10 @@ def upload(page, panel, button, name, content):
 
 
 def use(page, panel):
-    """Generate, drag, see the picture change, go back, cancel, and generate again, this time from the keyboard."""
+    """Generate, drag, see the picture change, go back, cancel; generate from the keyboard."""
     set_number(panel, "Seed", 11)
-    says(panel, "press Generate")  # so that "Done" below is not that of an earlier picture
+    # so that "Done" below is not that of an earlier picture
+    says(panel, "press Generate")
     press(panel, "Generate")
     says(panel, "Done")
     first = shown(panel)
@@ -201,25 +197,14 @@ def use(page, panel):
     assert "3 steps" in described
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_the_panel_of_lesson_3_in_jupyterlab(page, serve, tmp_path):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    quiet = [
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]
-    page.goto(
-        serve(
-            [
-                "jupyterlab",
-                "--allow-root",
-                "--IdentityProvider.token=",
-                f"--ServerApp.root_dir={tmp_path}",
-                *quiet,
-            ],
-            tmp_path,
-            "lab/tree/notebooks/03_style_transfer.ipynb",
-        )
-    )
+    lab = ["jupyterlab", "--allow-root", "--IdentityProvider.token="]
+    lab += [f"--ServerApp.root_dir={tmp_path}", "--LabApp.news_url=None"]
+    lab += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    page.goto(serve(lab, tmp_path, "lab/tree/notebooks/03_style_transfer.ipynb"))
     idle = page.get_by_text("Python 3 (ipykernel) | Idle")
     idle.wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -232,17 +217,16 @@ def test_the_panel_of_lesson_3_in_jupyterlab(page, serve, tmp_path):
 
 
 def test_the_app_page_lists_the_words_of_the_model():
-    import drawings
-
-    text = "".join(
-        cell.source for cell in nbformat.read(ROOT / "app" / "blora.ipynb", as_version=4).cells
-    )
+    page = nbformat.read(ROOT / "app" / "blora.ipynb", as_version=4)
+    text = "".join(cell.source for cell in page.cells)
     assert f"| objects | {', '.join(drawings.OBJECTS)} |" in text
     assert f"| styles | {', '.join(drawings.STYLES)} |" in text
 
 
+@pytest.mark.browser
+@pytest.mark.slow
 def test_the_app_page(page, serve, tmp_path):
-    """The page of `make app`: its own tabs, an upload that is no picture, and one that is, learnt on the spot."""
+    """The page of `make app`: its own tabs, an upload that is no picture, and one that is."""
     shutil.copytree(ROOT / "app", tmp_path / "app")
     page.goto(serve(["voila", "blora.ipynb"], tmp_path / "app", ""))
     panel = page.locator(".blora-panel:visible")
@@ -252,10 +236,9 @@ def test_the_app_page(page, serve, tmp_path):
     page.get_by_role("tab", name="Text stylization").click()
     upload(page, panel, "Own content", "broken.png", b"no picture")
     says(panel, "broken.png cannot be read")
+    # 12 MB, more than Jupyter's servers take without app/voila.json
     picture = BytesIO()
-    Image.new("RGB", (2500, 1600), "orange").save(
-        picture, "BMP"
-    )  # 12 MB, more than Jupyter's servers take without app/voila.json
+    Image.new("RGB", (2500, 1600), "orange").save(picture, "BMP")
     upload(page, panel, "Own content", "orange.bmp", picture.getvalue())
     says(panel, "to learn orange.bmp")
     press(panel, "Train content")

@@ -11,7 +11,7 @@ from blora_nb.generation import generate, sample
 from blora_nb.guards.changed_pipelines import inner, unwrapped
 from blora_nb.inspection import prompt_per_block, record_attention
 from blora_nb.lora import BLoRA, applied, apply, remove
-from blora_nb.pipeline import load_pipeline
+from blora_nb.pipeline import use_scheduler
 from blora_nb.running.records import record
 from blora_nb.training import train
 from conftest import ROOT
@@ -23,11 +23,6 @@ STAR, NEON, WOOD = (BLoRA.load(BLORAS / f"{name}.safetensors") for name in NAMES
 HOUSE = {"mid_block.attentions.0": "A house"}
 
 
-@pytest.fixture
-def fresh():
-    return load_pipeline(device="cpu")
-
-
 def draw(pipe, **options):
     options = {"num_inference_steps": 3, "progress": False} | options
     return generate(pipe, PROMPT, **options)[0]
@@ -36,6 +31,12 @@ def draw(pipe, **options):
 def learn(pipe, picture, **options):
     options = {"max_train_steps": 3, "train_batch_size": 1, "rank": 4, "progress": False} | options
     return train(pipe, picture, **options)
+
+
+@pytest.fixture(scope="module")
+def learnt(pipe, picture):
+    """What `learn` makes with a pipeline that nobody has changed."""
+    return learn(pipe, picture)
 
 
 def same_weights(one, two):
@@ -77,11 +78,11 @@ UNDONE = {  # change, words of the refusal, the call that it names
 
 
 @pytest.mark.parametrize("kind", UNDONE)
-def test_what_spoils_everything_is_refused_until_it_is_undone(pipe, fresh, picture, kind):
+@pytest.mark.slow
+def test_what_spoils_everything_is_refused_until_it_is_undone(pipe, fresh, picture, learnt, kind):
     change, words, call = UNDONE[kind]
     halves = {"content": STAR, "style": WOOD, "style_alpha": 0.3}
     right, plain, weights = draw(pipe, **halves), draw(pipe), looked(pipe)
-    learnt = learn(pipe, picture)
     change(fresh)
     uses = [
         lambda: draw(fresh),
@@ -116,54 +117,92 @@ def test_removing_also_takes_out_what_is_fused(pipe, fresh):
     assert close(draw(fresh), plain, 0.01)
 
 
+def compile_whole(pipe):
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+
+
+def compile_in_place(pipe):
+    pipe.unet.compile(backend="eager")
+
+
+def compile_forward(pipe):
+    pipe.unet.forward = torch.compile(pipe.unet.forward, backend="eager")
+
+
+def compile_blocks(pipe):
+    pipe.unet.compile_repeated_blocks(backend="eager")
+
+
+def compile_a_part(pipe):
+    pipe.unet.up_blocks[0] = torch.compile(pipe.unet.up_blocks[0], backend="eager")
+
+
+def wrap(pipe):
+    pipe.unet = torch.nn.DataParallel(pipe.unet)
+
+
+def wrap_and_compile(pipe):
+    wrap(pipe)
+    compile_whole(pipe)
+
+
+def wrap_an_encoder(pipe):
+    pipe.text_encoder = torch.nn.DataParallel(pipe.text_encoder)
+
+
 WRAPPED = {
-    "compiled": lambda pipe: setattr(pipe, "unet", torch.compile(pipe.unet, backend="eager")),
-    "compiled in place": lambda pipe: pipe.unet.compile(backend="eager"),
-    "compiled forward": lambda pipe: setattr(
-        pipe.unet, "forward", torch.compile(pipe.unet.forward, backend="eager")
-    ),
-    "compiled blocks": lambda pipe: pipe.unet.compile_repeated_blocks(backend="eager"),
-    "a compiled part": lambda pipe: pipe.unet.up_blocks.__setitem__(
-        0, torch.compile(pipe.unet.up_blocks[0], backend="eager")
-    ),
-    "parallel": lambda pipe: setattr(pipe, "unet", torch.nn.DataParallel(pipe.unet)),
-    "both": lambda pipe: setattr(
-        pipe, "unet", torch.compile(torch.nn.DataParallel(pipe.unet), backend="eager")
-    ),
-    "encoders": lambda pipe: setattr(
-        pipe, "text_encoder", torch.nn.DataParallel(pipe.text_encoder)
-    ),
+    "compiled": compile_whole,
+    "compiled in place": compile_in_place,
+    "compiled forward": compile_forward,
+    "compiled blocks": compile_blocks,
+    "a compiled part": compile_a_part,
+    "parallel": wrap,
+    "both": wrap_and_compile,
+    "encoders": wrap_an_encoder,
     "other attention": lambda pipe: pipe.unet.set_attn_processor(AttnProcessor()),
     "sliced attention": lambda pipe: pipe.enable_attention_slicing(1),
 }
 
 
+SEQUENCE = [
+    {},
+    {"content": STAR, "style": NEON},
+    {"content": STAR, "content_alpha": 0.3},
+    {"style": WOOD},
+    {"style": WOOD, "asymmetric_guidance": True},
+    {},
+]
+
+
+@pytest.fixture(scope="module")
+def plainly(pipe):
+    """What a pipeline that nobody has changed draws: a sequence, attention, a block's prompt."""
+    drawn, attention = [draw(pipe, **options) for options in SEQUENCE], looked(pipe)
+    with prompt_per_block(pipe, HOUSE):
+        return drawn, attention, draw(pipe)
+
+
 @pytest.mark.parametrize("kind", WRAPPED)
-def test_wrapped_and_compiled_models_give_the_same(pipe, fresh, picture, tmp_path, kind):
-    sequence = [
-        {},
-        {"content": STAR, "style": NEON},
-        {"content": STAR, "content_alpha": 0.3},
-        {"style": WOOD},
-        {"style": WOOD, "asymmetric_guidance": True},
-        {},
-    ]
-    right = [draw(pipe, **options) for options in sequence]
+@pytest.mark.slow
+def test_wrapped_and_compiled_models_give_the_same(fresh, picture, plainly, learnt, tmp_path, kind):
+    drawn, attention, house = plainly
     WRAPPED[kind](fresh)
     before = fresh.unet, fresh.text_encoder
-    assert all(close(draw(fresh, **options), image, 0.1) for options, image in zip(sequence, right))
-    learnt = learn(fresh, picture, output_dir=tmp_path / "out", checkpointing_steps=2)
-    plain = learn(pipe, picture)
-    assert learnt.losses == pytest.approx(plain.losses, rel=1e-3)
-    if "attention" not in kind:  # whose rounding AdamW's first steps enlarge
-        assert same_weights(learnt, plain)
-    assert same_weights(BLoRA.load(learnt.save(tmp_path / "file")), learnt)
+    for options, image in zip(SEQUENCE, drawn):
+        assert close(draw(fresh, **options), image, 0.1)
+    again = learn(fresh, picture, output_dir=tmp_path / "out", checkpointing_steps=2)
+    assert again.losses == pytest.approx(learnt.losses, rel=1e-3)
+    # AdamW's first steps enlarge the rounding of another attention
+    if "attention" not in kind:
+        assert same_weights(again, learnt)
+    assert same_weights(BLoRA.load(again.save(tmp_path / "file")), again)
     names = BLoRA.load(tmp_path / "out" / "checkpoint-2").state_dict
     assert not any("_orig_mod" in name or "module." in name for name in names)
-    assert torch.allclose(looked(fresh), looked(pipe), atol=1e-4)
-    with prompt_per_block(fresh, HOUSE), prompt_per_block(pipe, HOUSE):
-        assert close(draw(fresh), draw(pipe), 0.1)
-    assert (fresh.unet, fresh.text_encoder) == before, "it is as its owner has made it"
+    assert torch.allclose(looked(fresh), attention, atol=1e-4)
+    with prompt_per_block(fresh, HOUSE):
+        assert close(draw(fresh), house, 0.1)
+    # it is as its owner has made it
+    assert (fresh.unet, fresh.text_encoder) == before
     call = getattr(inner(fresh.unet), "_compiled_call_impl", None)
     assert (call is not None) == (kind == "compiled in place")
 
@@ -174,16 +213,19 @@ def test_a_compiled_layer_keeps_its_lora(pipe, fresh):
     assert close(draw(fresh, content=STAR), draw(pipe, content=STAR), 0.01)
 
 
-def test_loras_of_others_are_taken_off_and_named(pipe, fresh, picture):
-    right, plain, learnt = draw(pipe, content=STAR), draw(pipe), learn(pipe, picture)
-    for name in ("mine", "content"):
-        for use, same in ((lambda: draw(fresh, content=STAR), right), (lambda: draw(fresh), plain)):
-            load_by_other_means(fresh, name)
-            fresh.set_adapters([name], [0.7])
-            with pytest.warns(PipelineWarning, match=f"LoRA {name}, .* is taken off"):
-                image = use()
-            assert image.tobytes() == same.tobytes()
-            remove(fresh)
+@pytest.mark.parametrize("name", ["mine", "content"])
+def test_loras_of_others_are_taken_off_and_named(pipe, fresh, name):
+    right, plain = draw(pipe, content=STAR), draw(pipe)
+    for options, same in (({"content": STAR}, right), ({}, plain)):
+        load_by_other_means(fresh, name)
+        fresh.set_adapters([name], [0.7])
+        with pytest.warns(PipelineWarning, match=f"LoRA {name}, .* is taken off"):
+            image = draw(fresh, **options)
+        assert image.tobytes() == same.tobytes()
+        remove(fresh)
+
+
+def test_a_training_takes_off_loras_of_others(fresh, picture, learnt):
     load_by_other_means(fresh)
     with pytest.warns(PipelineWarning, match="mine"):
         assert same_weights(learn(fresh, picture), learnt)
@@ -217,21 +259,29 @@ def test_weights_that_were_exchanged_in_place_are_put_right(pipe, fresh, tmp_pat
         assert draw(fresh, content=STAR).tobytes() == right.tobytes()
 
 
-def test_switches_of_diffusers_are_set_again(pipe, fresh):
+def fuse_and_unfuse(pipe):
+    pipe.fuse_lora(lora_scale=0.4)
+    pipe.unfuse_lora()
+
+
+SWITCHES = {
+    "all off": lambda pipe: pipe.disable_lora(),
+    "one, weaker": lambda pipe: pipe.set_adapters(["content"], [0.2]),
+    "one deleted": lambda pipe: pipe.delete_adapters(["style"]),
+    "unloaded": lambda pipe: pipe.unload_lora_weights(),
+    "fused for a while": fuse_and_unfuse,
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_switches_of_diffusers_are_set_again(pipe, fresh, switch):
     right = draw(pipe, content=STAR, style=NEON)
-    for change in (
-        lambda: fresh.disable_lora(),
-        lambda: fresh.set_adapters(["content"], [0.2]),
-        lambda: fresh.delete_adapters(["style"]),
-        lambda: fresh.unload_lora_weights(),
-        lambda: (fresh.fuse_lora(lora_scale=0.4), fresh.unfuse_lora()),
-    ):
-        apply(fresh, STAR, NEON)
-        change()
-        assert close(draw(fresh, content=STAR, style=NEON), right, 0.05)
+    apply(fresh, STAR, NEON)
+    SWITCHES[switch](fresh)
+    assert close(draw(fresh, content=STAR, style=NEON), right, 0.05)
 
 
-def test_freeu_is_for_drawing_and_in_the_record(pipe, fresh, picture):
+def test_freeu_is_for_drawing_and_in_the_record(pipe, fresh, picture, learnt):
     fresh.enable_freeu(s1=0.6, s2=0.4, b1=1.1, b2=1.2)
     image = draw(fresh, content=STAR)
     assert image.info["blora_nb"]["freeu"] == {"s1": 0.6, "s2": 0.4, "b1": 1.1, "b2": 1.2}
@@ -239,7 +289,7 @@ def test_freeu_is_for_drawing_and_in_the_record(pipe, fresh, picture):
     with pytest.raises(PipelineError, match="disable_freeu"):
         learn(fresh, picture)
     fresh.disable_freeu()
-    assert same_weights(learn(fresh, picture), learn(pipe, picture))
+    assert same_weights(learn(fresh, picture), learnt)
 
 
 class Inverted(AttnProcessor2_0):
@@ -247,14 +297,14 @@ class Inverted(AttnProcessor2_0):
         return -super().__call__(*args, **kwargs)
 
 
-def test_attention_of_somebody_elses_is_in_the_record_and_not_trained_on(pipe, fresh, picture):
+def test_attention_of_somebody_elses_is_in_the_record_and_not_trained_on(fresh, picture, learnt):
     fresh.unet.set_attn_processor(Inverted())
     assert draw(fresh).info["blora_nb"]["attention_processors"] == ["Inverted"]
     for use in (lambda: learn(fresh, picture), lambda: looked(fresh)):
         with pytest.raises(PipelineError, match="computed by Inverted.*set_attn_processor"):
             use()
     fresh.unet.set_attn_processor(AttnProcessor2_0())
-    assert same_weights(learn(fresh, picture), learn(pipe, picture))
+    assert same_weights(learn(fresh, picture), learnt)
 
 
 def test_a_lora_that_has_become_part_of_the_base_is_in_the_records(fresh, picture):
@@ -317,26 +367,27 @@ OFFLOADED = {
 
 
 @pytest.mark.parametrize("kind", OFFLOADED)
-def test_offloaded_models_draw_and_are_not_trained(pipe, fresh, picture, kind):
+@pytest.mark.slow
+def test_offloaded_models_draw_and_are_not_trained(pipe, fresh, picture, learnt, kind):
     OFFLOADED[kind](fresh)
     sequence = ({}, {"content": STAR, "style": NEON}, {"style": WOOD})
-    for options in sequence if kind != "sequential" else ():  # which accelerate cannot do on a CPU
-        image = draw(fresh, **options)
-        assert image.tobytes() == draw(pipe, **options).tobytes()
-        assert image.info["blora_nb"]["device"] == "cpu"
+    # accelerate cannot draw sequentially on a CPU
+    if kind != "sequential":
+        for options in sequence:
+            image = draw(fresh, **options)
+            assert image.tobytes() == draw(pipe, **options).tobytes()
+            assert image.info["blora_nb"]["device"] == "cpu"
     remedy = "load the pipeline again" if kind == "groups" else "remove_all_hooks"
     with pytest.raises(PipelineError, match=remedy):
         learn(fresh, picture)
     if kind != "groups":
         fresh.remove_all_hooks()
         fresh.to("cpu")
-        assert same_weights(learn(fresh, picture), learn(pipe, picture))
+        assert same_weights(learn(fresh, picture), learnt)
 
 
 def test_a_sampler_that_was_put_in_anothers_place_is_not_recorded(fresh):
     from diffusers import DDIMScheduler
-
-    from blora_nb.pipeline import use_scheduler
 
     use_scheduler(fresh, "dpm++")
     assert draw(fresh).info["blora_nb"]["scheduler"] == "dpm++"
@@ -346,7 +397,12 @@ def test_a_sampler_that_was_put_in_anothers_place_is_not_recorded(fresh):
 
 def test_unwrapping_is_undone_after_an_error(fresh):
     fresh.unet = wrapper = torch.nn.DataParallel(fresh.unet)
-    with pytest.raises(KeyError), unwrapped(fresh):
-        assert fresh.unet is wrapper.module
-        raise KeyError
+
+    def fail_inside():
+        with unwrapped(fresh):
+            assert fresh.unet is wrapper.module
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
     assert fresh.unet is wrapper

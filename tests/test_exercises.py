@@ -1,18 +1,33 @@
-"""Every check accepts different correct answers, rejects plausible wrong ones with a reason, and leaves stubs alone."""
+"""Every check accepts different correct answers and rejects plausible wrong ones with a reason.
 
-import sys
+It leaves stubs alone.
+"""
+
 from math import ceil, log
-from pathlib import Path
+from statistics import mean
 
 import nbformat
 import pytest
 import torch
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-sys.path.insert(0, str(NOTEBOOKS))
 import checks
 import prepare
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
+from blora_nb.lora import collect, remove
+from blora_nb.training import attach_lora, encode_image, run_steps, train
+from conftest import ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def good(alphas, kept, followed, enough, together=min):
+    """The alphas whose two scores, taken together, are enough."""
+    return [a for a, k, f in zip(alphas, kept, followed) if together((k, f)) >= enough]
+
+
+def first_and_last(values):
+    return (values[0], values[-1]) if values else (None, None)
+
 
 # check: (correct answers, plausible wrong ones)
 PURE = {
@@ -66,15 +81,7 @@ PURE = {
         [
             lambda c, s: "content" if c > s else "style",
             lambda c, s: "content" if c >= 0.5 else "style" if s >= 0.5 else "neither",
-            lambda c, s: (
-                "both"
-                if c > 0 and s > 0
-                else "content"
-                if c > 0
-                else "style"
-                if s > 0
-                else "neither"
-            ),
+            lambda c, s: ["neither", "style", "content", "both"][2 * (c > 0) + (s > 0)],
         ],
     ),
     "needed_rank": (
@@ -128,28 +135,13 @@ PURE = {
     ),
     "useful_range": (
         [
-            lambda a, k, f, e: next(
-                (
-                    (min(g), max(g))
-                    for g in [[x for x, y, z in zip(a, k, f) if y >= e and z >= e]]
-                    if g
-                ),
-                (None, None),
-            ),
-            lambda a, k, f, e: (lambda g: [g[0], g[-1]] if g else (None, None))(
-                sorted(x for x, y, z in zip(a, k, f) if min(y, z) >= e)
-            ),
+            lambda a, k, f, e: first_and_last(sorted(good(a, k, f, e))),
+            lambda a, k, f, e: [end(good(a, k, f, e), default=None) for end in (min, max)],
         ],
         [
-            lambda a, k, f, e: (lambda g: (g[0], g[-1]) if g else (None, None))(
-                [x for x, y, z in zip(a, k, f) if min(y, z) >= e]
-            ),
-            lambda a, k, f, e: (lambda g: (min(g), max(g)) if g else (None, None))(
-                [x for x, y, z in zip(a, k, f) if y >= e]
-            ),
-            lambda a, k, f, e: (lambda g: (min(g), max(g)) if g else (None, None))(
-                [x for x, y, z in zip(a, k, f) if (y + z) / 2 >= e]
-            ),
+            lambda a, k, f, e: first_and_last(good(a, k, f, e)),
+            lambda a, k, f, e: first_and_last(sorted(good(a, k, k, e))),
+            lambda a, k, f, e: first_and_last(sorted(good(a, k, f, e, mean))),
         ],
     ),
     "seeds_needed": (
@@ -208,106 +200,143 @@ def test_right_answers_pass_and_wrong_ones_are_told_why(check, capsys):
     assert verdict(capsys, check, lambda *arguments: None) == "… not solved yet"
 
 
-def test_prompts_are_judged_by_what_they_draw(pipe, capsys):
-    assert verdict(capsys, "two_colours", pipe, "A heart in red on blue style").startswith("✓")
-    for wrong in (
-        "A heart in blue on red style",
-        "A heart in green on yellow style",
-        "A red heart",
-    ):
-        assert verdict(capsys, "two_colours", pipe, wrong).startswith("✗"), wrong
-    assert verdict(capsys, "golden_words", pipe, "A [c] in gold style").startswith("✓")
-    for wrong in ("A cat, in gold style", "A [c] in neon style", "A [c]"):
-        assert verdict(capsys, "golden_words", pipe, wrong).startswith("✗"), wrong
-    assert (
-        verdict(capsys, "two_colours", pipe, "")
-        == verdict(capsys, "golden_words", pipe, "")
-        == "… not solved yet"
-    )
+@pytest.mark.parametrize(
+    ("check", "right", "wrong"),
+    [
+        (
+            "two_colours",
+            "A heart in red on blue style",
+            ["A heart in blue on red style", "A heart in green on yellow style", "A red heart"],
+        ),
+        (
+            "golden_words",
+            "A [c] in gold style",
+            ["A cat, in gold style", "A [c] in neon style", "A [c]"],
+        ),
+    ],
+)
+@pytest.mark.slow
+def test_prompts_are_judged_by_what_they_draw(pipe, capsys, check, right, wrong):
+    assert verdict(capsys, check, pipe, right).startswith("✓")
+    for prompt in wrong:
+        assert verdict(capsys, check, pipe, prompt).startswith("✗"), prompt
+    assert verdict(capsys, check, pipe, "") == "… not solved yet"
 
 
-def test_a_prompt_for_two_blocks(pipe, capsys):
-    for right in (
-        {CONTENT_BLOCK: "A fish in neon style", STYLE_BLOCK: "A house in wood style"},
-        {CONTENT_BLOCK: "A fish in wood style", STYLE_BLOCK: "A fish in wood style"},
-    ):
-        assert verdict(capsys, "two_voices", pipe, right).startswith("✓")
-    wrongs = [
-        {CONTENT_BLOCK: "A fish in wood style"},
-        {STYLE_BLOCK: "A fish", CONTENT_BLOCK: "A [x] in wood style"},
-        {
-            TRANSFORMER_BLOCKS[0]: "A fish in wood style",
-            TRANSFORMER_BLOCKS[-1]: "A fish in wood style",
-        },
-        dict.fromkeys(TRANSFORMER_BLOCKS, "A fish in wood style"),
-    ]
-    for wrong in wrongs:
-        assert verdict(capsys, "two_voices", pipe, wrong).startswith("✗"), wrong
+FIRST_AND_LAST = (TRANSFORMER_BLOCKS[0], TRANSFORMER_BLOCKS[-1])
+TWO_VOICES = [
+    {CONTENT_BLOCK: "A fish in neon style", STYLE_BLOCK: "A house in wood style"},
+    {CONTENT_BLOCK: "A fish in wood style", STYLE_BLOCK: "A fish in wood style"},
+]
+OTHER_VOICES = [
+    {CONTENT_BLOCK: "A fish in wood style"},
+    {STYLE_BLOCK: "A fish", CONTENT_BLOCK: "A [x] in wood style"},
+    dict.fromkeys(FIRST_AND_LAST, "A fish in wood style"),
+    dict.fromkeys(TRANSFORMER_BLOCKS, "A fish in wood style"),
+]
+
+
+@pytest.mark.parametrize("right", TWO_VOICES)
+@pytest.mark.slow
+def test_a_prompt_for_two_blocks(pipe, capsys, right):
+    assert verdict(capsys, "two_voices", pipe, right).startswith("✓")
+
+
+@pytest.mark.parametrize("wrong", OTHER_VOICES)
+@pytest.mark.slow
+def test_a_wrong_prompt_for_two_blocks(pipe, capsys, wrong):
+    assert verdict(capsys, "two_voices", pipe, wrong).startswith("✗")
+
+
+def test_no_prompt_for_two_blocks(pipe, capsys):
     assert verdict(capsys, "two_voices", pipe, {}) == "… not solved yet"
 
 
+@pytest.mark.slow
 def test_a_series(pipe, capsys):
-    assert verdict(
-        capsys, "my_series", pipe, ["star", "heart", "house", "boat"], "flower_neon"
-    ).startswith("✓")
-    for objects, style in (
+    series = ["star", "heart", "house", "boat"], "flower_neon"
+    assert verdict(capsys, "my_series", pipe, *series).startswith("✓")
+    assert verdict(capsys, "my_series", pipe, [], "") == "… not solved yet"
+
+
+@pytest.mark.parametrize(
+    ("objects", "style"),
+    [
         (["star", "heart"], "flower_neon"),
         (["star", "heart", "house", "flower"], "flower_neon"),
         (["bicycle", "piano", "giraffe", "bottle"], "flower_neon"),
         (["star", "heart", "house", "dog"], "flower_neon"),
         (["a star", "a heart", "a house", "a boat"], "flower_neon"),
         (["star", "heart", "house", "boat"], "monet"),
-    ):
-        assert verdict(capsys, "my_series", pipe, objects, style).startswith("✗"), (objects, style)
-    assert verdict(capsys, "my_series", pipe, [], "") == "… not solved yet"
+    ],
+)
+@pytest.mark.slow
+def test_a_wrong_series(pipe, capsys, objects, style):
+    assert verdict(capsys, "my_series", pipe, objects, style).startswith("✗")
 
 
+def training_of(blocks, steps=True, take_off=True):
+    """An answer to the exercise, perhaps with something left out."""
+
+    def answer(pipe, picture, settings):
+        parameters = attach_lora(pipe.unet, settings.rank, settings.seed, blocks=blocks)
+        if steps:
+            moments = encode_image(pipe, picture, settings.resolution)
+            run_steps(pipe, parameters, moments, settings, progress=False)
+        blora = collect(pipe.unet, settings)
+        if take_off:
+            remove(pipe)
+        return blora
+
+    return answer
+
+
+def half_of_a_whole_training(pipe, picture, settings):
+    return train(pipe, picture, settings, progress=False).content
+
+
+WRONG_TRAININGS = {
+    "two blocks": training_of([CONTENT_BLOCK, STYLE_BLOCK]),
+    "another block": training_of([STYLE_BLOCK]),
+    "no steps": training_of([CONTENT_BLOCK], steps=False),
+    "left on the model": training_of([CONTENT_BLOCK], take_off=False),
+    "half of a whole training": half_of_a_whole_training,
+}
+
+
+@pytest.mark.slow
 def test_a_training_of_one_block(pipe, capsys):
-    from blora_nb.lora import collect, remove
-    from blora_nb.training import attach_lora, encode_image, run_steps, train
-
-    def trained(blocks, steps=True, take_off=True):
-        def answer(pipe, picture, settings):
-            parameters = attach_lora(pipe.unet, settings.rank, settings.seed, blocks=blocks)
-            if steps:
-                run_steps(
-                    pipe,
-                    parameters,
-                    encode_image(pipe, picture, settings.resolution),
-                    settings,
-                    progress=False,
-                )
-            blora = collect(pipe.unet, settings)
-            if take_off:
-                remove(pipe)
-            return blora
-
-        return answer
-
-    assert verdict(capsys, "train_content", pipe, trained([CONTENT_BLOCK])).startswith("✓")
-    for wrong in (
-        trained([CONTENT_BLOCK, STYLE_BLOCK]),
-        trained([STYLE_BLOCK]),
-        trained([CONTENT_BLOCK], steps=False),
-        trained([CONTENT_BLOCK], take_off=False),
-        lambda pipe, picture, settings: train(pipe, picture, settings, progress=False).content,
-    ):
-        assert verdict(capsys, "train_content", pipe, wrong).startswith("✗")
+    answer = training_of([CONTENT_BLOCK])
+    assert verdict(capsys, "train_content", pipe, answer).startswith("✓")
 
 
-def test_a_lora_layer(pipe, capsys):
-    for right in (
-        lambda x, W, A, B, alpha: x @ (W + alpha * B @ A).T,
-        lambda x, W, A, B, alpha: torch.nn.functional.linear(x, W) + alpha * (x @ A.T) @ B.T,
-    ):
-        assert verdict(capsys, "lora_layer", pipe, right).startswith("✓")
-    for wrong in (
-        lambda x, W, A, B, alpha: x @ (W + alpha**2 * B @ A).T,
-        lambda x, W, A, B, alpha: alpha * x @ (B @ A).T,
-        lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T,
-        lambda x, W, A, B, alpha: x @ (W + alpha * A @ B).T,
-    ):
-        assert verdict(capsys, "lora_layer", pipe, wrong).startswith("✗")
+@pytest.mark.parametrize("wrong", WRONG_TRAININGS)
+@pytest.mark.slow
+def test_a_wrong_training_of_one_block(pipe, capsys, wrong):
+    assert verdict(capsys, "train_content", pipe, WRONG_TRAININGS[wrong]).startswith("✗")
+    remove(pipe)
+
+
+LORA_LAYERS = [
+    lambda x, W, A, B, alpha: x @ (W + alpha * B @ A).T,
+    lambda x, W, A, B, alpha: torch.nn.functional.linear(x, W) + alpha * (x @ A.T) @ B.T,
+]
+WRONG_LORA_LAYERS = [
+    lambda x, W, A, B, alpha: x @ (W + alpha**2 * B @ A).T,
+    lambda x, W, A, B, alpha: alpha * x @ (B @ A).T,
+    lambda x, W, A, B, alpha: x @ W.T + x @ A.T @ B.T,
+    lambda x, W, A, B, alpha: x @ (W + alpha * A @ B).T,
+]
+
+
+@pytest.mark.parametrize("right", LORA_LAYERS)
+def test_a_lora_layer(pipe, capsys, right):
+    assert verdict(capsys, "lora_layer", pipe, right).startswith("✓")
+
+
+@pytest.mark.parametrize("wrong", WRONG_LORA_LAYERS)
+def test_a_wrong_lora_layer(pipe, capsys, wrong):
+    assert verdict(capsys, "lora_layer", pipe, wrong).startswith("✗")
 
 
 def test_an_answer_that_crashes_is_told_how(capsys):
@@ -319,19 +348,17 @@ def test_shared_cells_and_solutions_are_those_that_prepare_writes(path):
     lesson = nbformat.read(path, as_version=4)
     before = [(c.source, dict(c.metadata)) for c in lesson.cells]
     prepare.prepare(lesson, path.stem)
-    assert before == [(c.source, dict(c.metadata)) for c in lesson.cells], (
-        "run: python notebooks/prepare.py"
-    )
+    after = [(c.source, dict(c.metadata)) for c in lesson.cells]
+    assert before == after, "run: python notebooks/prepare.py"
     solved = nbformat.read(NOTEBOOKS / "solutions" / path.name, as_version=4)
-    assert prepare.same_sources(solved, prepare.solutions(lesson, path.stem)), (
-        "run: python notebooks/prepare.py"
-    )
+    written = prepare.solutions(lesson, path.stem)
+    assert prepare.same_sources(solved, written), "run: python notebooks/prepare.py"
     verdicts = [
-        o.text
-        for c in solved.cells
-        for o in c.get("outputs", [])
-        if "checks." in c.source and o.output_type == "stream"
+        output.text
+        for cell in solved.cells
+        for output in cell.get("outputs", [])
+        if "checks." in cell.source and output.output_type == "stream"
     ]
-    assert len(verdicts) >= 2 and all(text.startswith("✓") for text in verdicts), (
-        "execute the solutions: make notebooks"
-    )
+    assert len(verdicts) >= 2
+    wrong = [text for text in verdicts if not text.startswith("✓")]
+    assert wrong == [], "execute the solutions: make notebooks"

@@ -1,4 +1,7 @@
-"""The still forms: each picture of a sweep is the one that `generate` draws, in its place, and the caption says how."""
+"""The still forms: each picture of a sweep is the one that `generate` draws, in its place.
+
+And the caption says how.
+"""
 
 import io
 
@@ -26,31 +29,27 @@ def pictures(figure):
     return [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
 
 
-def test_a_grid_has_the_content_downwards_and_the_style_to_the_right(pipe, halves):
-    figure = alpha_grid(
-        pipe,
-        **halves,
-        content_alphas=(-1, 1),
-        style_alphas=(0, 0.5, 1),
-        seed=3,
-        num_inference_steps=2,
-        progress=False,
+PROMPT = "A [c] in [s] style"
+
+
+def same(figure, expected):
+    """Whether the figure shows these pictures, in this order."""
+    shown = pictures(figure)
+    return len(shown) == len(expected) and all(
+        np.array_equal(one, np.asarray(two)) for one, two in zip(shown, expected)
     )
+
+
+def test_a_grid_has_the_content_downwards_and_the_style_to_the_right(pipe, halves):
+    options = {"num_inference_steps": 2, "progress": False}
+    alphas = {"content_alphas": (-1, 1), "style_alphas": (0, 0.5, 1)}
+    figure = alpha_grid(pipe, **halves, **alphas, seed=3, **options)
     expected = [
-        generate(
-            pipe,
-            "A [c] in [s] style",
-            **halves,
-            content_alpha=c,
-            style_alpha=s,
-            seeds=3,
-            num_inference_steps=2,
-            progress=False,
-        )[0]
+        generate(pipe, PROMPT, **halves, content_alpha=c, style_alpha=s, seeds=3, **options)[0]
         for c in (-1, 1)
         for s in (0, 0.5, 1)
     ]
-    assert all((a == np.asarray(b)).all() for a, b in zip(pictures(figure), expected, strict=True))
+    assert same(figure, expected)
     assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["content -1", "content 1"]
     assert "seed 3" in repr(figure)
     assert "content alpha -1 to 1" in repr(figure)
@@ -58,49 +57,23 @@ def test_a_grid_has_the_content_downwards_and_the_style_to_the_right(pipe, halve
 
 
 def test_one_alpha_for_one_half_gives_a_sweep_over_the_other(pipe, halves):
-    figure = alpha_grid(
-        pipe,
-        **halves,
-        content_alphas=(0, 2),
-        style_alphas=(0.5,),
-        num_inference_steps=2,
-        progress=False,
-    )
+    options = {"num_inference_steps": 2, "progress": False}
+    alphas = {"content_alphas": (0, 2), "style_alphas": (0.5,)}
+    figure = alpha_grid(pipe, **halves, **alphas, **options)
     expected = [
-        generate(
-            pipe,
-            "A [c] in [s] style",
-            **halves,
-            content_alpha=a,
-            style_alpha=0.5,
-            num_inference_steps=2,
-            progress=False,
-        )[0]
+        generate(pipe, PROMPT, **halves, content_alpha=a, style_alpha=0.5, **options)[0]
         for a in (0, 2)
     ]
-    assert all((a == np.asarray(b)).all() for a, b in zip(pictures(figure), expected, strict=True))
+    assert same(figure, expected)
     assert "seed 0" in repr(figure)
     assert "content alpha 0 to 2, style alpha 0.5, 2 steps" in repr(figure)
 
 
 def test_seeds_side_by_side(pipe, halves):
-    figure = seed_sweep(
-        pipe,
-        "A [c] in gold style",
-        content=halves["content"],
-        seeds=(2, 5, 6, 7, 9),
-        num_inference_steps=1,
-        progress=False,
-    )
-    expected = generate(
-        pipe,
-        "A [c] in gold style",
-        content=halves["content"],
-        seeds=(2, 5, 6, 7, 9),
-        num_inference_steps=1,
-        progress=False,
-    )
-    assert all((a == np.asarray(b)).all() for a, b in zip(pictures(figure), expected, strict=True))
+    options = {"content": halves["content"], "seeds": (2, 5, 6, 7, 9)}
+    options |= {"num_inference_steps": 1, "progress": False}
+    figure = seed_sweep(pipe, "A [c] in gold style", **options)
+    assert same(figure, generate(pipe, "A [c] in gold style", **options))
     assert "style alpha" not in repr(figure)
 
 
@@ -110,16 +83,16 @@ def test_the_best_seed_has_both(pipe):
     figure = seed_ranking(
         [7, 8, 9], images, {"content kept": [0.9, 0.2, 0.8], "style moved": [0.1, 0.9, 0.8]}
     )
-    assert [tuple(picture[0, 0]) for picture in pictures(figure)] == [
-        (0, 0, 255),
-        (0, 128, 0),
-        (255, 0, 0),
-    ]
+    colours = [tuple(picture[0, 0]) for picture in pictures(figure)]
+    assert colours == [(0, 0, 255), (0, 128, 0), (255, 0, 0)]
     assert figure.axes[0].texts[0].get_text() == "1. seed 9\ncontent kept 0.80\nstyle moved 0.80"
 
 
 def test_a_figure_keeps_its_colours(picture):
-    """Few colours keep a notebook small; a gradient must not show bands for it, nor a small spot lose its colour."""
+    """Few colours keep a notebook small.
+
+    A gradient must not show bands for it, nor a small spot lose its colour.
+    """
     spotted = picture.copy()
     spotted.paste((0, 255, 0), (40, 40, 52, 52))
     figure = picture_grid([[spotted]], side=4)

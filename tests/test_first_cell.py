@@ -1,17 +1,18 @@
-"""The first cell of every notebook, on a machine that has torch but neither the course nor all of its packages."""
+"""The first cell of every notebook, on a machine that has torch but not the course."""
 
+import os
 import subprocess
 import sys
 import sysconfig
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "notebooks"))
+from conftest import ROOT
 from prepare import ADDRESS, FIRST_CELL
 
-SMALL = "toolz"  # a small package without dependencies that nothing here needs
+pytestmark = pytest.mark.slow
+# a small package without dependencies that nothing here needs
+SMALL = "toolz"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,9 @@ def bare_python(tmp_path_factory):
 
 
 def run(python, code, where):
-    done = subprocess.run([python, "-c", code], cwd=where, capture_output=True, text=True)
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, "-c", code]
+    done = subprocess.run(command, cwd=where, env=bare, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -34,23 +37,17 @@ def run(python, code, where):
 def test_it_fetches_the_course_and_can_run_twice(bare_python, tmp_path):
     cell = FIRST_CELL.replace(ADDRESS, ROOT.as_uri())
     assert cell != FIRST_CELL
-    out = run(
-        bare_python,
-        f"{cell}\n{cell}\nimport os, blora_nb, checks\nprint(os.getcwd(), blora_nb.__file__)",
-        tmp_path,
-    )
-    assert out.split() == [
-        str(tmp_path / "blora-nb" / "notebooks"),
-        str(tmp_path / "blora-nb" / "blora_nb" / "__init__.py"),
-    ]
+    where = "import os, blora_nb, checks\nprint(os.getcwd(), blora_nb.__file__)"
+    out = run(bare_python, f"{cell}\n{cell}\n{where}", tmp_path)
+    clone = tmp_path / "blora-nb"
+    assert out.split() == [str(clone / "notebooks"), str(clone / "blora_nb" / "__init__.py")]
 
 
 @pytest.mark.parametrize("start", [".", "notebooks", "notebooks/solutions", "outputs/handout"])
 def test_in_a_clone_it_only_finds_the_folder_of_the_lessons(bare_python, start):
     (ROOT / start).mkdir(parents=True, exist_ok=True)
-    out = run(
-        bare_python, f"{FIRST_CELL}\nimport os, blora_nb, checks\nprint(os.getcwd())", ROOT / start
-    )
+    code = f"{FIRST_CELL}\nimport os, blora_nb, checks\nprint(os.getcwd())"
+    out = run(bare_python, code, ROOT / start)
     assert out.split() == [str(ROOT / "notebooks")]
 
 
@@ -59,14 +56,14 @@ def test_only_what_is_missing_is_installed_and_nothing_else_moves(bare_python, t
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import importlib.metadata as metadata
 from packaging.requirements import Requirement
-from blora_nb.cli import check as runtime
+from blora_nb.cli import check
 before = metadata.version("torch"), metadata.version("numpy")
-real = runtime.requirements()
-runtime.requirements = lambda: real | {{"{SMALL}": Requirement("{SMALL}>=0.11")}}
-print(runtime.install_missing())
+real = check.requirements()
+check.requirements = lambda: real | {{"{SMALL}": Requirement("{SMALL}>=0.11")}}
+print(check.install_missing())
 import {SMALL}
 assert before == (metadata.version("torch"), metadata.version("numpy"))
-print(runtime.install_missing())
+print(check.install_missing())
 """
     out = run(bare_python, code, tmp_path)
     assert out.splitlines()[1:] == [f"['{SMALL}>=0.11']", "[]"]

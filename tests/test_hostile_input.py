@@ -1,8 +1,13 @@
-"""Broken and hostile files: each gives a clear error or works; no crash, no hang, nothing read that the header forbids, nothing half written."""
+"""Broken and hostile files: each gives a clear error or works.
+
+No crash, no hang, nothing read that the header forbids, nothing half written.
+"""
 
 import io
 import json
+import math
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -42,90 +47,46 @@ def folder(tmp_path_factory):
 
 
 def small():
-    """The bytes of a valid B-LoRA with LoRA, LoHa and LoKr layers, kohya's names with alphas among them, as (header, data)."""
+    """(header, data) of a valid B-LoRA with LoRA, LoHa and LoKr layers, by kohya's names."""
+    wide, tall = torch.ones(2, 8), torch.ones(8, 2)
+    loha = {"hada_w1_a": tall, "hada_w1_b": wide, "hada_w2_a": tall, "hada_w2_b": wide}
+    lokr = {"lokr_w1": torch.ones(2, 2)}
+    lokr |= {"lokr_w2_a": torch.ones(4, 1), "lokr_w2_b": torch.ones(1, 4)}
+    lora = {"lora_down.weight": wide, "lora_up.weight": tall, "alpha": torch.tensor(2.0)}
+    layers = {"attn1_to_v": loha, "attn2_to_q": lokr, "attn1_to_q": lora, "attn2_to_k": lora}
     tensors = {}
-    loha = {
-        f"hada_w{i}_{side}": torch.ones(shape)
-        for i in (1, 2)
-        for side, shape in (("a", (8, 2)), ("b", (2, 8)))
-    }
-    lokr = {
-        "lokr_w1": torch.ones(2, 2),
-        "lokr_w2_a": torch.ones(4, 1),
-        "lokr_w2_b": torch.ones(1, 4),
-    }
-    for layer, matrices in (("0_attn1_to_v", loha), ("0_attn2_to_q", lokr)):
+    for layer, matrices in layers.items():
         for block in ("output_blocks_0_1", "output_blocks_1_1"):
-            tensors |= {
-                f"lora_unet_{block}_transformer_blocks_{layer}.{part}": t.clone()
-                for part, t in matrices.items()
-            }
-    for layer in ("0_attn1_to_q", "0_attn2_to_k"):
-        for block in ("output_blocks_0_1", "output_blocks_1_1"):
-            stem = f"lora_unet_{block}_transformer_blocks_{layer}"
-            tensors |= {
-                f"{stem}.lora_down.weight": torch.ones(2, 8),
-                f"{stem}.lora_up.weight": torch.ones(8, 2),
-                f"{stem}.alpha": torch.tensor(2.0),
-            }
-    data = save(
-        tensors,
-        {
-            "training": json.dumps({"instance_prompt": "A [v]"}),
-            "lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 2}),
-        },
-    )
+            stem = f"lora_unet_{block}_transformer_blocks_0_{layer}"
+            tensors |= {f"{stem}.{part}": t.clone() for part, t in matrices.items()}
+    metadata = {"training": {"instance_prompt": "A [v]"}}
+    metadata["lora_adapter_metadata"] = {"unet.r": 2, "unet.lora_alpha": 2}
+    data = save(tensors, {name: json.dumps(value) for name, value in metadata.items()})
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 HEADER, DATA = small()
+ODD_VALUES = [0, -1, 2**31, 2**63, 2**64 - 1, 1e308, "", "F32", "I8", "F8_E8M0", "F4", "C64"]
+ODD_VALUES += ["\x1b[2J", "../../etc/passwd", "{" * 3000]
 scalars = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(2**70), 2**70),
-    st.sampled_from(
-        [
-            0,
-            -1,
-            2**31,
-            2**63,
-            2**64 - 1,
-            1e308,
-            "",
-            "F32",
-            "I8",
-            "F8_E8M0",
-            "F4",
-            "C64",
-            "\x1b[2J",
-            "../../etc/passwd",
-            "{" * 3000,
-        ]
-    ),
+    st.sampled_from(ODD_VALUES),
     st.text(max_size=20),
 )
-values = st.recursive(
-    scalars,
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
 
-METADATA = [
-    "training",
-    "lora_adapter_metadata",
-    "modelspec.thumbnail",
-    "modelspec.license",
-    "lora_alpha",
-    "unet.alpha",
-    "rank",
-    "use_rslora",
-    "lora_config",
-    "ss_network_alpha",
-    "ss_network_args",
-]
+
+def nested(inner):
+    lists = st.lists(inner, max_size=4)
+    return lists | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+
+
+values = st.recursive(scalars, nested, max_leaves=6)
+METADATA = ["training", "lora_adapter_metadata", "modelspec.thumbnail", "modelspec.license"]
+METADATA += ["lora_alpha", "unet.alpha", "rank", "use_rslora", "lora_config"]
+METADATA += ["ss_network_alpha", "ss_network_args"]
 TEXTS = [
     "[" * 20000,
     '{"unet.lora_alpha": "x"}',
@@ -140,55 +101,50 @@ TEXTS = [
 ]
 
 
+CHANGES = ["drop", "name", "entry", "dtype", "shape", "offsets", "metadata", "add"]
+DAMAGES = ["none", "none", "none", "bytes", "length", "cut"]
+texts = st.text(max_size=40) | st.sampled_from(TEXTS)
+
+
+def changed(draw, header):
+    """The header with one change to it as data: an entry, its shape, offsets or name."""
+    name = draw(st.sampled_from(sorted(header) or ["x"]))
+    match draw(st.sampled_from(CHANGES)):
+        case "drop":
+            header.pop(name, None)
+        case "name":
+            odd = st.just(name.replace("_", ".")) | st.just("unet." * 50 + name)
+            header[draw(st.text(max_size=60) | odd)] = header.pop(name, None)
+        case "entry":
+            header[name] = draw(values)
+        case "metadata":
+            entries = st.dictionaries(st.sampled_from(METADATA), texts)
+            header["__metadata__"] = draw(values | entries)
+        case "add":
+            entry = {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}
+            header[draw(st.text(max_size=30))] = entry
+        case key:
+            if isinstance(header.get(name), dict):
+                key = "data_offsets" if key == "offsets" else key
+                numbers = st.lists(st.integers(0, 2**40), max_size=5)
+                header[name][key] = draw(values | numbers)
+    return header
+
+
 @st.composite
 def mutated_headers(draw):
-    """A file whose header was changed as data (entries, shapes, offsets, names) or as bytes."""
+    """A file whose header was changed as data or as bytes."""
     header = json.loads(json.dumps(HEADER))
     for _ in range(draw(st.integers(0, 3))):
-        name = draw(st.sampled_from(sorted(header) or ["x"]))
-        match draw(
-            st.sampled_from(
-                ["drop", "name", "entry", "dtype", "shape", "offsets", "metadata", "add"]
-            )
-        ):
-            case "drop":
-                header.pop(name, None)
-            case "name":
-                header[
-                    draw(
-                        st.text(max_size=60)
-                        | st.just(name.replace("_", "."))
-                        | st.just("unet." * 50 + name)
-                    )
-                ] = header.pop(name, None)
-            case "entry":
-                header[name] = draw(values)
-            case "metadata":
-                header["__metadata__"] = draw(
-                    values
-                    | st.dictionaries(
-                        st.sampled_from(METADATA), st.text(max_size=40) | st.sampled_from(TEXTS)
-                    )
-                )
-            case "add":
-                header[draw(st.text(max_size=30))] = {
-                    "dtype": "F32",
-                    "shape": [],
-                    "data_offsets": [0, 4],
-                }
-            case key:
-                if isinstance(header.get(name), dict):
-                    header[name][{"offsets": "data_offsets"}.get(key, key)] = draw(
-                        values | st.lists(st.integers(0, 2**40), max_size=5)
-                    )
+        header = changed(draw, header)
     text = json.dumps(header).encode()
-    damage = draw(st.sampled_from(["none", "none", "none", "bytes", "length", "cut"]))
+    damage = draw(st.sampled_from(DAMAGES))
     if damage == "bytes":
         at = draw(st.integers(0, len(text)))
         text = text[:at] + draw(st.binary(max_size=6)) + text[at + draw(st.integers(0, 6)) :]
-    length = (
-        draw(st.integers(0, 2**64 - 1) | st.integers(0, 3000)) if damage == "length" else len(text)
-    )
+    length = len(text)
+    if damage == "length":
+        length = draw(st.integers(0, 2**64 - 1) | st.integers(0, 3000))
     whole = struct.pack("<Q", length) + text + DATA
     return whole[: draw(st.integers(0, len(whole)))] if damage == "cut" else whole
 
@@ -205,31 +161,36 @@ def usable(blora):
     assert model_card(blora, "a/b")
 
 
-seen = {"headers": 0, "read": 0, "images": 0, "decoded": 0}
-
-
-@settings(max_examples=2000, **quick)
-@given(mutated_headers())
-def test_mutated_headers(folder, data):
-    file = folder / "mutated.safetensors"
-    file.write_bytes(data)
-    seen["headers"] += 1
+def error_of(use, kind):
+    """The error of this kind that a use gives, as a text, or None; no warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            usable(BLoRA.load(file))
-            seen["read"] += 1
-        except BLoRAError as error:
-            assert str(error).startswith(str(file))
-            assert len(str(error)) < 1500
-            assert str(error).isprintable()
+            use()
+        except kind as error:
+            return str(error)
+    return None
 
 
-def test_the_mutations_were_neither_all_harmless_nor_all_fatal():
-    if not seen["headers"]:
-        pytest.skip("needs test_mutated_headers")
-    assert seen["headers"] >= 2000
-    assert 15 < seen["read"] < seen["headers"] / 2
+@pytest.mark.slow
+def test_mutated_headers(folder):
+    """Some are read, most are refused: the changes are neither all harmless nor all fatal."""
+    file, errors = folder / "mutated.safetensors", []
+
+    @settings(max_examples=2000, **quick)
+    @given(mutated_headers())
+    def read(data):
+        file.write_bytes(data)
+        error = error_of(lambda: usable(BLoRA.load(file)), BLoRAError)
+        errors.append(error)
+        if error:
+            assert error.startswith(str(file))
+            assert len(error) < 1500
+            assert error.isprintable()
+
+    read()
+    assert len(errors) >= 2000
+    assert 15 < errors.count(None) < len(errors) / 2
 
 
 def refused(tmp_path, data, message):
@@ -260,142 +221,107 @@ def test_what_is_no_safetensors_file_is_said(tmp_path):
 NAME = "lora_unet_output_blocks_0_1_proj_in"
 
 
+LOAD_AND_MEASURE = """
+import resource, sys
+from blora_nb.lora import BLoRA
+from blora_nb.errors import BLoRAError
+
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+before = peak_mib()
+for path in sys.argv[1:]:
+    try:
+        BLoRA.load(path)
+    except BLoRAError as error:
+        print(error)
+print(peak_mib() - before)
+"""
+
+
+@pytest.mark.slow
 def test_a_huge_header_and_huge_shapes_take_no_memory(tmp_path):
-    """Run in a process of its own whose peak memory is measured: sparse files that claim gigabytes."""
+    """Sparse files that claim gigabytes; in a process whose peak memory is measured."""
     bomb = tmp_path / "header.safetensors"
     with open(bomb, "wb") as file:
         file.write(struct.pack("<Q", 3 * 2**30))
         file.truncate(3 * 2**30 + 100)
-    rank = 350_000  # 4.3 GiB, sparse on the disk
-    down, up = 2048 * rank * 4, 1280 * rank * 4
+    # 4.3 GiB, sparse on the disk
+    rank = 350_000
     shapes = tmp_path / "shapes.safetensors"
-    header = with_header(
-        {
-            f"{NAME}.lora_down.weight": {
-                "dtype": "F32",
-                "shape": [rank, 2048],
-                "data_offsets": [0, down],
-            },
-            f"{NAME}.lora_up.weight": {
-                "dtype": "F32",
-                "shape": [1280, rank],
-                "data_offsets": [down, down + up],
-            },
-        }
-    )
+    entries, end = {}, 0
+    for part, shape in (("down", [rank, 2048]), ("up", [1280, rank])):
+        offsets = [end, end + 4 * shape[0] * shape[1]]
+        entry = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+        entries[f"{NAME}.lora_{part}.weight"], end = entry, offsets[1]
+    header = with_header(entries)
     with open(shapes, "wb") as file:
         file.write(header)
-        file.truncate(len(header) + down + up)
-    code = (
-        "import resource, sys\nfrom blora_nb import BLoRA\nfrom blora_nb.lora import BLoRAError\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "for path in sys.argv[1:]:\n try:\n  BLoRA.load(path)\n except BLoRAError as error: print(error)\n"
-        "print('grown', (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, bomb, shapes], capture_output=True, text=True, timeout=120
-    )
-    lines = done.stdout.splitlines()
-    assert "its header would have 3,221,225,472 bytes" in lines[0] and (
-        "would take 4 GiB of memory" in lines[1] or "Cannot allocate" in lines[1]
-    ), done
-    assert int(lines[-1].split()[1]) < 200  # MiB
+        file.truncate(len(header) + end)
+    command = [sys.executable, "-c", LOAD_AND_MEASURE, bomb, shapes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    of_bomb, of_shapes, grown = done.stdout.splitlines()
+    assert "its header would have 3,221,225,472 bytes" in of_bomb
+    assert "would take 4 GiB of memory" in of_shapes or "Cannot allocate" in of_shapes
+    assert int(grown) < 200
+
+
+FORMATS_OF_BITS = {
+    4: ["F4"],
+    6: ["F6_E2M3", "F6_E3M2"],
+    8: ["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ"],
+    16: ["I16", "U16", "F16", "BF16"],
+    32: ["I32", "U32", "F32"],
+    64: ["C64", "F64", "I64", "U64"],
+}
+BITS = {name: bits for bits, names in FORMATS_OF_BITS.items() for name in names}
+READ = {"F16", "BF16", "F32", "F64", "F8_E4M3"}
+REFUSED = {"BOOL", "C64", "F4", "U64", "F8_E8M0"}
 
 
 @pytest.mark.parametrize("part", ["lora_down.weight", "alpha"])
-def test_every_number_format_is_read_or_refused(tmp_path, part):
-    bits = {
-        "F4": 4,
-        "F6_E2M3": 6,
-        "F6_E3M2": 6,
-        "BOOL": 8,
-        "U8": 8,
-        "I8": 8,
-        "F8_E5M2": 8,
-        "F8_E4M3": 8,
-        "F8_E8M0": 8,
-        "F8_E4M3FNUZ": 8,
-        "I16": 16,
-        "U16": 16,
-        "F16": 16,
-        "BF16": 16,
-        "I32": 32,
-        "U32": 32,
-        "F32": 32,
-        "C64": 64,
-        "F64": 64,
-        "I64": 64,
-        "U64": 64,
-    }
-    read = set()
-    for dtype, size in bits.items():
-        shapes, header, data = (
-            {"lora_down.weight": [8, 8], "lora_up.weight": [8, 8], "alpha": [1]},
-            {},
-            b"",
-        )
-        for name, shape in shapes.items():
-            kind, width = (dtype, size) if name == part else ("F32", 32)
-            length = max(1, (64 if len(shape) == 2 else 1) * width // 8)
-            header[f"{NAME}.{name}"] = {
-                "dtype": kind,
-                "shape": shape,
-                "data_offsets": [len(data), len(data) + length],
-            }
-            data += b"\x01\x3c" * (length // 2) + b"\x01" * (length % 2)
-        (tmp_path / "x.safetensors").write_bytes(with_header(header, data))
-        try:
-            BLoRA.load(tmp_path / "x.safetensors")
-            read.add(dtype)
-        except BLoRAError:
-            pass
-    assert {"F16", "BF16", "F32", "F64", "F8_E4M3"} <= read
-    assert not read & {
-        "BOOL",
-        "C64",
-        "F4",
-        "U64",
-        "F8_E8M0",
-    }
+@pytest.mark.parametrize("dtype", BITS)
+def test_every_number_format_is_read_or_refused(tmp_path, part, dtype):
+    header, data = {}, b""
+    shapes = {"lora_down.weight": [8, 8], "lora_up.weight": [8, 8], "alpha": [1]}
+    for name, shape in shapes.items():
+        kind = dtype if name == part else "F32"
+        length = max(1, math.prod(shape) * BITS[kind] // 8)
+        offsets = [len(data), len(data) + length]
+        header[f"{NAME}.{name}"] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
+        data += b"\x01\x3c" * (length // 2) + b"\x01" * (length % 2)
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(with_header(header, data))
+    error = error_of(lambda: BLoRA.load(file), BLoRAError)
+    if dtype in READ:
+        assert error is None
+    if dtype in REFUSED:
+        assert error
 
 
-def test_offsets_that_lie_are_refused(tmp_path):
-    entry = {"dtype": "F32", "shape": [2, 8], "data_offsets": [0, 64]}
-    refused(
-        tmp_path,
-        with_header({f"{NAME}.lora_down.weight": {**entry, "shape": [2**40, 2**40]}}, bytes(64)),
-        "not a complete safetensors",
-    )
-    refused(
-        tmp_path,
-        with_header({f"{NAME}.lora_down.weight": {**entry, "data_offsets": [0, 2**50]}}, bytes(64)),
-        "not a complete safetensors",
-    )
-    refused(
-        tmp_path,
-        with_header({f"{NAME}.lora_down.weight": entry}, bytes(63)),
-        "not a complete safetensors",
-    )
+@pytest.mark.parametrize(
+    ("change", "size"),
+    [({"shape": [2**40, 2**40]}, 64), ({"data_offsets": [0, 2**50]}, 64), ({}, 63)],
+    ids=["shape", "offsets", "data"],
+)
+def test_offsets_that_lie_are_refused(tmp_path, change, size):
+    entry = {"dtype": "F32", "shape": [2, 8], "data_offsets": [0, 64]} | change
+    file = with_header({f"{NAME}.lora_down.weight": entry}, bytes(size))
+    refused(tmp_path, file, "not a complete safetensors")
 
 
-def test_names_and_metadata_cannot_write_to_the_terminal_or_the_page(tmp_path):
-    refused(
-        tmp_path,
-        with_header(
-            {"\x1b[2J\x07" + "x" * 10**6: {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}},
-            bytes(4),
-        ),
-        r"the first is \?\[2J\?x{50,120}…?\)",
-    )
-    text = json.dumps(
-        HEADER
-        | {
-            "__metadata__": {
-                "modelspec.trigger_phrase": "<script>alert(1)</script>\x1b[2J",
-                "modelspec.thumbnail": 'x" onerror="alert(1)',
-            }
-        }
-    ).encode()
-    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + DATA)
+def test_names_cannot_write_to_the_terminal(tmp_path):
+    entry = {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}
+    file = with_header({"\x1b[2J\x07" + "x" * 10**6: entry}, bytes(4))
+    refused(tmp_path, file, r"the first is \?\[2J\?x{50,120}…?\)")
+
+
+def test_metadata_cannot_write_to_the_page(tmp_path):
+    metadata = {"modelspec.trigger_phrase": "<script>alert(1)</script>\x1b[2J"}
+    metadata["modelspec.thumbnail"] = 'x" onerror="alert(1)'
+    file = with_header(HEADER | {"__metadata__": metadata}, DATA)
+    (tmp_path / "x.safetensors").write_bytes(file)
     page = BLoRA.load(tmp_path / "x.safetensors")._repr_html_()
     assert "<script" not in page
     assert "onerror" not in page
@@ -410,11 +336,14 @@ def test_special_files_are_not_waited_for(tmp_path):
         BLoRA.load(tmp_path / "pipe.safetensors")
     with pytest.raises(ImageError, match="no ordinary file"):
         read_image(tmp_path / "pipe.png")
-    for source in ("a\0b.safetensors", "x" * 5000):
-        with pytest.raises(BLoRAError):
-            BLoRA.load(source)
-        with pytest.raises(ImageError):
-            read_image(source)
+
+
+@pytest.mark.parametrize("source", ["a\0b.safetensors", "x" * 5000], ids=["NUL", "long"])
+def test_names_that_no_file_has_are_refused(source):
+    with pytest.raises(BLoRAError):
+        BLoRA.load(source)
+    with pytest.raises(ImageError):
+        read_image(source)
 
 
 # --- pictures ---
@@ -426,13 +355,12 @@ def encoded(format, mode="RGB", **options):
     return data.getvalue()
 
 
+TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 PICTURES = [
     encoded("PNG"),
     encoded("PNG", "P"),
     encoded("PNG", "RGBA"),
-    encoded(
-        "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-    ),
+    encoded("JPEG", exif=TURNED),
     encoded("GIF", "P"),
     encoded("WEBP"),
     encoded("BMP"),
@@ -452,55 +380,47 @@ def mutated_images(draw):
     return bytes(data[: draw(st.just(len(data)) | st.integers(0, len(data)))])
 
 
-@settings(max_examples=700, **quick)
-@given(mutated_images())
-def test_mutated_images(folder, data):
-    file = folder / "mutated.png"
-    file.write_bytes(data)
-    seen["images"] += 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = read_image(file)
-            assert image.mode == "RGB"
-            assert image.width * image.height < 200_000_000
-            seen["decoded"] += 1
-        except ImageError as error:
-            assert "mutated.png" in str(error)
-            assert len(str(error)) < 1000
-        try:
-            read_settings(file)
-        except ImageError as error:
-            assert "mutated.png" in str(error)
+@pytest.mark.slow
+def test_mutated_images(folder):
+    """Some are read, some are refused: the changes are neither all harmless nor all fatal."""
+    file, errors = folder / "mutated.png", []
 
+    def read_whole():
+        image = read_image(file)
+        assert image.mode == "RGB"
+        assert image.width * image.height < 200_000_000
 
-def test_the_images_were_neither_all_harmless_nor_all_fatal():
-    if not seen["images"]:
-        pytest.skip("needs test_mutated_images")
-    assert seen["images"] >= 500
-    assert 20 < seen["decoded"] < seen["images"] - 20
+    @settings(max_examples=700, **quick)
+    @given(mutated_images())
+    def read(data):
+        file.write_bytes(data)
+        errors.append(error_of(read_whole, ImageError))
+        for error in (errors[-1], error_of(lambda: read_settings(file), ImageError)):
+            assert error is None or ("mutated.png" in error and len(error) < 1000)
+
+    read()
+    assert len(errors) >= 500
+    assert 20 < errors.count(None) < len(errors) - 20
 
 
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def test_decompression_bombs_are_refused_before_decoding(tmp_path):
-    for side in (13_000, 60_000):  # below and above Pillow's own limit
-        start = b"\x89PNG\r\n\x1a\n" + chunk(
-            b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        )
-        (tmp_path / "bomb.png").write_bytes(
-            start + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-        )
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with (
-            warnings.catch_warnings(),
-            pytest.raises(ImageError, match="bomb.png.*Save a smaller copy"),
-        ):
-            warnings.simplefilter("ignore")
-            read_image(tmp_path / "bomb.png")
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+# below and above Pillow's own limit
+@pytest.mark.parametrize("side", [13_000, 60_000])
+def test_decompression_bombs_are_refused_before_decoding(tmp_path, side):
+    size = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    error = error_of(lambda: read_image(tmp_path / "bomb.png"), ImageError)
+    assert re.search("bomb.png.*Save a smaller copy", error)
+    # KiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_bombs_in_the_text_of_a_picture_are_refused(tmp_path):
     text = chunk(b"zTXt", b"blora_nb\0\0" + zlib.compress(bytes(200 * 2**20)))
     png = encoded("PNG")
     (tmp_path / "text.png").write_bytes(png[:33] + text + png[33:])
@@ -508,15 +428,7 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path):
         read_settings(tmp_path / "text.png")
 
 
-def test_animations_and_odd_colours(tmp_path):
-    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
-    for name, options in (("a.gif", {}), ("a.webp", {"lossless": True}), ("a.png", {})):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
-        assert (
-            read_image(tmp_path / name).getpixel((5, 5))[0]
-            > 250
-            > read_image(tmp_path / name).getpixel((5, 5))[2] + 200
-        )
+def test_colours_of_a_press_and_deep_greys_are_read(tmp_path):
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "print.jpg")
     r, g, b = read_image(tmp_path / "print.jpg").getpixel((4, 4))
     assert r > 240
@@ -527,9 +439,8 @@ def test_animations_and_odd_colours(tmp_path):
 
 
 def test_a_program_in_disguise_is_no_picture(tmp_path):
-    (tmp_path / "x.png").write_bytes(
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
-    )  # Pillow would start Ghostscript
+    # Pillow would start Ghostscript
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
     with pytest.raises(ImageError, match="x.png"):
         read_image(tmp_path / "x.png")
 
@@ -562,48 +473,58 @@ def test_unreadable_folders_and_files_are_named(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 4
 
 
-def test_file_names_that_are_traps(tmp_path):
-    for prompt in (
-        "../../etc/passwd",
-        "CON",
-        "aux.txt",
-        "a\0b",
-        "..",
-        ".hidden",
-        "C:\\x",
-        "name.",
-        "\u202egnp.exe",
-        "é" * 300,
-    ):
-        name = safe_name(prompt)
-        path = save_image(Image.new("RGB", (2, 2)), tmp_path / f"{name}.png")
-        assert path.parent == tmp_path
-        assert path.exists()
-        assert not name.startswith(".")
-        assert not set(name) & set('<>:"/\\|?*\0')
-        assert len(name.encode()) <= 130
-        assert name.split(".")[0].lower() not in ("con", "aux")
-        path.unlink()
+TRAPS = ["../../etc/passwd", "CON", "aux.txt", "a\0b", "..", ".hidden", "C:\\x", "name."]
+TRAPS += ["\u202egnp.exe", "é" * 300]
 
 
-def test_nothing_half_written_remains(tmp_path):
-    (tmp_path / "x.safetensors").write_bytes(with_header(HEADER, DATA))
-    blora = BLoRA.load(tmp_path / "x.safetensors")
+@pytest.mark.parametrize("prompt", TRAPS)
+def test_file_names_that_are_traps(tmp_path, prompt):
+    name = safe_name(prompt)
+    path = save_image(Image.new("RGB", (2, 2)), tmp_path / f"{name}.png")
+    assert path.parent == tmp_path
+    assert path.exists()
+    assert not name.startswith(".")
+    assert not set(name) & set('<>:"/\\|?*\0')
+    assert len(name.encode()) <= 130
+    assert name.split(".")[0].lower() not in ("con", "aux")
+
+
+def no_space(*arguments, **options):
+    raise OSError("No space left on device")
+
+
+def test_no_half_written_picture_remains(tmp_path, monkeypatch):
     picture = Image.new("RGB", (2, 2))
-    picture.save = lambda *args, **kwargs: (_ for _ in ()).throw(OSError("No space left on device"))
+    monkeypatch.setattr(picture, "save", no_space)
     with pytest.raises(OSError, match="No space"):
         save_image(picture, tmp_path / "a.png")
-    blora.metadata["number"] = 3  # the header takes only text
-    with pytest.raises(Exception):
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_half_written_weights_remain(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(with_header(HEADER, DATA))
+    blora = BLoRA.load(tmp_path / "x.safetensors")
+    # the header takes only text
+    blora.metadata["number"] = 3
+    with pytest.raises(TypeError):
         blora.save(tmp_path / "b.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path):
+    (tmp_path / "x.png").write_text("theirs")
     with pytest.raises(FileExistsError):
-        save_image(Image.new("RGB", (2, 2)), tmp_path / "x.safetensors")
-    with (
-        pytest.raises(FileExistsError, match="another program"),
-        complete_file(tmp_path / "c.png") as part,
-    ):
-        part.write_text("ours")
-        (tmp_path / "c.png").write_text("theirs")
+        save_image(Image.new("RGB", (2, 2)), tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_text() == "theirs"
+
+
+def test_a_file_that_appears_meanwhile_is_not_written_over(tmp_path):
+    def write():
+        with complete_file(tmp_path / "c.png") as part:
+            part.write_text("ours")
+            (tmp_path / "c.png").write_text("theirs")
+
+    with pytest.raises(FileExistsError, match="another program"):
+        write()
     assert (tmp_path / "c.png").read_text() == "theirs"
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,4 +1,4 @@
-"""Pictures as people have them: rotated, transparent, odd modes, broken files; and pictures written out."""
+"""Pictures as people have them: rotated, transparent, of odd modes, broken; and written out."""
 
 import json
 
@@ -17,13 +17,15 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 def two_colours():
     image = Image.new("RGB", (60, 40), RED)
-    image.paste(BLUE, (0, 0, 30, 40))  # blue on the left
+    # blue on the left
+    image.paste(BLUE, (0, 0, 30, 40))
     return image
 
 
 def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to see it upright"
+    # "rotate by 90 degrees to see it upright"
+    exif[0x0112] = 6
     two_colours().save(tmp_path / "photo.jpg", exif=exif, quality=95)
     upright = read_image(tmp_path / "photo.jpg")
     assert upright.size == (40, 60)
@@ -44,18 +46,15 @@ def test_transparent_parts_become_white(tmp_path, mode):
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "I;16", "F"])
 def test_every_mode_is_read(mode):
-    ramp = Image.fromarray(
-        np.linspace(0, 65535 if mode == "I;16" else 255, 64 * 64)
-        .reshape(64, 64)
-        .astype(np.uint16 if mode == "I;16" else np.uint8)
-    )
+    white, dtype = (65535, np.uint16) if mode == "I;16" else (255, np.uint8)
+    ramp = Image.fromarray(np.linspace(0, white, 64 * 64).reshape(64, 64).astype(dtype))
     seen = read_image(ramp if mode in ("I;16", "L") else ramp.convert(mode))
     assert seen.mode == "RGB"
     assert len(seen.getcolors(maxcolors=10_000)) > 1
 
 
 @pytest.mark.parametrize(
-    "values, dtype",
+    ("values", "dtype"),
     [
         ((0, 0.5, 1), np.float32),
         ((0, 127.5, 255), np.float32),
@@ -70,15 +69,15 @@ def test_wide_grey_values_are_brought_to_eight_bits(tmp_path, values, dtype):
     assert [seen.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
 
-def test_broken_files_are_named(tmp_path):
+@pytest.mark.parametrize("name", ["cut.png", "empty.png", "text.png", "missing.png"])
+def test_broken_files_are_named(tmp_path, name):
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:400])
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("hello")
-    for name in ("cut.png", "empty.png", "text.png", "missing.png"):
-        with pytest.raises(ImageError, match=name):
-            read_image(tmp_path / name)
+    with pytest.raises(ImageError, match=name):
+        read_image(tmp_path / name)
 
 
 def test_a_folder_gives_its_pictures_only(tmp_path):
@@ -113,7 +112,8 @@ def test_names_are_safe_and_nothing_is_overwritten(tmp_path):
     assert first.exists()
     assert second != first
     assert json.loads(Image.open(first).text["blora_nb"]) == {"prompt": "A <c>"}
-    assert [p.name for p in tmp_path.iterdir()] == [first.name]  # no part file left
+    # no part file left
+    assert [p.name for p in tmp_path.iterdir()] == [first.name]
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path):

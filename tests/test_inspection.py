@@ -1,4 +1,4 @@
-"""Looking inside changes nothing: bit-equal pictures, a pipeline as it was, also after an exception."""
+"""Looking inside changes no bit of a picture and leaves a pipeline as it was, also on errors."""
 
 import numpy as np
 import pytest
@@ -37,32 +37,23 @@ def test_recording_does_not_change_the_picture_and_leaves_nothing_behind(pipe, b
 
 def test_recorded_weights_are_what_the_attention_computes(pipe):
     """Recomputed by hand from the inputs of one layer, without guidance and in a single step."""
-    layer, seen = pipe.unet.get_submodule(CONTENT_BLOCK).transformer_blocks, []
-    handles = [
-        block.attn2.register_forward_pre_hook(
-            lambda m, args, kwargs: seen.append((m, args[0], kwargs["encoder_hidden_states"])),
-            with_kwargs=True,
-        )
-        for block in layer
-    ]
+    layers, seen = pipe.unet.get_submodule(CONTENT_BLOCK).transformer_blocks, []
+
+    def look(module, args, kwargs):
+        seen.append((module, args[0], kwargs["encoder_hidden_states"]))
+
+    handles = [block.attn2.register_forward_pre_hook(look, with_kwargs=True) for block in layers]
     with record_attention(pipe, PROMPT, [CONTENT_BLOCK]) as attention:
-        pipe(
-            PROMPT,
-            num_inference_steps=1,
-            guidance_scale=1.0,
-            generator=torch.Generator().manual_seed(0),
-        )
+        generator = torch.Generator().manual_seed(0)
+        pipe(PROMPT, num_inference_steps=1, guidance_scale=1.0, generator=generator)
     for handle in handles:
         handle.remove()
     by_hand = []
     for module, states, text in seen:
-        query, key = (
-            module.head_to_batch_dim(module.to_q(states)),
-            module.head_to_batch_dim(module.to_k(text)),
-        )
-        by_hand.append(
-            module.get_attention_scores(query, key)
-        )  # diffusers' own, [heads, positions, tokens]
+        query = module.head_to_batch_dim(module.to_q(states))
+        key = module.head_to_batch_dim(module.to_k(text))
+        # diffusers' own, [heads, positions, tokens]
+        by_hand.append(module.get_attention_scores(query, key))
     by_hand = torch.stack(by_hand).mean(0)
     recorded = attention.cross_attention[CONTENT_BLOCK]
     assert recorded.shape == (4, 3, 3, 7)
@@ -87,7 +78,8 @@ def test_what_is_recorded_is_the_attention_with_the_b_lora_that_is_put_on_inside
 
     with record_attention(pipe, PROMPT, [CONTENT_BLOCK]) as plain:
         picture(pipe)
-    (cross, itself), again, after_another = looked(), looked(blora, blora), looked(None, blora)
+    (cross, itself), again = looked(), looked(blora, blora)
+    after_another = looked(None, blora)
     assert torch.equal(cross, again[0])
     assert torch.equal(itself, again[1])
     assert torch.equal(cross, after_another[0])
@@ -100,12 +92,7 @@ def test_all_blocks_with_guidance_and_other_shapes(pipe):
             pipe, PROMPT, seeds=[0, 1], num_inference_steps=2, height=64, width=128, progress=False
         )
     assert list(attention.cross_attention) == list(TRANSFORMER_BLOCKS)
-    assert attention.cross_attention[CONTENT_BLOCK].shape == (
-        4,
-        2,
-        4,
-        7,
-    )
+    assert attention.cross_attention[CONTENT_BLOCK].shape == (4, 2, 4, 7)
     assert attention.self_attention["up_blocks.1.attentions.0"].shape == (4, 4, 8, 4, 8)
     assert attention.position("up_blocks.1.attentions.0", 3, 7).shape == (4, 8)
 
@@ -115,10 +102,11 @@ def test_words_cut_into_pieces_and_words_that_are_not_there(pipe):
         pipe, "A zebra in neon style", [STYLE_BLOCK], kinds=["cross"]
     ) as attention:
         picture(pipe, "A zebra in neon style")
+    known = ("in</w>", "neon</w>", "style</w>")
     pieces = [
         i
-        for i, t in enumerate(attention.tokens)
-        if i > 1 and t not in ("in</w>", "neon</w>", "style</w>") and not t.startswith("<|")
+        for i, token in enumerate(attention.tokens)
+        if i > 1 and token not in known and not token.startswith("<|")
     ]
     assert len(pieces) > 1, "the tokenizer knows zebras by now; take another word"
     torch.testing.assert_close(
@@ -168,7 +156,10 @@ def test_a_prompt_for_all_blocks_is_that_prompt_but_for_the_pooled_embedding(pip
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_pictures_that_keep_a_layout_are_looked_into_as_well(guidance):
-    """They are drawn by another pipeline, made of the parts; the first thing on a fresh one, and after a call with other guidance."""
+    """They are drawn by another pipeline, made of the parts.
+
+    The first thing on a fresh one, and after a call with other guidance.
+    """
     pipe, start = load_pipeline(device="cpu"), draw("star", "neon", 1, 96)
     options = {"image": start, "strength": 1.0, "guidance_scale": guidance}
 

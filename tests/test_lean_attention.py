@@ -24,17 +24,12 @@ def runner(pipe):
         "text_embeds": pooled.expand(2, -1),
         "time_ids": micro_conditioning(96, 2, "cpu", torch.float32),
     }
-    return (
-        unet,
-        lambda: (
-            unet(
-                latents,
-                torch.tensor([200, 700]),
-                embeds.expand(2, -1, -1),
-                added_cond_kwargs=conditions,
-            ).sample
-        ),
-    )
+    timesteps, states = torch.tensor([200, 700]), embeds.expand(2, -1, -1)
+
+    def run():
+        return unet(latents, timesteps, states, added_cond_kwargs=conditions).sample
+
+    return unet, run
 
 
 @pytest.fixture
@@ -53,9 +48,8 @@ def looked_up(monkeypatch):
 
 def test_predictions_and_gradients_are_the_same_bits(pipe, looked_up):
     unet, run = runner(pipe)
-    weight = unet.get_parameter(
-        "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
-    ).requires_grad_()
+    layer = unet.get_submodule("up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")
+    weight = layer.weight.requires_grad_()
     predicted = run()
     (gradient,) = torch.autograd.grad(predicted.square().mean(), weight)
     assert looked_up
@@ -66,9 +60,8 @@ def test_predictions_and_gradients_are_the_same_bits(pipe, looked_up):
         assert torch.equal(again, predicted)
         assert torch.equal(torch.autograd.grad(again.square().mean(), weight)[0], gradient)
         assert not looked_up
-    assert {type(module) for module in unet.modules() if isinstance(module, Attention)} == {
-        Attention
-    }
+    kinds = {type(module) for module in unet.modules() if isinstance(module, Attention)}
+    assert kinds == {Attention}
 
 
 def test_another_processor_and_an_attention_with_more_to_it_are_left_to_diffusers(pipe):

@@ -1,4 +1,7 @@
-"""LoRA as a training computes it gives what PEFT's own layers give: predictions, gradients, and nothing stays behind."""
+"""LoRA as a training computes it gives what PEFT's own layers give.
+
+The same predictions and gradients; and nothing stays behind.
+"""
 
 import copy
 
@@ -11,11 +14,15 @@ from blora_nb.running.lean_lora import lean_lora
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import attach_lora, attach_style_beside, micro_conditioning
 
-A_LAYERS_INPUT = 2 * 9 * 104  # pictures × positions × channels in the trained blocks
+# pictures × positions × channels in the trained blocks
+A_LAYERS_INPUT = 2 * 9 * 104
 
 
 def model(pipe, dtype, content=False):
-    """(U-Net with LoRA that changes what it predicts, its trained parameters by name, a function that runs it); perhaps a style half beside a content half that is kept."""
+    """(U-Net with LoRA that acts, its trained parameters by name, a function that runs it).
+
+    With `content`, the LoRA is a style half beside a content half that is kept.
+    """
     settings, pipe = TrainingSettings(rank=8), copy.copy(pipe)
     unet = pipe.unet = copy.deepcopy(pipe.unet).to(dtype)
     attach_lora(unet, settings.rank)
@@ -24,11 +31,8 @@ def model(pipe, dtype, content=False):
         kept = collect(unet, settings)
         unet.unload_lora()
         attach_style_beside(pipe, kept, settings)
-        assert sum(
-            module.active_adapters == ["content", "new"]
-            for module in unet.modules()
-            if hasattr(module, "lora_A")
-        )
+        adapters = [m.active_adapters for m in unet.modules() if hasattr(m, "lora_A")]
+        assert ["content", "new"] in adapters
         strengthen(unet, "new")
     embeds, pooled = (t.to(dtype) for t in encode_prompt(pipe, "A [v]"))
     latents = torch.randn(2, 12, 12, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -36,18 +40,12 @@ def model(pipe, dtype, content=False):
         "text_embeds": pooled.expand(2, -1),
         "time_ids": micro_conditioning(96, 2, "cpu", dtype),
     }
-    return (
-        unet,
-        {n: p for n, p in unet.named_parameters() if p.requires_grad},
-        lambda: (
-            unet(
-                latents,
-                torch.tensor([200, 700]),
-                embeds.expand(2, -1, -1),
-                added_cond_kwargs=conditions,
-            ).sample
-        ),
-    )
+    timesteps, states = torch.tensor([200, 700]), embeds.expand(2, -1, -1)
+
+    def run():
+        return unet(latents, timesteps, states, added_cond_kwargs=conditions).sample
+
+    return unet, {n: p for n, p in unet.named_parameters() if p.requires_grad}, run
 
 
 def strengthen(unet, adapter=""):
@@ -63,9 +61,17 @@ def gradients(parameters, prediction):
     return {name: p.grad.clone() for name, p in parameters.items()}
 
 
+def distance(one, two):
+    return ((one - two).float().norm() / two.float().norm()).item()
+
+
+def flat(gradients):
+    return torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("content", [False, True])
-@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 def test_predictions_and_gradients_are_those_of_peft(pipe, dtype, near, content, scale):
     unet, parameters, run = model(pipe, dtype, content)
     for module in unet.modules():
@@ -88,24 +94,15 @@ def test_predictions_and_gradients_are_those_of_peft(pipe, dtype, near, content,
         with torch.no_grad():
             assert torch.equal(run(), inside)
     assert inside.dtype == dtype
-    assert all(
-        p.dtype == g.dtype == torch.float32 for p, g in zip(parameters.values(), ours.values())
-    )
-    distance = lambda one, two: ((one - two).float().norm() / two.float().norm()).item()
+    assert {t.dtype for t in (*parameters.values(), *ours.values())} == {torch.float32}
     assert distance(inside, before) < near
-    assert (
-        distance(
-            torch.cat([g.flatten() for g in ours.values()]),
-            torch.cat([g.flatten() for g in theirs.values()]),
-        )
-        < near
-    )
+    assert distance(flat(ours), flat(theirs)) < near
+    # nothing stays behind
     with torch.no_grad():
-        assert torch.equal(run(), before)  # nothing stays behind
-    assert not any(
-        "lean" in vars(module) or type(module).__name__.startswith("Lean")
-        for module in unet.modules()
-    )
+        assert torch.equal(run(), before)
+    for module in unet.modules():
+        assert "lean" not in vars(module)
+        assert not type(module).__name__.startswith("Lean")
 
 
 def test_in_16_bits_lora_computes_in_16_bits(pipe):
@@ -118,10 +115,7 @@ def test_in_16_bits_lora_computes_in_16_bits(pipe):
     ):
         run()
     weights = {p.data_ptr() for p in unet.parameters()}
-    wide = [
-        t
-        for t in kept
-        if t.dtype == torch.float32 and t.data_ptr() not in weights and t.numel() >= A_LAYERS_INPUT
-    ]
+    inputs = [t for t in kept if t.numel() >= A_LAYERS_INPUT and t.data_ptr() not in weights]
+    wide = [t for t in inputs if t.dtype == torch.float32]
     assert kept
     assert not wide

@@ -1,4 +1,7 @@
-"""Files of LyCORIS's LoHa and LoKr: the LoRA that is read gives the same change, and what does not fit together is named."""
+"""Files of LyCORIS's LoHa and LoKr: the LoRA that is read gives the same change.
+
+What does not fit together is named.
+"""
 
 import json
 
@@ -11,7 +14,8 @@ from blora_nb.files.lycoris import as_lora
 from blora_nb.lora import BLoRA
 from test_formats import changes, made
 
-ROWS, COLUMNS = 104, 104  # of the layer whose matrices a test spoils
+# of the layer whose matrices a test spoils
+ROWS, COLUMNS = 104, 104
 
 
 def random(*shape):
@@ -22,15 +26,10 @@ def loha(rank):
     """(matrices, change) of an [out, in] layer, alpha 2."""
 
     def of(rows, columns):
-        a1, b1, a2, b2 = (
-            random(rows, rank),
-            random(rank, columns),
-            random(rows, rank + 1),
-            random(rank + 1, columns),
-        )
-        return {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}, (a1 @ b1) * (
-            a2 @ b2
-        ) * 2 / rank
+        a1, b1 = random(rows, rank), random(rank, columns)
+        a2, b2 = random(rows, rank + 1), random(rank + 1, columns)
+        matrices = {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2}
+        return matrices, (a1 @ b1) * (a2 @ b2) * 2 / rank
 
     return of
 
@@ -42,9 +41,8 @@ def lokr_product(rows, columns):
 
 def lokr_products(rows, columns):
     one, two, a, b = random(8, 1), random(1, 4), random(rows // 8, 1), random(1, columns // 4)
-    return {"lokr_w1_a": one, "lokr_w1_b": two, "lokr_w2_a": a, "lokr_w2_b": b}, torch.kron(
-        one @ two, a @ b
-    ) * 2
+    matrices = {"lokr_w1_a": one, "lokr_w1_b": two, "lokr_w2_a": a, "lokr_w2_b": b}
+    return matrices, torch.kron(one @ two, a @ b) * 2
 
 
 def lokr_whole(rows, columns):
@@ -70,9 +68,8 @@ def written(file, of, spoil=None):
         if spoil and layer.endswith("attentions.0.proj_in"):
             spoil(matrices)
         name = "lycoris_" + layer.replace(".", "_")
-        tensors |= {f"{name}.{part}": matrix for part, matrix in matrices.items()} | {
-            f"{name}.alpha": torch.tensor(2.0)
-        }
+        tensors |= {f"{name}.{part}": matrix for part, matrix in matrices.items()}
+        tensors[f"{name}.alpha"] = torch.tensor(2.0)
     save_file(tensors, file)
     return wanted
 

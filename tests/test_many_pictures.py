@@ -1,4 +1,7 @@
-"""A class's pictures in one command: one load, several processes, a kill in between, one manifest; and one B-LoRA from several pictures."""
+"""Many pictures in one command: a B-LoRA each, or one from all of them.
+
+One load, several processes, a kill in between, one manifest.
+"""
 
 import json
 import os
@@ -22,6 +25,7 @@ from blora_nb.running.batches import Batches
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from drawings import draw
+from helpers import same_weights
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 10, "checkpointing_steps": 5}
 NAMES = ("star_sunset", "cat_wood", "boat_neon", "fish_candy")
@@ -37,46 +41,22 @@ def folder(tmp_path):
 
 
 def command(folder, out, *more):
+    """The training in two processes."""
+    launch = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launch += " --dynamo_backend no --main_process_port 0"
     options = [text for name, value in CHANGES.items() for text in (f"--{name}", str(value))]
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-    ]
     return [
-        *launch,
-        "-m",
-        "blora_nb",
-        "train",
-        "--instance_data_dir",
-        str(folder),
-        "--output_dir",
-        str(out),
-        *options,
-        *more,
+        *[sys.executable, "-m", "accelerate.commands.launch", *launch.split()],
+        *["-m", "blora_nb", "train", "--instance_data_dir", str(folder)],
+        *["--output_dir", str(out), *options, *more],
     ]
 
 
-def same(one, two):
-    return all(torch.equal(t, two.state_dict[k]) for k, t in one.state_dict.items())
-
-
+@pytest.mark.slow
 def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_path):
-    out, longer = (
-        tmp_path / "out",
-        ["--resume_from_checkpoint", "latest", "--max_train_steps", "40"],
-    )  # so that some are not finished when the first one is
+    out = tmp_path / "out"
+    # so that some are not finished when the first one is
+    longer = ["--resume_from_checkpoint", "latest", "--max_train_steps", "40"]
     first = subprocess.Popen(
         command(folder, out, *longer),
         stdout=subprocess.PIPE,
@@ -86,7 +66,8 @@ def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_pa
     )
     end = time.time() + 240
     while not list(out.glob(f"*/{FILE_NAME}")):
-        assert first.poll() is None and time.time() < end, first.communicate()[0]
+        assert first.poll() is None, first.communicate()[0]
+        assert time.time() < end
         time.sleep(0.01)
     launcher = psutil.Process(first.pid)
     workers = [
@@ -110,15 +91,14 @@ def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_pa
     assert sorted(row["folder"] for row in manifest) == sorted(NAMES)
     assert {row["state"] for row in manifest} == {"finished"}
     assert all(row["training"]["rank"] == 4 and 0 < row["loss"] < 10 for row in manifest)
-    for name in NAMES:  # the same as trained alone, whatever process and however often stopped
-        assert same(
-            BLoRA.load(out / name),
-            train(
-                pipe, folder / f"{name}.png", progress=False, **CHANGES | {"max_train_steps": 40}
-            ),
-        )
+    # the same as trained alone, whatever process and however often stopped
+    alone = {"progress": False} | CHANGES | {"max_train_steps": 40}
+    for name in NAMES:
+        made = BLoRA.load(out / name)
+        assert same_weights(made, train(pipe, folder / f"{name}.png", **alone))
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(
     pipe, folder, tmp_path, monkeypatch
 ):
@@ -133,10 +113,8 @@ def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(
     monkeypatch.setattr(many_pictures, "train", sometimes)
     jobs = plan(folder, tmp_path / "out")
     failed = train_all(pipe, jobs, TrainingSettings.for_pipeline(pipe, **CHANGES), progress=False)
-    rows = {
-        row["folder"]: row
-        for row in json.loads(write_manifest(jobs, tmp_path / "out", failed).read_text())
-    }
+    manifest = json.loads(write_manifest(jobs, tmp_path / "out", failed).read_text())
+    rows = {row["folder"]: row for row in manifest}
     assert len(failed) == 1
     assert rows["cat_wood"] == {
         "pictures": ["cat_wood.png"],
@@ -161,16 +139,15 @@ def test_a_broken_picture_shows_before_the_work(folder, tmp_path):
 
 
 def test_names_are_no_trouble(pipe, folder, tmp_path):
-    """One that is no UTF-8, as old archives have them; one that is taken; a folder that holds another picture's B-LoRA."""
+    """One that is no UTF-8, as old archives have them; one that is taken.
+
+    And a folder that holds another picture's B-LoRA.
+    """
     odd = folder / os.fsdecode(b"caf\xe9.png")
     shutil.copy(folder / "cat_wood.png", odd)
     jobs = plan(odd, tmp_path / "odd")
-    assert not train_all(
-        pipe,
-        jobs,
-        TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 2}),
-        progress=False,
-    )
+    settings = TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 2})
+    assert not train_all(pipe, jobs, settings, progress=False)
     assert json.loads(write_manifest(jobs, tmp_path).read_text())[0]["pictures"] == [odd.name]
     assert check_output(jobs, "latest") == []
     with pytest.raises(FileExistsError, match="is the B-LoRA of caf"):
@@ -180,45 +157,56 @@ def test_names_are_no_trouble(pipe, folder, tmp_path):
         plan(folder, tmp_path / "out")
 
 
-def test_captions_are_checked_line_by_line(folder):
-    file, paths = folder.parent / "captions.jsonl", sorted(folder.iterdir())
-    rows = [{"file_name": p.name, "text": f"A [v] {p.stem.split('_')[0]}"} for p in paths]
-    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert [read_captions(file, paths)[p] for p in paths] == [
-        "A [v] boat",
-        "A [v] cat",
-        "A [v] fish",
-        "A [v] star",
-    ]
-    for text, words in (
-        (json.dumps(rows[0]), "no caption for cat_wood.png"),
+@pytest.fixture
+def paths(folder):
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def rows(paths):
+    """The lines of a file with a caption for each picture."""
+    captions = {path.name: f"A [v] {path.stem.split('_')[0]}" for path in paths}
+    return [json.dumps({"file_name": n, "text": text}) for n, text in captions.items()]
+
+
+# as Windows' Notepad writes it, too
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_captions_are_read(paths, rows, tmp_path, encoding):
+    file = tmp_path / "captions.jsonl"
+    file.write_text("\n".join(rows) + "\n\n", encoding=encoding)
+    captions = read_captions(file, paths)
+    texts = [captions[path] for path in paths]
+    assert texts == ["A [v] boat", "A [v] cat", "A [v] fish", "A [v] star"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"file_name": "boat_neon.png", "text": "A"}', "no caption for cat_wood.png"),
         ('{"file_name": "x.png", "text": "A"}', "line 1: there is no picture x.png"),
         ("boat.png A boat", "line 1: expected"),
         ('{"file_name": ["a"], "text": "A"}', "line 1: expected"),
         ('{"file_name": "boat_neon.png", "text": " "}', "line 1: expected"),
         ('{"file_name": "boat_neon.png", "text": 5}', "line 1: expected"),
-    ):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            read_captions(file, paths)
-    file.write_text(
-        "\n".join(map(json.dumps, rows)), encoding="utf-8-sig"
-    )  # as Windows' Notepad writes it
-    assert len(read_captions(file, paths)) == 4
-    file.write_bytes(
-        json.dumps(rows[0], ensure_ascii=False).replace("boat", "b\u00f6at").encode("latin-1")
-    )
+    ],
+)
+def test_captions_are_checked_line_by_line(paths, tmp_path, text, words):
+    (tmp_path / "captions.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_captions(tmp_path / "captions.jsonl", paths)
+
+
+def test_captions_of_another_encoding_are_refused(paths, rows, tmp_path):
+    file = tmp_path / "captions.jsonl"
+    file.write_bytes(rows[0].replace("boat", "b\u00f6at").encode("latin-1"))
     with pytest.raises(ValueError, match="captions.jsonl is no text in UTF-8"):
         read_captions(file, paths)
 
 
-def test_one_from_all_uses_every_picture_and_its_caption(pipe, folder, tmp_path):
-    """Each round has every picture once, with its own prompt; the weights are those of no single picture."""
-    (mean, std), prompts = (
-        (torch.arange(3.0)[:, None, None, None].expand(3, 12, 12, 12), torch.zeros(3, 12, 12, 12)),
-        ["A [v] cat", "A [v] star", "A [v] boat"],
-    )
-    examples = Batches(pipe, (mean, std), prompts, size=2, seed=4)
+def test_each_round_has_every_picture_once_with_its_own_prompt(pipe):
+    mean = torch.arange(3.0)[:, None, None, None].expand(3, 12, 12, 12)
+    prompts = ["A [v] cat", "A [v] star", "A [v] boat"]
+    examples = Batches(pipe, (mean, torch.zeros(3, 12, 12, 12)), prompts, size=2, seed=4)
     picked = [examples.batch(k) for k in range(24)]
     order = [int(m[0, 0, 0]) for batch in picked for m in batch[0]]
     rounds = [tuple(order[k : k + 3]) for k in range(0, 48, 3)]
@@ -228,22 +216,23 @@ def test_one_from_all_uses_every_picture_and_its_caption(pipe, folder, tmp_path)
         for m, embeds in zip(batch[0], batch[2]):
             assert torch.equal(embeds, examples.prompt_embeds[int(m[0, 0, 0])])
 
+
+def test_one_from_all_is_that_of_no_single_picture(pipe, folder, tmp_path):
     captions = tmp_path / "captions.jsonl"
-    captions.write_text(
-        "\n".join(
-            json.dumps({"file_name": f"{name}.png", "text": f"A [v] {name}"}) for name in NAMES
-        )
-    )
+    rows = [{"file_name": f"{name}.png", "text": f"A [v] {name}"} for name in NAMES]
+    captions.write_text("\n".join(map(json.dumps, rows)))
     (job,) = plan(folder, tmp_path / "out", together=True, captions_file=captions)
     settings = TrainingSettings.for_pipeline(pipe, **CHANGES)
     assert train_all(pipe, [job], settings, progress=False) == []
     together = BLoRA.load(tmp_path / "out")
     assert json.loads(together.metadata["pictures"]) == [f"{name}.png" for name in sorted(NAMES)]
-    assert not same(together, train(pipe, folder / f"{NAMES[0]}.png", settings, progress=False))
+    alone = train(pipe, folder / f"{NAMES[0]}.png", settings, progress=False)
+    assert not same_weights(together, alone)
     with pytest.raises(ValueError, match="--together"):
         plan(folder, tmp_path / "other", captions_file=captions)
 
 
+@pytest.mark.slow
 def test_class_pictures_are_made_and_weighed(pipe, folder, tmp_path):
     from blora_nb.cli.many_pictures import make_class_pictures
 
@@ -258,15 +247,13 @@ def test_class_pictures_are_made_and_weighed(pipe, folder, tmp_path):
     make_class_pictures(pipe, settings)
     make_class_pictures(pipe, settings)
     assert len(list((tmp_path / "made").iterdir())) == 3
+    light_settings = TrainingSettings(**{**vars(settings), "prior_loss_weight": 1e-6})
+    plain_settings = TrainingSettings.for_pipeline(pipe, **CHANGES)
     heavy, light, without = (
-        train(pipe, folder / "cat_wood.png", s, progress=False)
-        for s in (
-            settings,
-            TrainingSettings(**{**vars(settings), "prior_loss_weight": 1e-6}),
-            TrainingSettings.for_pipeline(pipe, **CHANGES),
-        )
+        train(pipe, folder / "cat_wood.png", chosen, progress=False)
+        for chosen in (settings, light_settings, plain_settings)
     )
-    assert not same(heavy, light)
+    assert not same_weights(heavy, light)
     assert heavy.losses[0] > light.losses[0]
     assert len(without.losses) == len(heavy.losses)
     with pytest.raises(ValueError, match="class_prompt"):

@@ -1,4 +1,7 @@
-"""Scores mean what they say: the judge on drawings, DINO and CLIP (random, of their real architecture) on any picture."""
+"""Scores mean what they say.
+
+The judge on drawings; DINO and CLIP, random and of their real architecture, on any picture.
+"""
 
 import json
 
@@ -24,6 +27,12 @@ def test_the_judge_scores_what_was_kept_and_what_moved(pipe):
     assert ranked(kept, moved)[0] == 0
     assert scorer.says_content(images, "cat") == pytest.approx(kept)
     assert scorer.says_style(images, "neon") == pytest.approx(moved)
+
+
+def write_processor(folder, **settings):
+    settings |= {"do_resize": True, "do_normalize": True}
+    settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +68,17 @@ def encoders(tmp_path_factory):
         CLIPConfig(text_config=text, vision_config={"image_size": 32, **small}, projection_dim=16)
     ).save_pretrained(folder / "clip")
     tokenizer.save_pretrained(folder / "clip")
-    pixels = {
-        "do_resize": True,
-        "do_normalize": True,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    write = lambda name, kind, more: (folder / name / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": kind, **pixels, **more})
+    write_processor(
+        folder / "dino",
+        image_processor_type="ViTImageProcessor",
+        size={"height": 32, "width": 32},
     )
-    write("dino", "ViTImageProcessor", {"size": {"height": 32, "width": 32}})
-    write(
-        "clip",
-        "CLIPImageProcessor",
-        {
-            "size": {"shortest_edge": 32},
-            "crop_size": {"height": 32, "width": 32},
-            "do_center_crop": True,
-        },
+    write_processor(
+        folder / "clip",
+        image_processor_type="CLIPImageProcessor",
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        do_center_crop=True,
     )
     return EncoderScorer(folder / "dino", folder / "clip", device="cpu")
 

@@ -1,4 +1,7 @@
-"""Files of diffusers 0.25, the version the original was made with: two written by it are kept here; ours are read by it where it is installed."""
+"""Files of diffusers 0.25, the version the original was made with.
+
+Two written by it are kept here; ours are read by it where it is installed.
+"""
 
 import os
 import re
@@ -24,18 +27,13 @@ def test_files_written_by_diffusers_025_are_read(pipe, way):
     assert blora.halves == ("content", "style")
     assert blora.rank == 1
     assert len(blora.layers) == 32
-    endings = (
-        (".lora.down.weight", ".lora.up.weight")
-        if way == "layers"
-        else (".lora_A.weight", ".lora_B.weight")
-    )
+    parts = ("lora.down", "lora.up") if way == "layers" else ("lora_A", "lora_B")
     for layer, pair in blora.layers.items():
-        assert all(
-            torch.equal(raw[f"unet.{layer}{ending}"], matrix)
-            for ending, matrix in zip(endings, pair)
-        )
+        for part, matrix in zip(parts, pair):
+            assert torch.equal(raw[f"unet.{layer}.{part}.weight"], matrix)
     remove(pipe)
-    pipe.load_lora_weights(file)  # without our code
+    # without our code
+    pipe.load_lora_weights(file)
     theirs = answer(pipe.unet)
     apply(pipe, blora, blora)
     torch.testing.assert_close(answer(pipe.unet), theirs, atol=1e-4, rtol=1e-4)
@@ -59,21 +57,12 @@ def test_diffusers_025_reads_what_is_written(pipe, tmp_path, format, kind):
     apply(pipe, **dict.fromkeys(blora.halves, blora))
     torch.save({"with": answer(pipe.unet), "without": without}, tmp_path / "reference.pt")
     remove(pipe)
-    command = [
-        os.environ["OLD_DIFFUSERS_PYTHON"],
-        HERE / "old_diffusers.py",
-        "read",
-        file,
-        tmp_path / "reference.pt",
-    ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
-    difference, effect = map(
-        float, re.search(r"difference (\S+) effect (\S+)", done.stdout).groups()
-    )
-    assert difference < 1e-5 < 0.01 < effect, done.stdout + done.stderr
+    command = [os.environ["OLD_DIFFUSERS_PYTHON"], HERE / "old_diffusers.py", "read"]
+    command += [file, tmp_path / "reference.pt"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    found = re.search(r"difference (\S+) effect (\S+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    difference, effect = map(float, found.groups())
+    assert difference < 1e-5
+    assert effect > 0.01

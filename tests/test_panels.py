@@ -1,4 +1,4 @@
-"""The panels, driven as a browser drives them, on the installed ipywidgets and on the one that Colab ships."""
+"""The panels, driven as a browser drives them, on the installed ipywidgets and on Colab's."""
 
 import _thread
 import base64
@@ -21,7 +21,6 @@ from blora_nb.files.metadata import picture_metadata
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, applied
 from blora_nb.metrics import scorer_for
-from blora_nb.pipeline import load_pipeline
 from blora_nb.registry import pipeline_lock
 from blora_nb.settings import TrainingSettings
 from blora_nb.widgets import panel as panels
@@ -54,29 +53,12 @@ def panel(pipe, examples, tmp_path):
 def upload(widget, name, content):
     """What the browser sends when a file was chosen."""
     if ipywidgets.__version__.startswith("7"):
-        widget.set_state(
-            {
-                "data": [memoryview(content)],
-                "metadata": [
-                    {"name": name, "type": "image/png", "size": len(content), "lastModified": 0}
-                ],
-                "_counter": 1,
-            }
-        )
+        about = {"name": name, "type": "image/png", "size": len(content), "lastModified": 0}
+        state = {"data": [memoryview(content)], "metadata": [about], "_counter": 1}
     else:
-        widget.set_state(
-            {
-                "value": [
-                    {
-                        "name": name,
-                        "type": "image/png",
-                        "size": len(content),
-                        "last_modified": 0,
-                        "content": memoryview(content),
-                    }
-                ]
-            }
-        )
+        about = {"name": name, "type": "image/png", "size": len(content), "last_modified": 0}
+        state = {"value": [about | {"content": memoryview(content)}]}
+    widget.set_state(state)
 
 
 def png(picture):
@@ -87,9 +69,8 @@ def png(picture):
 
 def pixels(panel):
     """The picture the page shows, read back from its HTML."""
-    return Image.open(
-        BytesIO(base64.b64decode(panel.large.value.split("base64,")[1].split('"')[0]))
-    ).tobytes()
+    data = panel.large.value.split("base64,")[1].split('"')[0]
+    return Image.open(BytesIO(base64.b64decode(data))).tobytes()
 
 
 def status(panel):
@@ -120,9 +101,9 @@ def test_generate_draws_what_the_function_draws(panel, pipe, examples):
     expected = generate(pipe, "A [c] in [s] style", star, neon, 1.0, 0.8, 7, 3, progress=False)[0]
     assert pixels(panel) == panel.picture.tobytes() == expected.tobytes()
     assert panel.errors == []
-    assert (
-        "seed 7" in panel.large.value and "style: flower neon, alpha +0.80" in panel.large.value
-    ), "the alt text says how it was made"
+    # the alt text says how it was made
+    assert "seed 7" in panel.large.value
+    assert "style: flower neon, alpha +0.80" in panel.large.value
     assert "Done" in status(panel)
 
 
@@ -223,7 +204,8 @@ def test_cancel_stops_at_the_next_step_and_nothing_is_stuck(panel, pipe):
     assert panel.generate.disabled
     assert not panel.worker.cancel.disabled
     until(lambda: panel.worker.progress.value >= 2)
-    panel.generate.click()  # a second click while it draws does nothing
+    # a second click while it draws does nothing
+    panel.generate.click()
     panel.worker.cancel.click()
     panel.worker.cancel.click()
     panel.worker.wait(30)
@@ -254,15 +236,19 @@ def test_training_is_cancelled_and_leaves_the_pipeline_clean(panel, pipe, pictur
 
 def test_an_interrupt_of_the_kernel_stops_blocking_work(panel):
     panel.steps.value = 150
-    panel.worker.progress.observe(
-        lambda change: _thread.interrupt_main() if change.new == 2 else None, "value"
-    )
+
+    def interrupt(change):
+        if change.new == 2:
+            _thread.interrupt_main()
+
+    panel.worker.progress.observe(interrupt, "value")
     panel.generate.click()
     assert "interrupt" in status(panel)
     assert panel.picture is None
     assert not panel.generate.disabled
 
 
+@pytest.mark.slow
 def test_two_panels_take_turns_on_one_pipeline(panel, pipe, examples, monkeypatch):
     other = in_background(
         AlphaPanel(pipe, "cat wood", "rocket candy", gallery=examples, num_inference_steps=3)
@@ -288,13 +274,10 @@ def test_two_panels_take_turns_on_one_pipeline(panel, pipe, examples, monkeypatc
     assert together == [1] * 6
     assert panel.errors == other.errors == []
     for p in (panel, other):
-        content, style = (p.choosers[half].source.blora for half in ("content", "style"))
-        assert (
-            p.picture.tobytes()
-            == generate(
-                pipe, p.prompt.value, content, style, seeds=2, num_inference_steps=3, progress=False
-            )[0].tobytes()
-        )
+        halves = (p.choosers[half].source.blora for half in ("content", "style"))
+        options = {"seeds": 2, "num_inference_steps": 3, "progress": False}
+        alone = generate(pipe, p.prompt.value, *halves, **options)[0]
+        assert p.picture.tobytes() == alone.tobytes()
 
 
 def test_waiting_for_the_pipeline_can_be_cancelled(panel, pipe):
@@ -316,9 +299,11 @@ def test_waiting_for_the_pipeline_can_be_cancelled(panel, pipe):
     assert not panel.generate.disabled
     release.set()
     thread.join()
-    assert (
-        pipeline_lock(pipe) is pipeline_lock(pipe) is not pipeline_lock(load_pipeline(device="cpu"))
-    )
+
+
+def test_every_pipeline_has_a_lock_of_its_own(pipe, fresh):
+    assert pipeline_lock(pipe) is pipeline_lock(pipe)
+    assert pipeline_lock(pipe) is not pipeline_lock(fresh)
 
 
 def test_an_unforeseen_error_of_a_thread_is_shown_and_kept(panel, monkeypatch):
@@ -357,19 +342,16 @@ def test_save_writes_the_settings_and_overwrites_nothing(panel, tmp_path):
 
 def test_what_is_not_learnt_is_shown_without_a_result(pipe, picture):
     panel = AlphaPanel(pipe, picture)
-    assert (
-        Image.open(BytesIO(base64.b64decode(panel._repr_mimebundle_()[0]["image/png"]))).width > 150
-    )
+    still = base64.b64decode(panel._repr_mimebundle_()[0]["image/png"])
+    assert Image.open(BytesIO(still)).width > 150
     assert panel.picture is None
     assert panel.errors == []
 
 
 def test_the_picture_in_a_file_of_weights_is_shown(pipe, picture, examples, tmp_path):
     blora = examples.sources["star sunset"].blora
-    path = BLoRA(blora.state_dict, blora.metadata | picture_metadata(picture)).save(
-        tmp_path / "star.safetensors"
-    )
-    panel = AlphaPanel(pipe, path)
+    with_picture = BLoRA(blora.state_dict, blora.metadata | picture_metadata(picture))
+    panel = AlphaPanel(pipe, with_picture.save(tmp_path / "star.safetensors"))
     assert panel.choosers["content"].source.picture.size == (128, 128)
     assert "content picture: star" in panel.choosers["content"].thumbnail.value
     damaged = BLoRA(blora.state_dict, {"modelspec.thumbnail": "data:image/png;base64," + "A" * 64})
@@ -377,26 +359,17 @@ def test_the_picture_in_a_file_of_weights_is_shown(pipe, picture, examples, tmp_
 
 
 def test_one_half_alone(pipe, examples):
-    panel = AlphaPanel(
-        pipe,
-        style=examples.sources["cat wood"].blora,
-        prompt="A fish in [s] style",
-        num_inference_steps=2,
-    )
+    style, prompt = examples.sources["cat wood"].blora, "A fish in [s] style"
+    panel = AlphaPanel(pipe, style=style, prompt=prompt, num_inference_steps=2)
     panel.generate.click()
-    expected = generate(
-        pipe,
-        "A fish in [s] style",
-        style=examples.sources["cat wood"].blora,
-        num_inference_steps=2,
-        progress=False,
-    )[0]
+    options = {"num_inference_steps": 2, "progress": False}
+    expected = generate(pipe, prompt, style=style, **options)[0]
     assert panel.picture.tobytes() == expected.tobytes()
-    assert panel.drawn.caption.startswith(
-        '"A fish in [s] style"; style: style B-LoRA, alpha +1.00; seed 0'
-    )
+    caption = '"A fish in [s] style"; style: style B-LoRA, alpha +1.00; seed 0'
+    assert panel.drawn.caption.startswith(caption)
 
 
+@pytest.mark.slow
 def test_seeds_are_ranked_and_one_is_picked(pipe, examples, tmp_path):
     scorer = scorer_for(pipe)
     panel = SeedPanel(
@@ -412,21 +385,16 @@ def test_seeds_are_ranked_and_one_is_picked(pipe, examples, tmp_path):
     panel.generate.click()
     assert panel.errors == []
     assert sorted(panel.order) == [4, 5, 6]
+    halves = [examples.sources[name].blora for name in ("star sunset", "flower neon")]
+    options = {"num_inference_steps": 6, "progress": False}
     images = {
-        s: generate(
-            pipe,
-            panel.prompt.value,
-            *(examples.sources[n].blora for n in ("star sunset", "flower neon")),
-            seeds=s,
-            num_inference_steps=6,
-            progress=False,
-        )[0]
-        for s in (4, 5, 6)
+        seed: generate(pipe, panel.prompt.value, *halves, seeds=seed, **options)[0]
+        for seed in (4, 5, 6)
     }
     star, neon = (examples.sources[n].picture for n in ("star sunset", "flower neon"))
     weaker = {
-        s: min(scorer.content_kept([image], star)[0], scorer.style_moved([image], neon)[0])
-        for s, image in images.items()
+        seed: min(scorer.content_kept([image], star)[0], scorer.style_moved([image], neon)[0])
+        for seed, image in images.items()
     }
     assert panel.order == sorted(weaker, key=weaker.get, reverse=True)
     assert panel.picked == panel.order[0]
@@ -436,15 +404,13 @@ def test_seeds_are_ranked_and_one_is_picked(pipe, examples, tmp_path):
     assert panel.picked == panel.order[2]
     assert pixels(panel) == images[panel.order[2]].tobytes()
     panel.save.click()
-    assert (
-        json.loads(Image.open(next(tmp_path.glob("*.png"))).text["blora_nb"])["seed"]
-        == panel.order[2]
-    )
+    (saved,) = tmp_path.glob("*.png")
+    assert json.loads(Image.open(saved).text["blora_nb"])["seed"] == panel.order[2]
     assert "seeds 4 to 6" in panel.still().caption
 
 
 def test_a_ranking_belongs_to_the_settings_it_began_with(pipe, examples):
-    """Controls that move while seeds are drawn do not change what they are compared with, nor what is saved."""
+    """Controls that move while seeds are drawn change neither the comparison nor what is saved."""
     panel = in_background(
         SeedPanel(pipe, "star sunset", gallery=examples, count=3, num_inference_steps=4)
     )
@@ -455,9 +421,8 @@ def test_a_ranking_belongs_to_the_settings_it_began_with(pipe, examples):
     panel.worker.wait(30)
     assert sorted(panel.order) == [0, 1, 2]
     assert panel.drawn.content_B_LoRA == "star sunset"
-    kept = scorer_for(pipe).content_kept(
-        [panel.images[1]], examples.sources["star sunset"].picture
-    )[0]
+    star = examples.sources["star sunset"].picture
+    (kept,) = scorer_for(pipe).content_kept([panel.images[1]], star)
     assert panel.scores[1]["content_kept"] == pytest.approx(kept)
 
 
@@ -479,12 +444,8 @@ def test_seeds_drawn_before_a_cancel_are_kept(pipe, examples):
 
 
 def test_a_ranking_without_a_picture_to_compare_with_is_explained(pipe, examples):
-    panel = SeedPanel(
-        pipe,
-        Source("mine", blora=examples.sources["cat wood"].blora),
-        count=2,
-        num_inference_steps=1,
-    )
+    mine = Source("mine", blora=examples.sources["cat wood"].blora)
+    panel = SeedPanel(pipe, mine, count=2, num_inference_steps=1)
     panel.generate.click()
     assert "no picture to compare with" in str(panel.errors[0])
     assert "mine" in status(panel)
@@ -500,16 +461,14 @@ def test_a_still_picture_and_a_sentence_stand_in_for_the_widget(panel):
 
     in_background(panel)
     bundle = shown()
-    assert panel.picture, (
-        "the first picture is drawn when the panel is shown, before the next cell begins"
-    )
+    # the first picture is drawn when the panel is shown, before the next cell begins
+    assert panel.picture
     assert "seed 0" in bundle["text/plain"]
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.model_id
     picture = Image.open(BytesIO(base64.b64decode(bundle["image/png"])))
-    width = picture.width
-    assert np.asarray(picture.convert("RGB"))[:, 2 * width // 3 + 20 : -20].std() > 10, (
-        "the result stands on the right"
-    )
+    # the result stands on the right
+    right = np.asarray(picture.convert("RGB"))[:, 2 * picture.width // 3 + 20 : -20]
+    assert right.std() > 10
 
 
 def test_every_control_says_what_it_is(panel):
@@ -546,54 +505,31 @@ def test_threads_are_used_where_their_progress_is_seen(monkeypatch):
     assert not threads_reach_the_page()
 
 
+def install_colabs_ipywidgets(place):
+    """Installed in a folder of its own, once; skips the test where that cannot be done."""
+    if (place / "ipywidgets" / "_version.py").exists():
+        return
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--target", str(place)]
+    command += [f"ipywidgets=={COLABS}", "ipython_genutils>=0.2"]
+    installed = subprocess.run(command, capture_output=True, text=True)
+    if installed.returncode:
+        why = installed.stderr.strip().splitlines()[-1]
+        pytest.skip(f"ipywidgets {COLABS} cannot be installed: {why}")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(ipywidgets.__version__ == COLABS, reason="this is that run")
 def test_all_of_this_on_the_ipywidgets_of_colab(pytestconfig):
     """In a process of its own, with that version in front of the installed one."""
     place = Path(pytestconfig.cache.mkdir(f"ipywidgets-{COLABS}"))
-    if not (place / "ipywidgets" / "_version.py").exists():
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--target",
-            place,
-        ]
-        installed = subprocess.run(
-            [*pip, f"ipywidgets=={COLABS}", "ipython_genutils>=0.2"], capture_output=True, text=True
-        )
-        if installed.returncode:
-            pytest.skip(
-                f"ipywidgets {COLABS} cannot be installed: {installed.stderr.strip().splitlines()[-1]}"
-            )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]),
-    }
+    install_colabs_ipywidgets(place)
+    path = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
     check = f"import ipywidgets, sys; sys.exit(ipywidgets.__version__ != '{COLABS}')"
     assert subprocess.run([sys.executable, "-c", check], env=environment).returncode == 0
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:nbval",
-            "-o",
-            "addopts=",
-            __file__,
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0 and "1 skipped" in run.stdout, (
-        run.stdout[-5000:] + run.stderr[-2000:]
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += ["-p", "no:nbval", "-o", "addopts=", __file__]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    assert "1 skipped" in run.stdout

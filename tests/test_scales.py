@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from blora_nb.files.other_methods import CHANGE_THE_BASE, REFUSED
 from blora_nb.files.sgm_names import sgm_name
 from blora_nb.lora import BLoRA
 from blora_nb.pipeline import load_pipeline, merge_few_step_lora
+from random_sdxl import unet_config
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 LAYERS = [
@@ -41,10 +43,9 @@ def random_lora(rank_of, seed=0):
 
 
 def sgm(layer):
-    half = "content" if layer.startswith(CONTENT_BLOCK) else "style"
-    return layer.replace(
-        {"content": CONTENT_BLOCK, "style": STYLE_BLOCK}[half], SGM_BLOCK_OF_HALF[half]
-    )
+    for block, half in ((CONTENT_BLOCK, "content"), (STYLE_BLOCK, "style")):
+        layer = layer.replace(block, SGM_BLOCK_OF_HALF[half])
+    return layer
 
 
 def flat(layer):
@@ -108,7 +109,9 @@ def agree(found, wanted):
         assert (found[layer] - change).norm() <= 1e-5 * change.norm(), layer
 
 
-def times(lora, scale_of):
+def times(lora, scale):
+    """{layer: change}, at one scale for all layers or at one that a function gives."""
+    scale_of = scale if callable(scale) else lambda layer: scale
     return {layer: scale_of(layer) * (b @ a) for layer, (a, b) in lora.items()}
 
 
@@ -121,16 +124,9 @@ def folder(tmp_path_factory):
 
 
 numbers = st.sampled_from([0.25, 0.5, 1, 2, 3.5, 8, 16, 32, 128, -4])
-WAYS = (
-    "own",
-    "header",
-    "header, plain",
-    "header, nested",
-    "beside",
-    "entry",
-    "plain",
-    "kohya's header",
-)
+WAYS = ["own", "header", "header, plain", "header, nested"]
+WAYS += ["beside", "entry", "plain", "kohya's header"]
+TEXTS = [str, lambda n: f"{n:.3f}", lambda n: f" {n}", lambda n: f'"{n}"']
 
 
 @st.composite
@@ -144,9 +140,7 @@ def loras(draw):
         "naming": draw(st.sampled_from(sorted(NAMINGS))),
         "way": draw(st.sampled_from(WAYS)),
         "file": draw(st.sampled_from(["fish", "adapter_model", "pytorch_lora_weights", "Ø 1"])),
-        "text": draw(
-            st.sampled_from([str, lambda n: f"{n:.3f}", lambda n: f" {n}", lambda n: f'"{n}"'])
-        ),
+        "text": draw(st.sampled_from(TEXTS)),
         "seed": draw(st.integers(0, 99)),
     }
 
@@ -159,14 +153,15 @@ def loras(draw):
     suppress_health_check=list(HealthCheck),
 )
 @given(loras())
+@pytest.mark.slow
 def test_a_lora_is_read_as_itself_however_it_is_written(folder, drawn):
     lora = random_lora(drawn["ranks"].get, drawn["seed"])
     ranks, alpha, way = drawn["ranks"], drawn["alpha"], drawn["way"]
     pattern = {} if way in ("plain", "kohya's header") else drawn["pattern"]
-    divisor = (lambda r: math.sqrt(r)) if drawn["rslora"] else (lambda r: r)
 
     def scale(layer):
-        return pattern.get(layer, alpha) / divisor(ranks[layer])
+        rank = ranks[layer]
+        return pattern.get(layer, alpha) / (math.sqrt(rank) if drawn["rslora"] else rank)
 
     config = {"r": ranks[LAYERS[0]], "lora_alpha": alpha, "use_rslora": drawn["rslora"]}
     config["rank_pattern"] = {f"^{layer}": rank for layer, rank in ranks.items()}
@@ -178,9 +173,8 @@ def test_a_lora_is_read_as_itself_however_it_is_written(folder, drawn):
         case "own":
             own = {layer: scale(layer) * rank for layer, rank in ranks.items()}
         case "header":
-            header["lora_adapter_metadata"] = json.dumps(
-                {f"unet.{k}": v for k, v in config.items()}
-            )
+            prefixed = {f"unet.{k}": v for k, v in config.items()}
+            header["lora_adapter_metadata"] = json.dumps(prefixed)
         case "header, plain":
             header["lora_adapter_metadata"] = json.dumps(config | {"text_encoder.lora_alpha": 77})
         case "header, nested":
@@ -197,7 +191,7 @@ def test_a_lora_is_read_as_itself_however_it_is_written(folder, drawn):
     file = folder / f"{drawn['file']}.safetensors"
     save_file(named(lora, drawn["naming"], own), file, header)
     wanted = times(lora, scale)
-    found, notes, blora = read(file)
+    found, _, blora = read(file)
     agree(found, wanted)
     agree(read(folder)[0], wanted)
     for format in ("diffusers", "peft", "kohya", "sgm"):
@@ -226,25 +220,23 @@ def test_what_a_place_says_is_used_in_the_order_of_the_documentation(tmp_path):
     }
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({"lora_alpha": 4}))
-    expected, file = 1.0, tmp_path / "x.safetensors"
+    file = tmp_path / "x.safetensors"
     for place in range(len(SOURCES) + 1):
         save_file(named(lora, "peft", alphas), file, header)
         found, notes, _ = read(file)
-        agree(found, times(lora, lambda layer: expected))
+        # the places say 2, 4, 6 …, which for rank 2 are the scales 1, 2, 3 …; the last one 1 again
+        agree(found, times(lora, float(place + 1) if place < len(SOURCES) else 1.0))
         if place < len(SOURCES) - 1:
-            assert any(
-                "the latter is used" in note or "says something else" in note for note in notes
-            )
+            said = " ".join(notes)
+            assert "the latter is used" in said or "says something else" in said
         if place == 0:
             alphas = None
         elif place == 1:
             config.unlink()
         elif place < len(SOURCES):
             header.pop(next(iter(header)))
-        expected = expected + 1 if place < len(SOURCES) - 1 else 1.0
-    assert notes == [
-        "there is no adapter_config.json beside it; the alpha is taken to be the rank."
-    ]
+    (note,) = notes
+    assert note == "there is no adapter_config.json beside it; the alpha is taken to be the rank."
 
 
 SAID = {
@@ -331,27 +323,42 @@ def test_what_is_odd_or_missing_is_said(tmp_path, case):
     lora = random_lora(lambda layer: 4)
     save_file(named(lora, naming), tmp_path / "x.safetensors", header)
     found, notes, _ = read(tmp_path / "x.safetensors")
-    agree(found, times(lora, lambda layer: scale))
+    agree(found, times(lora, scale))
     assert any(note in said for said in notes) if note else notes == []
 
 
-def test_whose_config_it_is_beside_several_files_is_said(tmp_path):
-    lora = random_lora(lambda layer: 4)
+@pytest.fixture
+def beside(tmp_path):
+    """A folder with one config and three files, of which PEFT may have written two."""
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
     for name, naming in (("a", "peft"), ("b", "kohya"), ("adapter_model", "peft")):
-        save_file(named(lora, naming), tmp_path / f"{name}.safetensors")
-    for name, scale, note in (
+        save_file(named(random_lora(rank_4), naming), tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def rank_4(layer):
+    return 4
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "note"),
+    [
         ("a", 2, "may be about adapter_model.safetensors, b.safetensors"),
         ("b", 1, "not used"),
         ("adapter_model", 2, None),
-    ):
-        found, notes, _ = read(tmp_path / f"{name}.safetensors")
-        agree(found, times(lora, lambda layer: scale))
-        assert any(note in said for said in notes) if note else notes == []
+    ],
+)
+def test_whose_config_it_is_beside_several_files_is_said(beside, name, scale, note):
+    found, notes, _ = read(beside / f"{name}.safetensors")
+    agree(found, times(random_lora(rank_4), scale))
+    assert any(note in said for said in notes) if note else notes == []
+
+
+def test_a_config_beside_a_single_file_is_used_whoever_wrote_the_file(beside):
     for name in ("a", "adapter_model"):
-        (tmp_path / f"{name}.safetensors").unlink()
-    found, notes, _ = read(tmp_path / "b.safetensors")
-    agree(found, times(lora, lambda layer: 2))
+        (beside / f"{name}.safetensors").unlink()
+    found, notes, _ = read(beside / "b.safetensors")
+    agree(found, times(random_lora(rank_4), 2))
     assert "not PEFT's, but the adapter_config.json beside it was used" in notes[0]
 
 
@@ -385,15 +392,12 @@ def with_config(tmp_path, config, place, tensors):
     elif place == "entry":
         header["peft_config"] = json.dumps({"lora_alpha": 8} | config)
     elif place == "plain":
-        header = {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in config.items()
-        }
+        for key, value in config.items():
+            header[key] = value if isinstance(value, str) else json.dumps(value)
     else:
         start = {"header": "unet.", "header, another name": "transformer."}.get(place, "")
-        header["lora_adapter_metadata"] = json.dumps(
-            {start + key: value for key, value in config.items()}
-        )
+        prefixed = {start + key: value for key, value in config.items()}
+        header["lora_adapter_metadata"] = json.dumps(prefixed)
     save_file(tensors, tmp_path / "x.safetensors", header)
     return tmp_path / "x.safetensors"
 
@@ -403,9 +407,10 @@ def with_config(tmp_path, config, place, tensors):
 def test_adapters_that_are_no_plain_lora_on_the_base_are_refused(tmp_path, pipe, method, place):
     config, name, remedy = OTHER_METHODS[method]
     file = with_config(tmp_path, config, place, named(random_lora(lambda layer: 2), "peft"))
-    for refuse in (lambda: BLoRA.load(file), lambda: merge_few_step_lora(pipe, file)):
-        with pytest.raises(BLoRAError, match=f"{name}.*{remedy}"):
-            refuse()
+    with pytest.raises(BLoRAError, match=f"{name}.*{remedy}"):
+        BLoRA.load(file)
+    with pytest.raises(BLoRAError, match=f"{name}.*{remedy}"):
+        merge_few_step_lora(pipe, file)
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal", "mica", None])
@@ -419,7 +424,7 @@ def test_ways_to_begin_that_leave_the_base_alone_are_read(tmp_path, init):
         "peft_type": "LORA",
     }
     found, notes, _ = read(with_config(tmp_path, config, "beside", named(lora, "peft")))
-    agree(found, times(lora, lambda layer: 2))
+    agree(found, times(lora, 2))
     assert notes == []
 
 
@@ -458,10 +463,11 @@ WEIGHTS_OF = {
 def test_other_methods_are_refused_by_name(tmp_path, pipe, method):
     file = tmp_path / "x.safetensors"
     save_file({key: torch.ones(2, 2) for key in WEIGHTS_OF[method]}, file)
-    for refuse in (lambda: BLoRA.load(file), lambda: merge_few_step_lora(pipe, file)):
-        with pytest.raises(BLoRAError) as caught:
-            refuse()
-        assert f" belongs to {method};" in str(caught.value)
+    words = re.escape(f" belongs to {method};")
+    with pytest.raises(BLoRAError, match=words):
+        BLoRA.load(file)
+    with pytest.raises(BLoRAError, match=words):
+        merge_few_step_lora(pipe, file)
 
 
 def test_an_adapter_may_be_called_like_another_method(tmp_path, pipe):
@@ -470,8 +476,9 @@ def test_an_adapter_may_be_called_like_another_method(tmp_path, pipe):
         key.replace(".weight", ".my_oft_1.weight"): t for key, t in named(lora, "peft").items()
     }
     save_file(tensors, tmp_path / "x.safetensors")
-    agree(read(tmp_path / "x.safetensors")[0], times(lora, lambda layer: 1))
-    with pytest.raises(BLoRAError, match="another base model"):  # for its size, not its name
+    agree(read(tmp_path / "x.safetensors")[0], times(lora, 1))
+    # for its size, not its name
+    with pytest.raises(BLoRAError, match="another base model"):
         merge_few_step_lora(pipe, tmp_path / "x.safetensors")
 
 
@@ -487,7 +494,7 @@ def test_whole_weights_outside_the_two_blocks_are_left_out_and_inside_refused(tm
     tensors = named(lora, "peft") | {f"base_model.model.{name}": torch.ones(2) for name in others}
     save_file(tensors, tmp_path / "x.safetensors")
     found, notes, _ = read(tmp_path / "x.safetensors")
-    agree(found, times(lora, lambda layer: 1))
+    agree(found, times(lora, 1))
     assert "Weights left out: 5 of other blocks" in notes[0]
     save_file(
         tensors | {f"base_model.model.{CONTENT_BLOCK}.norm.weight": torch.ones(2)},
@@ -503,7 +510,7 @@ def test_a_blora_of_a_compiled_model_has_ordinary_names(tmp_path):
     assert list(blora.layers) == LAYERS
     agree(
         read(blora.save(tmp_path / "x.safetensors"))[0],
-        times(random_lora(lambda layer: 2), lambda layer: 1),
+        times(random_lora(lambda layer: 2), 1),
     )
 
 
@@ -524,10 +531,8 @@ def test_a_blora_of_a_compiled_model_has_ordinary_names(tmp_path):
 def test_a_lokr_of_whole_factors_is_divided_by_the_headers_dim(tmp_path, header, alpha, scale):
     tensors, wanted, draw = {}, {}, torch.Generator().manual_seed(1)
     for layer, (a, b) in random_lora(lambda layer: 1).items():
-        one, two = (
-            torch.randn(4, 4, generator=draw),
-            torch.randn(b.shape[0] // 4, a.shape[1] // 4, generator=draw),
-        )
+        one = torch.randn(4, 4, generator=draw)
+        two = torch.randn(b.shape[0] // 4, a.shape[1] // 4, generator=draw)
         stem = f"lycoris_{flat(layer)}"
         tensors |= {
             f"{stem}.lokr_w1": one,
@@ -545,29 +550,16 @@ def test_a_lokr_of_whole_factors_is_divided_by_the_headers_dim(tmp_path, header,
 # --- few-step LoRAs ---
 
 
-def small_module(name):
-    """Some of every kind: attention, feed-forward, convolutions, embeddings, text encoders."""
-    return name.endswith(
-        (
-            "attn1.to_q",
-            "attn2.to_out.0",
-            "ff.net.2",
-            "proj_in",
-            "conv1",
-            "conv",
-            "conv_in",
-            "conv_shortcut",
-            "linear_2",
-            "q_proj",
-            "fc1",
-        )
-    )
+# some of every kind: attention, feed-forward, convolutions, embeddings, text encoders
+SOME = ("attn1.to_q", "attn2.to_out.0", "ff.net.2", "proj_in", "conv1", "conv", "conv_in")
+SOME += ("conv_shortcut", "linear_2", "q_proj", "fc1")
 
 
 def few_step_layers(pipe, texts):
-    for component in ("unet", *(("text_encoder", "text_encoder_2") if texts else ())):
+    components = ("unet", "text_encoder", "text_encoder_2") if texts else ("unet",)
+    for component in components:
         for name, module in getattr(pipe, component).named_modules():
-            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and small_module(name):
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and name.endswith(SOME):
                 yield component, name, module
 
 
@@ -591,16 +583,28 @@ FEW_STEP = {
     "diffusers, beside": ("diffusers", "beside", True),
     "PEFT": ("peft", "beside", True),
 }
+FEW_STEP_ENDINGS = {"diffusers": "lora", "peft": "peft", "kohya": "kohya", "sgm": "kohya"}
 
 
-@pytest.mark.parametrize("case", FEW_STEP)
-def test_a_few_step_lora_adds_exactly_what_it_says(tmp_path, case):
-    naming, way, rslora = FEW_STEP[case]
-    pipe, draw = load_pipeline(device="cpu"), torch.Generator().manual_seed(0)
-    before, tensors, wanted, alpha, pattern = {}, {}, {}, 3.0, {}
-    ends = {"diffusers": ("lora.down", "lora.up"), "peft": ("lora_A", "lora_B")}.get(
-        naming, ("lora_down", "lora_up")
-    )
+def few_step_header(way, config):
+    alpha, rslora = config["lora_alpha"], config["use_rslora"]
+    if way == "header":
+        components = ("unet", "text_encoder", "text_encoder_2")
+        prefixed = {f"{c}.{k}": v for c in components for k, v in config.items()}
+        return {"lora_adapter_metadata": json.dumps(prefixed)}
+    if way == "plain":
+        return {"lora_alpha": str(alpha), "use_rslora": str(rslora)}
+    if way == "kohya's header":
+        arguments = json.dumps({"rs_lora": str(rslora)})
+        return {"ss_network_alpha": str(alpha), "ss_network_args": arguments}
+    return {}
+
+
+def write_few_step_lora(folder, pipe, naming, way, rslora):
+    """few.safetensors with a LoRA of several ranks; returns the changes that it means."""
+    draw = torch.Generator().manual_seed(0)
+    tensors, wanted, alpha, pattern = {}, {}, 3.0, {}
+    down, up = ENDINGS[FEW_STEP_ENDINGS[naming]]
     for k, (component, name, module) in enumerate(few_step_layers(pipe, naming != "peft")):
         shape, rank = module.weight.shape, 1 + k % 4
         a = torch.randn(rank, *shape[1:], generator=draw) / 9
@@ -611,39 +615,33 @@ def test_a_few_step_lora_adds_exactly_what_it_says(tmp_path, case):
         used = own if way == "own" or f"^{name}" in pattern else alpha
         scale = used / (math.sqrt(rank) if rslora else rank)
         wanted[component, name] = scale * (b.flatten(1) @ a.flatten(1)).reshape(shape)
-        before[component, name] = module.weight.detach().clone()
         stem = few_step_stem(naming, component, name, pipe)
-        tensors |= {f"{stem}.{ends[0]}.weight": a, f"{stem}.{ends[1]}.weight": b}
+        tensors |= {f"{stem}.{down}.weight": a, f"{stem}.{up}.weight": b}
         if way == "own":
             tensors[f"{stem}.alpha"] = torch.tensor(own)
     config = {"lora_alpha": alpha, "use_rslora": rslora, "alpha_pattern": pattern}
-    header = {
-        "header": {
-            "lora_adapter_metadata": json.dumps(
-                {
-                    f"{c}.{k}": v
-                    for c in ("unet", "text_encoder", "text_encoder_2")
-                    for k, v in config.items()
-                }
-            )
-        },
-        "plain": {"lora_alpha": str(alpha), "use_rslora": str(rslora)},
-        "kohya's header": {
-            "ss_network_alpha": str(alpha),
-            "ss_network_args": json.dumps({"rs_lora": str(rslora)}),
-        },
-    }.get(way, {})
     if way == "beside":
-        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    save_file(tensors, tmp_path / "few.safetensors", header)
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "few.safetensors", few_step_header(way, config))
+    return wanted
+
+
+@pytest.mark.parametrize("case", FEW_STEP)
+def test_a_few_step_lora_adds_exactly_what_it_says(fresh, tmp_path, case):
+    wanted = write_few_step_lora(tmp_path, fresh, *FEW_STEP[case])
+
+    def weight(component, name):
+        return getattr(fresh, component).get_submodule(name).weight.detach()
+
+    before = {layer: weight(*layer).clone() for layer in wanted}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # no page-long warning of PEFT's
+        # no page-long warning of PEFT's
+        warnings.simplefilter("error")
         warnings.simplefilter("ignore", BLoRAWarning)
-        merge_few_step_lora(pipe, tmp_path / "few.safetensors")
-    for (component, name), change in wanted.items():
-        weight = getattr(pipe, component).get_submodule(name).weight.detach()
-        assert (weight - before[component, name] - change).norm() < 1e-5 * change.norm(), name
-    assert len(pipe.blora_nb_options["few_step_sha256"]) == 64
+        merge_few_step_lora(fresh, tmp_path / "few.safetensors")
+    for layer, change in wanted.items():
+        assert (weight(*layer) - before[layer] - change).norm() < 1e-5 * change.norm(), layer
+    assert len(fresh.blora_nb_options["few_step_sha256"]) == 64
 
 
 def test_a_small_scale_does_not_vanish_in_float16(tmp_path):
@@ -660,57 +658,66 @@ def test_a_small_scale_does_not_vanish_in_float16(tmp_path):
     assert (module.weight.float() - wanted).norm() < 5e-3 * wanted.norm()
 
 
-def test_a_few_step_lora_that_does_not_fit_is_refused_and_the_base_stays(tmp_path, pipe):
-    name = "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q"
-    before = pipe.unet.get_submodule(name).weight.clone()
-    down, up = f"unet.{name}.lora.down.weight", f"unet.{name}.lora.up.weight"
-    for tensors, message in (
-        ({down: torch.ones(2, 104)}, "without its partner"),
-        ({down: torch.ones(2, 640), up: torch.ones(640, 2)}, "another base model"),
-        ({down: torch.ones(2, 104), up: torch.ones(104, 3)}, "do not fit"),
-        ({down: torch.full((2, 104), math.nan), up: torch.ones(104, 2)}, "NaN"),
+ODD_LAYER = "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q"
+DOWN, UP = (f"unet.{ODD_LAYER}.lora.{part}.weight" for part in ("down", "up"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({DOWN: torch.ones(2, 104)}, "without its partner"),
+        ({DOWN: torch.ones(2, 640), UP: torch.ones(640, 2)}, "another base model"),
+        ({DOWN: torch.ones(2, 104), UP: torch.ones(104, 3)}, "do not fit"),
+        ({DOWN: torch.full((2, 104), math.nan), UP: torch.ones(104, 2)}, "NaN"),
         (
             {"unet.some_layer.lora.down.weight": torch.ones(2, 2)},
             "not the name of a LoRA weight of the base",
         ),
-        ({f"unet.{name}.weight": torch.ones(2, 2)}, "None of its weights"),
+        ({f"unet.{ODD_LAYER}.weight": torch.ones(2, 2)}, "None of its weights"),
         (
             {"bundle_emb.x.clip_l": torch.ones(1, 8), "bundle_emb.x.alpha": torch.ones(1)},
             "only 2 embeddings",
         ),
-    ):
-        save_file(tensors, tmp_path / "few.safetensors")
-        with pytest.raises(BLoRAError, match=message) as caught:
-            merge_few_step_lora(pipe, tmp_path / "few.safetensors")
-        assert str(caught.value).startswith(str(tmp_path))
-    assert torch.equal(pipe.unet.get_submodule(name).weight, before)
+    ],
+)
+def test_a_few_step_lora_that_does_not_fit_is_refused_and_the_base_stays(
+    tmp_path, pipe, tensors, message
+):
+    before = pipe.unet.get_submodule(ODD_LAYER).weight.clone()
+    save_file(tensors, tmp_path / "few.safetensors")
+    with pytest.raises(BLoRAError, match=message) as caught:
+        merge_few_step_lora(pipe, tmp_path / "few.safetensors")
+    assert str(caught.value).startswith(str(tmp_path))
+    assert torch.equal(pipe.unet.get_submodule(ODD_LAYER).weight, before)
+
+
+@pytest.fixture(scope="module")
+def sdxl_unet():
+    """SDXL's architecture, without weights."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel(**unet_config("full"))
 
 
 @pytest.mark.parametrize(
-    "layer",
+    ("layer", "own"),
     [
-        "down_blocks.2.resnets.1.conv1",
-        "up_blocks.0.upsamplers.0.conv",
-        "mid_block.attentions.0.proj_in",
+        ("down_blocks.2.resnets.1.conv1", "input_blocks.8.0.in_layers.2"),
+        ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.2.conv"),
+        ("mid_block.attentions.0.proj_in", "middle_block.1.proj_in"),
     ],
 )
-def test_names_of_sdxls_own_code(layer):
-    from diffusers import UNet2DConditionModel
+def test_names_of_sdxls_own_code(sdxl_unet, layer, own):
+    assert sgm_name(layer, sdxl_unet) == own
 
-    from random_sdxl import unet_config
 
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**unet_config("full"))
-    own = {
-        "down_blocks.2.resnets.1.conv1": "input_blocks.8.0.in_layers.2",
-        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.2.conv",
-        "mid_block.attentions.0.proj_in": "middle_block.1.proj_in",
-    }
-    assert sgm_name(layer, unet) == own[layer]
-    layers = [name for name, module in unet.named_modules() if hasattr(module, "weight")]
-    assert len({sgm_name(name, unet) for name in layers}) == len(layers)
+def test_every_layer_has_a_name_of_its_own_in_sdxls_own_code(sdxl_unet):
+    layers = [name for name, module in sdxl_unet.named_modules() if hasattr(module, "weight")]
+    names = {sgm_name(name, sdxl_unet) for name in layers}
+    assert len(names) == len(layers)
     diffusers_only = ("down_blocks", "up_blocks", "mid_block", "time_embedding", "add_embedding")
-    assert not any(sgm_name(name, unet).startswith(diffusers_only) for name in layers)
+    assert not any(name.startswith(diffusers_only) for name in names)
 
 
 # --- real writers ---

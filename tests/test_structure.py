@@ -1,13 +1,10 @@
-"""Layouts kept by img2img and ControlNet, as measured on the teaching model; batches that are too large for the memory."""
+"""Layouts kept by img2img and ControlNet; batches that are too large for the memory."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from blora_nb.errors import ImageError
 from blora_nb.files.saved_images import read_settings, save_picture
@@ -15,6 +12,7 @@ from blora_nb.generation import generate
 from blora_nb.running.memory import GIB, pictures_at_once
 from blora_nb.structure import load_controlnet, outline
 from drawings import draw, free_pose
+from helpers import pixels, refused, run_here, succeeded
 
 
 def shape(picture, background):
@@ -33,34 +31,35 @@ def turned():
     return picture, shape(picture, np.asarray(picture, dtype=int)[2, 2])
 
 
-def test_the_layout_is_kept(pipe, blora, turned):
+@pytest.mark.slow
+def test_the_layout_is_kept(pipe, turned):
     picture, where = turned
     prompt, options = "A cat in neon style", {"seeds": [0, 1, 2], "progress": False}
     corner = np.asarray(picture, dtype=int)[2, 2]
-    overlaps = lambda images: np.median([overlap(shape(image, corner), where) for image in images])
-    plain = overlaps(generate(pipe, prompt, **options))
-    followed = overlaps(
-        generate(
-            pipe,
-            prompt,
-            controlnet="tiny",
-            control_image=outline(draw("cat", "wood", 0, 96, free_pose(0)), 96),
-            **options,
-        )
-    )
-    started = overlaps(generate(pipe, prompt, image=picture, strength=0.5, **options))
-    assert followed > plain + 0.15 and started > plain + 0.15, (plain, followed, started)
+
+    def overlaps(**more):
+        images = generate(pipe, prompt, **options, **more)
+        return np.median([overlap(shape(image, corner), where) for image in images])
+
+    plain = overlaps()
+    lines = outline(draw("cat", "wood", 0, 96, free_pose(0)), 96)
+    assert overlaps(controlnet="tiny", control_image=lines) > plain + 0.15
+    assert overlaps(image=picture, strength=0.5) > plain + 0.15
+
+
+def test_all_ways_to_steer_a_picture_go_together(pipe, blora, turned):
     both = generate(
         pipe,
         "A [v]",
         style=blora,
-        image=picture,
+        image=turned[0],
         strength=0.7,
         controlnet=load_controlnet(pipe, "tiny"),
-        control_image=outline(picture, 96),
+        control_image=outline(turned[0], 96),
         style_from=0.5,
         asymmetric_guidance=True,
-        **options,
+        seeds=[0, 1, 2],
+        progress=False,
     )
     assert {image.size for image in both} == {(96, 96)}
     assert both[0].tobytes() != both[1].tobytes()
@@ -73,96 +72,67 @@ def test_progress_and_pixels_of_the_steps_that_are_made(pipe, turned):
         pipe, "A cat", progress=lambda done, total: seen.append((done, total)), **options
     )
     assert seen == [(i, 6) for i in range(1, 7)]
-    assert (
-        images[1].tobytes()
-        == generate(pipe, "A cat", progress=False, **options | {"seeds": 7})[0].tobytes()
-        != images[0].tobytes()
-    )
-    small = generate(
-        pipe,
-        "A cat",
-        num_inference_steps=2,
-        controlnet="tiny",
-        control_image=outline(turned[0], 64),
-        height=64,
-        width=128,
-        progress=False,
-    )
-    assert small[0].size == (128, 64)
+    alone = generate(pipe, "A cat", progress=False, **options | {"seeds": 7})[0]
+    assert images[1].tobytes() == alone.tobytes() != images[0].tobytes()
 
 
-def test_what_does_not_go_together_is_said(pipe, turned, tmp_path):
-    picture = turned[0]
-    for options, message in (
+def test_an_outline_may_have_another_shape(pipe, turned):
+    steered = {"controlnet": "tiny", "control_image": outline(turned[0], 64)}
+    options = {"height": 64, "width": 128, "num_inference_steps": 2, "progress": False}
+    assert generate(pipe, "A cat", **steered, **options)[0].size == (128, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"controlnet": "tiny"}, "control_image"),
-        ({"control_image": picture}, "controlnet that follows"),
-        ({"image": picture, "strength": 0}, "above 0"),
-        ({"image": picture, "strength": 1.5}, "at most 1"),
-        ({"image": picture, "strength": 0.1, "num_inference_steps": 5}, "none of the 5 steps"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            generate(pipe, "A cat", progress=False, **options)
+        ({"control_image": "the cat"}, "controlnet that follows"),
+        ({"image": "the cat", "strength": 0}, "above 0"),
+        ({"image": "the cat", "strength": 1.5}, "at most 1"),
+        ({"image": "the cat", "strength": 0.1, "num_inference_steps": 5}, "none of the 5 steps"),
+    ],
+)
+def test_what_does_not_go_together_is_said(pipe, turned, options, message):
+    options = {k: turned[0] if value == "the cat" else value for k, value in options.items()}
+    with pytest.raises(ValueError, match=message):
+        generate(pipe, "A cat", progress=False, **options)
+
+
+def test_a_picture_that_is_not_there_is_named(pipe, tmp_path):
     with pytest.raises(ImageError, match="no picture"):
         generate(pipe, "A cat", image=tmp_path / "missing.png", progress=False)
+
+
+def test_a_controlnet_of_another_base_is_refused(pipe, turned):
     other = load_controlnet(pipe, "tiny")
     other.register_to_config(cross_attention_dim=2048)
     with pytest.raises(ValueError, match="another base model"):
-        generate(pipe, "A cat", controlnet=other, control_image=picture, progress=False)
+        generate(pipe, "A cat", controlnet=other, control_image=turned[0], progress=False)
 
 
-def test_pictures_with_a_layout_are_made_again(pipe, turned, tmp_path):
-    run = lambda *arguments: subprocess.run(
-        [sys.executable, "-m", "blora_nb", "generate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-    )
+def test_pictures_with_a_layout_are_made_again(turned, tmp_path):
     turned[0].save(tmp_path / "cat.png")
-    made = run(
-        "--prompt",
-        "A cat",
-        "--image",
-        "cat.png",
-        "--strength",
-        0.5,
-        "--controlnet",
-        "tiny",
-        "--outline_of",
-        "cat.png",
-        "--num_inference_steps",
-        4,
-        "--seeds",
-        3,
-        "--output_path",
-        "one",
-    )
-    assert made.returncode == 0, made.stderr
-    again = run("--like", "one/A_cat_seed3.png", "--output_path", "two")
-    assert again.returncode == 0 and "note:" not in again.stderr, again.stderr
-    assert (
-        Image.open(tmp_path / "one/A_cat_seed3.png").tobytes()
-        == Image.open(tmp_path / "two/A_cat_seed3.png").tobytes()
-    )
-    assert read_settings(tmp_path / "two/A_cat_seed3.png") == read_settings(
-        tmp_path / "one/A_cat_seed3.png"
-    )
+    command = ["generate", "--prompt", "A cat", "--image", "cat.png", "--strength", 0.5]
+    command += ["--controlnet", "tiny", "--outline_of", "cat.png", "--num_inference_steps", 4]
+    succeeded(run_here(*command, "--seeds", 3, "--output_path", "one", cwd=tmp_path))
+    like = ["generate", "--like", "one/A_cat_seed3.png", "--output_path"]
+    again = succeeded(run_here(*like, "two", cwd=tmp_path))
+    assert "note:" not in again.stderr
+    one, two = (tmp_path / name / "A_cat_seed3.png" for name in ("one", "two"))
+    assert pixels(one) == pixels(two)
+    assert read_settings(one) == read_settings(two)
 
     draw("cat", "wood", 1, 96).save(tmp_path / "cat.png")
-    changed = run("--like", "one/A_cat_seed3.png", "--output_path", "three")
-    assert (
-        changed.returncode == 0
-        and "note: image_sha256 was" in changed.stderr
-        and "note: control_image_sha256 was" in changed.stderr
-    ), changed.stderr
-    save_picture(
-        generate(pipe, "A cat", image=turned[0], num_inference_steps=4, progress=False)[0],
-        tmp_path / "four",
-    )
-    nameless = run("--like", "four/A_cat_seed0.png", "--output_path", "five")
-    assert nameless.returncode == 2
-    assert "was not in a file" in nameless.stderr
-    assert "--image" in nameless.stderr
+    changed = succeeded(run_here(*like, "three", cwd=tmp_path))
+    assert "note: image_sha256 was" in changed.stderr
+    assert "note: control_image_sha256 was" in changed.stderr
+
+
+def test_a_picture_begun_from_one_in_no_file_needs_its_file(pipe, turned, tmp_path):
+    options = {"image": turned[0], "num_inference_steps": 4, "progress": False}
+    picture = save_picture(generate(pipe, "A cat", **options)[0], tmp_path / "four")
+    nameless = run_here("generate", "--like", picture, "--output_path", tmp_path / "five")
+    refused(nameless, "was not in a file", "--image", code=2)
 
 
 def test_a_batch_that_does_not_fit_is_halved(pipe, monkeypatch):
@@ -196,7 +166,8 @@ def test_a_batch_that_does_not_fit_is_halved(pipe, monkeypatch):
     room = 0
     with pytest.raises(
         MemoryError,
-        match=r"one picture.*Tried to allocate 2.00 GiB\)\. Try, in this order: --vae_tiling.*smaller height",
+        match=r"one picture.*Tried to allocate 2.00 GiB\)\. "
+        r"Try, in this order: --vae_tiling.*smaller height",
     ):
         generate(pipe, "A fish", progress=False, **options)
     assert pictures_at_once(pipe) == 1

@@ -1,4 +1,4 @@
-"""The training is the original's: replayed step by step by an independent loop, and deterministic."""
+"""The training is the original's, replayed step by step by an independent loop."""
 
 import copy
 import functools
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
 from blora_nb.assets import TINY_SDXL
@@ -35,34 +36,34 @@ from blora_nb.training import (
     train,
 )
 from conftest import ROOT
+from helpers import same_weights
 from random_sdxl import build
+
+SDXL_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 
 
 def test_a_plain_loop_gives_the_same_losses_and_weights(pipe, picture):
-    """In the original's manner, on a model that predicts noise, against our functions fed with what it drew."""
-    from diffusers import DDPMScheduler
+    """In the original's manner, on a model that predicts noise; ours are fed with what it drew."""
     from peft import LoraConfig
 
     pipe = copy.copy(pipe)
     ours, theirs = copy.deepcopy(pipe.unet), copy.deepcopy(pipe.unet)
-    scheduler = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-    )  # SDXL's: epsilon
+    # SDXL's: epsilon
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", **SDXL_BETAS)
     mean, std = encode_image(pipe, picture, 96)
     embeds, pooled = encode_prompt(pipe, "A [v]")
 
     torch.manual_seed(3)
     names = [
-        f"up_blocks.0.attentions.{b}.transformer_blocks.{l}.attn{a}.{p}"
+        f"up_blocks.0.attentions.{b}.transformer_blocks.{layer}.attn{a}.{p}"
         for b in (0, 1)
-        for l in (0, 1)
+        for layer in (0, 1)
         for a in (1, 2)
         for p in ("to_q", "to_k", "to_v", "to_out.0")
     ]
     theirs.requires_grad_(False)
-    theirs.add_adapter(
-        LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=names)
-    )
+    config = LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=names)
+    theirs.add_adapter(config)
     their_parameters = {n: p for n, p in theirs.named_parameters() if p.requires_grad}
     initial = {n: p.detach().clone() for n, p in their_parameters.items()}
     optimizer = torch.optim.AdamW(
@@ -74,9 +75,8 @@ def test_a_plain_loop_gives_the_same_losses_and_weights(pipe, picture):
         noise, t = torch.randn_like(latents), torch.randint(0, 1000, (1,)).long()
         trace.append((latents, noise, t))
         conditions = {"text_embeds": pooled, "time_ids": torch.tensor([[96.0, 96, 0, 0, 96, 96]])}
-        predicted = theirs(
-            scheduler.add_noise(latents, noise, t), t, embeds, added_cond_kwargs=conditions
-        ).sample
+        noisy = scheduler.add_noise(latents, noise, t)
+        predicted = theirs(noisy, t, embeds, added_cond_kwargs=conditions).sample
         loss = torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(their_parameters.values(), 1.0)
@@ -96,17 +96,9 @@ def test_a_plain_loop_gives_the_same_losses_and_weights(pipe, picture):
         for name, p in our_named.items():
             p.copy_(initial[name])
     optimizer, losses = make_optimizer(parameters, TrainingSettings(learning_rate=1e-3)), []
+    size = micro_conditioning(96, 1, "cpu", torch.float32)
     for latents, noise, t in trace:
-        loss = blora_loss(
-            ours,
-            scheduler,
-            latents,
-            noise,
-            t,
-            embeds,
-            pooled,
-            micro_conditioning(96, 1, "cpu", torch.float32),
-        )
+        loss = blora_loss(ours, scheduler, latents, noise, t, embeds, pooled, size)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -120,9 +112,10 @@ def test_a_plain_loop_gives_the_same_losses_and_weights(pipe, picture):
 def test_the_authors_own_script_is_replayed(tmp_path, monkeypatch):
     """Through the training's own steps, with all that makes them fast.
 
-    tests/record_original.py has recorded what it drew, and what came of it, on a random model; float32 sums differ a little from processor to processor.
+    tests/record_original.py has recorded what it drew, and what came of it, on a random model;
+    float32 sums differ a little from processor to processor.
     """
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
 
     from blora_nb import training
     from blora_nb.training import start_state
@@ -131,13 +124,19 @@ def test_the_authors_own_script_is_replayed(tmp_path, monkeypatch):
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet").requires_grad_(False)
     scheduler = DDPMScheduler.from_pretrained(tmp_path / "scheduler")
     trace = load_file(ROOT / "tests" / "files" / "original_trace.safetensors")
-    theirs = lambda when: {
-        name.removeprefix(when + "/")
-        .replace("lora_layer.down.", f"lora_A.{ADAPTER}.")
-        .replace("lora_layer.up.", f"lora_B.{ADAPTER}."): t
-        for name, t in trace.items()
-        if name.startswith(when)
-    }
+
+    def theirs(when):
+        """The LoRA that was recorded before or after the training, by our names."""
+        names = {"lora_layer.down.": f"lora_A.{ADAPTER}.", "lora_layer.up.": f"lora_B.{ADAPTER}."}
+        found = {}
+        for name, t in trace.items():
+            if name.startswith(when):
+                name = name.removeprefix(when + "/")
+                for old, new in names.items():
+                    name = name.replace(old, new)
+                found[name] = t
+        return found
+
     parameters = attach_lora(unet, rank=4)
     ours = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     assert ours.keys() == theirs("before").keys()
@@ -154,12 +153,8 @@ def test_the_authors_own_script_is_replayed(tmp_path, monkeypatch):
     ]
     count = len(drawn[0][0])
     monkeypatch.setattr(training, "draw_step", lambda *_: drawn.pop(0))
-    pipe = SimpleNamespace(
-        unet=unet,
-        vae=SimpleNamespace(config=SimpleNamespace(scaling_factor=None)),
-        scheduler=scheduler,
-        device="cpu",
-    )
+    vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=None))
+    pipe = SimpleNamespace(unet=unet, vae=vae, scheduler=scheduler, device="cpu")
     batches = SimpleNamespace(
         batch=lambda number: (None, None, embeds, trace["pooled"][:1]),
         prompt_embeds=embeds,
@@ -176,9 +171,8 @@ def test_the_authors_own_script_is_replayed(tmp_path, monkeypatch):
     torch.testing.assert_close(torch.stack(losses), trace["losses"], rtol=1e-5, atol=0)
     for name, t in theirs("after").items():
         torch.testing.assert_close(ours[name].detach(), t, rtol=0, atol=5e-5)
-    assert (
-        max((t - theirs("before")[name]).abs().max() for name, t in theirs("after").items()) > 5e-3
-    )
+    before = theirs("before")
+    assert max((t - before[name]).abs().max() for name, t in theirs("after").items()) > 5e-3
 
 
 def test_lora_starts_from_the_unchanged_model_with_the_right_scale(pipe):
@@ -191,15 +185,12 @@ def test_lora_starts_from_the_unchanged_model_with_the_right_scale(pipe):
     for layer in layers.values():
         assert layer.scaling[ADAPTER] == 1.0
         assert layer.lora_B[ADAPTER].weight.abs().max() == 0
-    spread = torch.cat([m.lora_A[ADAPTER].weight.detach().flatten() for m in layers.values()]).std()
-    assert spread == pytest.approx(
-        1 / 8, rel=0.05
-    )  # normal with standard deviation 1/rank, PEFT's "gaussian"
+    # normal with standard deviation 1 / rank, PEFT's "gaussian"
+    values = torch.cat([m.lora_A[ADAPTER].weight.detach().flatten() for m in layers.values()])
+    assert values.std() == pytest.approx(1 / 8, rel=0.05)
 
 
 def test_velocity_or_noise_is_read_from_the_scheduler(pipe):
-    from diffusers import DDPMScheduler
-
     x, noise, t = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4), torch.tensor([10, 900])
     velocity = DDPMScheduler.from_config(pipe.scheduler.config)
     alpha = velocity.alphas_cumprod[t].sqrt()[:, None, None, None]
@@ -213,9 +204,9 @@ def test_training_is_deterministic_learns_and_leaves_the_model_as_it_was(pipe, p
     remove(pipe)
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     one, two = (train(pipe, picture, progress=False, max_train_steps=3) for _ in range(2))
-    assert all(torch.equal(t, two.state_dict[k]) for k, t in one.state_dict.items())
+    assert same_weights(one, two)
     other = train(pipe, picture, progress=False, max_train_steps=3, seed=1)
-    assert any(not torch.equal(t, other.state_dict[k]) for k, t in one.state_dict.items())
+    assert not same_weights(one, other)
     after = pipe.unet.state_dict()
     assert applied(pipe) == []
     assert before.keys() == after.keys()
@@ -254,109 +245,115 @@ def test_faults_are_explained(pipe, picture):
     assert applied(pipe) == []
 
 
-def test_what_would_be_ignored_or_far_off_is_said(pipe, picture):
-    for wrong in ({"resume_from_checkpoint": "latest"}, {"on_checkpoint": print}):
-        with pytest.raises(ValueError, match="need an output_dir"):
-            train(pipe, picture, progress=False, **wrong)
+@pytest.mark.parametrize("wrong", [{"resume_from_checkpoint": "latest"}, {"on_checkpoint": print}])
+def test_what_would_be_ignored_without_a_folder_is_refused(pipe, picture, wrong):
+    with pytest.raises(ValueError, match="need an output_dir"):
+        train(pipe, picture, progress=False, **wrong)
+
+
+def test_a_block_given_as_a_text_is_refused(pipe):
     with pytest.raises(ValueError, match="a text instead of a list of names"):
         attach_lora(pipe.unet, 4, 0, CONTENT_BLOCK)
+
+
+def test_a_resolution_far_off_is_said(pipe, picture):
+    settings = TrainingSettings(resolution=256, rank=4, max_train_steps=1)
     with pytest.warns(UserWarning, match="draws 96 px and resolution is 256.*for_pipeline"):
-        train(
-            pipe,
-            picture,
-            TrainingSettings(resolution=256, rank=4, max_train_steps=1),
-            progress=False,
-        )
+        train(pipe, picture, settings, progress=False)
 
 
-def test_settings_are_numbers_whoever_made_them(pipe, picture, blora):
-    """NumPy's and PyTorch's are numbers as well; a float where a whole number belongs, and a text, are not."""
-    settings = TrainingSettings(
-        rank=np.int64(4), learning_rate=np.float32(0.5), max_train_steps=torch.tensor(3)
-    )
-    assert (settings.rank, settings.learning_rate, settings.max_train_steps) == (
-        4,
-        0.5,
-        3,
-    )
+def test_settings_may_be_numbers_of_numpy_and_pytorch():
+    numbers = {"rank": np.int64(4), "learning_rate": np.float32(0.5)}
+    settings = TrainingSettings(**numbers, max_train_steps=torch.tensor(3))
+    assert (settings.rank, settings.learning_rate, settings.max_train_steps) == (4, 0.5, 3)
     assert json.dumps(asdict(settings))
-    for name, wrong in (
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
         ("rank", 8.0),
         ("max_train_steps", "many"),
         ("learning_rate", "slow"),
         ("train_batch_size", 0),
-    ):
-        with pytest.raises(ValueError, match=f"{name} must be"):
-            train(pipe, picture, progress=False, **{name: wrong})
-    again = train(
-        pipe,
-        picture,
-        TrainingSettings(resolution=96, rank=4, max_train_steps=1),
-        progress=False,
-        rank=None,
-        max_train_steps=2,
-    )
+    ],
+)
+def test_settings_that_are_no_such_numbers_are_refused(pipe, picture, name, wrong):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        train(pipe, picture, progress=False, **{name: wrong})
+
+
+def test_single_settings_go_before_those_of_an_object(pipe, picture):
+    settings = TrainingSettings(resolution=96, rank=4, max_train_steps=1)
+    again = train(pipe, picture, settings, progress=False, rank=None, max_train_steps=2)
     assert again.rank == 4
     assert len(again.losses) == 2
+
+
+def test_a_list_without_pictures_is_refused(pipe):
     with pytest.raises(ImageError, match="list is empty"):
         train(pipe, [], progress=False)
 
 
-def test_recipes_weigh_the_error_as_their_papers_say(pipe):
-    """x0 loss: the weighted error of the prediction is the error of the picture that follows from it, for noise and for velocity."""
-    from diffusers import DDPMScheduler
+def factors(scheduler, t):
+    """The shares of the picture and of the noise at some timesteps, [n, 1, 1, 1] each."""
+    cumulative = scheduler.alphas_cumprod[t][:, None, None, None]
+    return cumulative.sqrt(), (1 - cumulative).sqrt()
 
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_x0_loss_is_the_error_of_the_picture_that_follows(kind):
     t = torch.tensor([50, 400, 900])
     x, noise, wrong = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
-    for kind in ("epsilon", "v_prediction"):
-        scheduler = DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind
-        )
-        alpha, sigma = (
-            (a.sqrt()[:, None, None, None])
-            for a in (scheduler.alphas_cumprod[t], 1 - scheduler.alphas_cumprod[t])
-        )
-        noisy = scheduler.add_noise(x, noise, t)
-        picture = (
-            (noisy - sigma * wrong) / alpha if kind == "epsilon" else alpha * noisy - sigma * wrong
-        )
-        error = ((wrong - diffusion_target(scheduler, x, noise, t)) ** 2).mean(dim=(1, 2, 3))
-        weights = sample_weights(TrainingSettings(x0_loss_from=10), scheduler, t, step=10)
-        torch.testing.assert_close(
-            weights * error, ((picture - x) ** 2).mean(dim=(1, 2, 3)), rtol=1e-3, atol=1e-5
-        )
-        assert sample_weights(TrainingSettings(x0_loss_from=10), scheduler, t, step=9) is None
-        snr = (alpha / sigma).flatten() ** 2
-        torch.testing.assert_close(
-            sample_weights(TrainingSettings(snr_gamma=5.0), scheduler, t, 1),
-            snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1),
-        )
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=kind, **SDXL_BETAS)
+    alpha, sigma = factors(scheduler, t)
+    noisy = scheduler.add_noise(x, noise, t)
+    if kind == "epsilon":
+        picture = (noisy - sigma * wrong) / alpha
+    else:
+        picture = alpha * noisy - sigma * wrong
+    error = ((wrong - diffusion_target(scheduler, x, noise, t)) ** 2).mean(dim=(1, 2, 3))
+    expected = ((picture - x) ** 2).mean(dim=(1, 2, 3))
+    settings = TrainingSettings(x0_loss_from=10)
+    weights = sample_weights(settings, scheduler, t, step=10)
+    torch.testing.assert_close(weights * error, expected, rtol=1e-3, atol=1e-5)
+    assert sample_weights(settings, scheduler, t, step=9) is None
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_as_its_paper_says(kind):
+    t = torch.tensor([50, 400, 900])
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=kind, **SDXL_BETAS)
+    alpha, sigma = factors(scheduler, t)
+    snr = (alpha / sigma).flatten() ** 2
+    weights = sample_weights(TrainingSettings(snr_gamma=5.0), scheduler, t, 1)
+    torch.testing.assert_close(weights, snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1))
+
+
+def test_min_snr_is_finite_where_nothing_of_the_picture_is_left(pipe):
     zero_snr = DDPMScheduler.from_config(pipe.scheduler.config)
-    assert torch.isfinite(
-        sample_weights(TrainingSettings(snr_gamma=5.0), zero_snr, torch.tensor([999]), 1)
-    ).all()
+    settings, last = TrainingSettings(snr_gamma=5.0), torch.tensor([999])
+    assert torch.isfinite(sample_weights(settings, zero_snr, last, 1)).all()
 
 
-def test_accumulated_batches_and_schedules(pipe, picture):
-    """Two batches of one make a step: its loss is their mean. The learning rate follows the schedule."""
-    still = {
-        "progress": False,
-        "train_batch_size": 1,
-        "learning_rate": 1e-12,
-    }  # the weights stay what they are, so that losses can be compared
+def test_the_loss_of_accumulated_batches_is_their_mean(pipe, picture):
+    # the weights stay what they are, so that losses can be compared
+    still = {"progress": False, "train_batch_size": 1, "learning_rate": 1e-12}
     single = train(pipe, picture, max_train_steps=4, **still).losses
     double = train(pipe, picture, max_train_steps=2, gradient_accumulation_steps=2, **still).losses
     assert double == pytest.approx([(single[0] + single[1]) / 2, (single[2] + single[3]) / 2])
-    weights = {}
-    for name in ("constant", "linear"):
-        weights[name] = train(
-            pipe, picture, progress=False, max_train_steps=3, train_batch_size=1, lr_scheduler=name
-        ).state_dict
-    assert any(not torch.equal(t, weights["linear"][k]) for k, t in weights["constant"].items())
+
+
+def test_the_learning_rate_follows_the_schedule(pipe, picture):
+    options = {"progress": False, "max_train_steps": 3, "train_batch_size": 1}
+    constant, linear = (
+        train(pipe, picture, lr_scheduler=name, **options) for name in ("constant", "linear")
+    )
+    assert not same_weights(constant, linear)
 
 
 def test_on_a_gpu_the_optimizer_is_fused(monkeypatch):
-    """What it asks PyTorch for there; on the CPU the fused kernel steps as the plain loop, to rounding."""
+    """On the CPU, too, the fused kernel steps as the plain loop, to rounding."""
     parameters = [[torch.nn.Parameter(torch.full((8, 8), 0.5)) for _ in range(2)] for _ in range(2)]
     settings = TrainingSettings(learning_rate=1e-2)
     plain = make_optimizer(parameters[0], settings)
@@ -374,7 +371,10 @@ def test_on_a_gpu_the_optimizer_is_fused(monkeypatch):
 
 
 def test_losses_are_read_every_few_steps_without_losing_one():
-    """As on a GPU: ten steps pass between two looks; a bad one is still named, and the weights of a good look come back."""
+    """As on a GPU: ten steps pass between two looks.
+
+    A bad step is still named, and the weights of a good look come back.
+    """
     weight, losses = torch.nn.Parameter(torch.zeros(2)), []
     watch = LossGuard([weight], losses, 1e-3, scaled=False)
     watch.every, known = 10, []
@@ -393,48 +393,56 @@ def test_losses_are_read_every_few_steps_without_losing_one():
 
 
 def test_a_look_comes_about_twice_a_second():
-    assert [steps_between_looks(10, seconds) for seconds in (0, 0.1, 1, 2.5, 10, 100)] == [
-        10,
-        10,
-        5,
-        2,
-        1,
-        1,
-    ]
+    steps = [steps_between_looks(10, seconds) for seconds in (0, 0.1, 1, 2.5, 10, 100)]
+    assert steps == [10, 10, 5, 2, 1, 1]
 
 
-def test_a_loss_without_a_measure_may_rise(pipe, picture, monkeypatch):
-    """x0 loss divides by SNR: which timesteps are drawn moves it by orders of magnitude."""
-    judged, add = [], LossGuard.add
-    monkeypatch.setattr(
-        LossGuard, "add", lambda guard, *step: judged.append(guard.judged) or add(guard, *step)
-    )
+def test_the_x0_loss_is_not_judged(pipe, picture, monkeypatch):
+    """It divides by SNR: which timesteps are drawn moves it by orders of magnitude."""
+    judged, saw = [], LossGuard.add
+
+    def noted(watch, *step):
+        judged.append(watch.judged)
+        return saw(watch, *step)
+
+    monkeypatch.setattr(LossGuard, "add", noted)
     train(pipe, picture, progress=False, max_train_steps=4, train_batch_size=1, x0_loss_from=3)
     assert judged == [True, True, False, False]
-    monkeypatch.undo()
-    for judged in (True, False):
-        watch = LossGuard([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=False)
-        watch.judged, losses = judged, [0.01] * 20 + [50.0] * 20
-        see = lambda: [watch.add(torch.tensor(loss), torch.tensor(1.0)) for loss in losses]
-        if judged:
-            with pytest.raises(TrainingError, match="has risen to 25"):
-                see()
-        else:
-            assert len(see()) == 40
+
+
+@pytest.fixture
+def watch():
+    return LossGuard([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=False)
+
+
+RISING = [0.01] * 20 + [50.0] * 20
+
+
+def see(watch, losses, gradient=1.0):
+    for loss in losses:
+        watch.add(torch.tensor(loss), torch.tensor(gradient))
+
+
+def test_a_loss_that_rises_stops_the_training(watch):
+    with pytest.raises(TrainingError, match="has risen to 25"):
+        see(watch, RISING)
+
+
+def test_a_loss_that_is_not_judged_may_rise(watch):
+    watch.judged = False
+    see(watch, RISING)
 
 
 def test_float16_gradients_may_overflow_while_the_scale_adapts_but_not_for_ever():
     watch = LossGuard([torch.nn.Parameter(torch.zeros(2))], [], 1e-3, scaled=True)
-    for _ in range(19):
-        watch.add(torch.tensor(0.5), torch.tensor(float("inf")))
-    watch.add(torch.tensor(0.5), torch.tensor(1.0))
+    see(watch, [0.5] * 19, float("inf"))
+    see(watch, [0.5])
     with pytest.raises(TrainingError, match="gradient became inf at step 40"):
-        for _ in range(20):
-            watch.add(torch.tensor(0.5), torch.tensor(float("inf")))
+        see(watch, [0.5] * 20, float("inf"))
 
 
 def test_a_stop_button_in_a_thread_works(pipe, picture):
-    """Signals reach the main thread only; a training elsewhere is stopped through its progress callback."""
+    """Signals reach the main thread only; elsewhere the progress callback stops a training."""
     import threading
 
     class Cancelled(Exception):
@@ -459,99 +467,109 @@ def test_a_stop_button_in_a_thread_works(pipe, picture):
 
 
 def test_the_prompts_keys_and_values_are_computed_once(pipe, picture, tmp_path, monkeypatch):
-    """The same bits as computing them at each step; and pictures made between the steps hear their own prompts."""
+    """The same bits as computing them at each step.
+
+    And pictures made between the steps hear their own prompts.
+    """
     from blora_nb.running import optimized_unet
     from blora_nb.running.text_cache import text_projections
 
-    made = []
+    made = {}
     options = {"progress": False, "max_train_steps": 4, "train_batch_size": 1}
-    cached = train(
-        pipe,
-        picture,
-        output_dir=tmp_path,
-        checkpointing_steps=2,
-        on_checkpoint=lambda p, folder: made.append(
-            (folder, sample(p, "A cat", num_inference_steps=2, progress=False)[0])
-        ),
-        **options,
-    )
+    short = {"num_inference_steps": 2, "progress": False}
+
+    def draw(pipe, folder):
+        made[folder] = sample(pipe, "A cat", **short)[0]
+
+    with_checkpoints = {"output_dir": tmp_path, "checkpointing_steps": 2, "on_checkpoint": draw}
+    cached = train(pipe, picture, **with_checkpoints, **options)
     asked = []
     layers = [layer for *_, layer in text_projections(pipe.unet)]
     handles = [layer.register_forward_hook(lambda *a: asked.append(1)) for layer in layers]
     train(pipe, picture, **options)
-    assert len(asked) == len(layers) == 34  # once each, whatever the number of steps
+    # once each, whatever the number of steps
+    assert len(asked) == len(layers) == 34
     for handle in handles:
         handle.remove()
+
+    def never(unet, embeds):
+        return cached_text(unet, embeds, False)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            optimized_unet,
-            "cached_text",
-            lambda unet, embeds, wanted: cached_text(unet, embeds, False),
-        )
+        patch.setattr(optimized_unet, "cached_text", lambda unet, embeds, _: never(unet, embeds))
         every_time = train(pipe, picture, **options)
     assert cached.losses == every_time.losses
-    assert all(torch.equal(t, every_time.state_dict[k]) for k, t in cached.state_dict.items())
-    for folder, image in made:
+    assert same_weights(cached, every_time)
+    assert len(made) == 2
+    for folder, image in made.items():
         half_way = BLoRA.load(folder)
-        assert (
-            generate(pipe, "A cat", half_way, half_way, num_inference_steps=2, progress=False)[
-                0
-            ].tobytes()
-            == image.tobytes()
-        )
+        again = generate(pipe, "A cat", half_way, half_way, **short)[0]
+        assert again.tobytes() == image.tobytes()
 
 
-def test_a_style_half_is_trained_beside_a_content_half_that_stays(pipe, picture, blora, tmp_path):
-    """The second step of two-step training: the content half is on the model and does not move; resume knows which one it was."""
-    options = {"progress": False, "max_train_steps": 6, "checkpointing_steps": 3}
-    whole = train(pipe, picture, output_dir=tmp_path / "a", content=blora, **options)
-    assert whole.halves == ("content", "style")
-    assert (
-        whole.content.fingerprint
-        == blora.content.fingerprint
-        == whole.metadata["content_fingerprint"]
-    )
+@pytest.fixture(scope="module")
+def style_beside(pipe, picture, blora, tmp_path_factory):
+    """The second step of two-step training, and the folder of its checkpoints."""
+    folder = tmp_path_factory.mktemp("style")
+    made = train(pipe, picture, output_dir=folder, content=blora, **TWO_STEP)
     assert applied(pipe) == []
+    return made, folder
+
+
+TWO_STEP = {"progress": False, "max_train_steps": 6, "checkpointing_steps": 3}
+
+
+def first_checkpoint(folder, into):
+    shutil.copytree(folder / "checkpoint-3", into / "checkpoint-3")
+    return into
+
+
+def test_a_style_half_is_trained_beside_a_content_half_that_stays(
+    pipe, picture, blora, style_beside
+):
+    whole, folder = style_beside
+    assert whole.halves == ("content", "style")
+    assert whole.content.fingerprint == blora.content.fingerprint
+    assert whole.metadata["content_fingerprint"] == blora.content.fingerprint
     assert not torch.equal(*(next(iter(b.style.layers.values()))[1] for b in (whole, blora)))
-    plain = train(pipe, picture, **options)
-    assert (
-        whole.losses[0] < plain.losses[0]
-    )  # what the content half knows already is no error any more
-    assert BLoRA.load(tmp_path / "a" / "checkpoint-3").halves == ("style",)
-    for folder in ("b", "c"):
-        shutil.copytree(tmp_path / "a" / "checkpoint-3", tmp_path / folder / "checkpoint-3")
-    again = train(
-        pipe,
-        picture,
-        output_dir=tmp_path / "b",
-        content=blora,
-        resume_from_checkpoint="latest",
-        **options,
-    )
+    # what the content half knows already is no error any more
+    plain = train(pipe, picture, **TWO_STEP)
+    assert whole.losses[0] < plain.losses[0]
+    assert BLoRA.load(folder / "checkpoint-3").halves == ("style",)
+
+
+def test_a_style_half_beside_a_content_half_is_resumed(
+    pipe, picture, blora, style_beside, tmp_path
+):
+    whole, folder = style_beside
+    options = {"output_dir": first_checkpoint(folder, tmp_path), "content": blora, **TWO_STEP}
+    again = train(pipe, picture, resume_from_checkpoint="latest", **options)
     assert again.losses == whole.losses
     assert again.fingerprint == whole.fingerprint
+
+
+def test_resuming_knows_which_content_half_it_was(pipe, picture, blora, style_beside, tmp_path):
+    other = BLoRA({name: t * 0.5 for name, t in blora.state_dict.items()})
+    folder = first_checkpoint(style_beside[1], tmp_path)
+    options = {"output_dir": folder, "content": other, **TWO_STEP}
     with pytest.raises(CheckpointError, match="belongs to another content half"):
-        train(
-            pipe,
-            picture,
-            output_dir=tmp_path / "c",
-            content=plain,
-            resume_from_checkpoint="latest",
-            **options,
-        )
+        train(pipe, picture, resume_from_checkpoint="latest", **options)
+
+
+def test_a_content_half_that_is_none_is_refused(pipe, picture, blora):
     with pytest.raises(BLoRAError, match="no content half"):
-        train(pipe, picture, content=blora.style, **options)
+        train(pipe, picture, content=blora.style, **TWO_STEP)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_the_same_and_are_plain_again(pipe, picture, monkeypatch):
-    """With the part of the compiler that is quick; all of it agrees to rounding and takes half a minute here."""
+    """With the part of the compiler that is quick; all of it takes half a minute here."""
     from diffusers import UNet2DConditionModel
 
-    monkeypatch.setattr(
-        UNet2DConditionModel,
-        "compile_repeated_blocks",
-        functools.partialmethod(UNet2DConditionModel.compile_repeated_blocks, backend="aot_eager"),
+    quick = functools.partialmethod(
+        UNet2DConditionModel.compile_repeated_blocks, backend="aot_eager"
     )
+    monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks", quick)
     plain, compiled = (
         train(pipe, picture, progress=False, max_train_steps=2, compile=wanted)
         for wanted in (False, True)
@@ -563,8 +581,12 @@ def test_compiled_blocks_train_the_same_and_are_plain_again(pipe, picture, monke
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.slow
 def test_a_base_in_16_bits_trains_and_draws(dtype, picture, recwarn):
-    """The LoRA stays in float32, float16's gradients are scaled, its VAE does not overflow; the losses are those of float32 to its precision."""
+    """The LoRA stays in float32, float16's gradients are scaled, its VAE does not overflow.
+
+    The losses are those of float32 to its precision.
+    """
     pipe = load_pipeline(device="cpu", dtype=dtype)
     blora = train(pipe, picture, progress=False, max_train_steps=30)
     exact = train(load_pipeline(device="cpu"), picture, progress=False, max_train_steps=30)
@@ -577,11 +599,15 @@ def test_a_base_in_16_bits_trains_and_draws(dtype, picture, recwarn):
     assert not [w for w in recwarn if "lr_scheduler" in str(w.message)]
 
 
-def test_checkpoints_are_after_each_quarter_unless_asked_otherwise():
-    at = lambda **changes: [
-        step for step in range(1, 1001) if TrainingSettings(**changes).checkpoint_at(step)
-    ]
-    assert at() == [250, 500, 750, 1000]
-    assert at(max_train_steps=150) == [38, 75, 113, 150]
-    assert at(max_train_steps=1) == [1]
-    assert at(max_train_steps=1000, checkpointing_steps=400) == [400, 800]
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, [250, 500, 750, 1000]),
+        ({"max_train_steps": 150}, [38, 75, 113, 150]),
+        ({"max_train_steps": 1}, [1]),
+        ({"max_train_steps": 1000, "checkpointing_steps": 400}, [400, 800]),
+    ],
+)
+def test_checkpoints_are_after_each_quarter_unless_asked_otherwise(changes, steps):
+    settings = TrainingSettings(**changes)
+    assert [step for step in range(1, 1001) if settings.checkpoint_at(step)] == steps

@@ -35,7 +35,8 @@ def test_words_that_the_teaching_model_never_learnt_are_named(pipe):
     assert unknown_words(pipe, prompt) == ["bicycle", "Zebra", "猫"]
     assert unknown_words(pipe, "A cat in neon style with a [wxy] star, ü x 7") == []
     (remark,) = remarks_on_prompt(pipe, "a " * 14 + "bicycle")
-    assert "bicycle" in remark and "never learnt" not in remark, "what is cut off is not said twice"
+    assert "bicycle" in remark
+    assert "never learnt" not in remark, "what is cut off is not said twice"
 
 
 def test_a_large_vocabulary_spells_no_word(pipe, monkeypatch):
@@ -43,29 +44,45 @@ def test_a_large_vocabulary_spells_no_word(pipe, monkeypatch):
     assert unknown_words(pipe, "A bicycle") == []
 
 
-def test_it_is_said_wherever_a_prompt_can_be_typed(pipe, picture, caplog):
+def draw_with_a_block(pipe, picture):
+    with prompt_per_block(pipe, {"mid_block.attentions.0": LONG}):
+        pass
+
+
+def draw_away_from(pipe, picture):
+    generate(pipe, "A cat", negative_prompt=LONG, **ONE_STEP)
+
+
+ONE_TRAINING_STEP = {"progress": False, "max_train_steps": 1}
+
+
+def learn_with(pipe, picture):
+    train(pipe, picture, instance_prompt=LONG, **ONE_TRAINING_STEP)
+
+
+PLACES = {
+    "prompt": lambda pipe, picture: generate(pipe, LONG, **ONE_STEP),
+    "negative": draw_away_from,
+    "training": learn_with,
+    "caption": lambda pipe, picture: train(pipe, {PICTURE: LONG}, **ONE_TRAINING_STEP),
+    "block": draw_with_a_block,
+}
+
+
+@pytest.fixture
+def said_by_diffusers(caplog):
     logging.getLogger("diffusers").addHandler(caplog.handler)
-    short = {"progress": False, "max_train_steps": 1}
+    yield caplog
+    logging.getLogger("diffusers").removeHandler(caplog.handler)
 
-    def of_a_block():
-        with prompt_per_block(pipe, {"mid_block.attentions.0": LONG}):
-            pass
 
-    places = {
-        "prompt": lambda: generate(pipe, LONG, **ONE_STEP),
-        "negative": lambda: generate(pipe, "A cat", negative_prompt=LONG, **ONE_STEP),
-        "training": lambda: train(pipe, picture, instance_prompt=LONG, **short),
-        "caption": lambda: train(pipe, {PICTURE: LONG}, **short),
-        "block": of_a_block,
-    }
-    try:
-        for place, use in places.items():
-            with pytest.warns(PromptWarning, match='not used: "the house of gold in neon style"'):
-                use()
-    finally:
-        logging.getLogger("diffusers").removeHandler(caplog.handler)
-    assert "truncated" not in caplog.text
-    assert "Token indices" not in caplog.text
+@pytest.mark.parametrize("place", PLACES)
+def test_it_is_said_wherever_a_prompt_can_be_typed(pipe, picture, said_by_diffusers, place):
+    """And what the libraries say of it is not."""
+    with pytest.warns(PromptWarning, match='not used: "the house of gold in neon style"'):
+        PLACES[place](pipe, picture)
+    assert "truncated" not in said_by_diffusers.text
+    assert "Token indices" not in said_by_diffusers.text
 
 
 def test_nothing_is_said_of_a_prompt_that_is_understood(pipe):

@@ -1,4 +1,4 @@
-"""The world that the teaching model learns from: shapes, styles, and a shortened run of the whole training."""
+"""The world that the teaching model learns from; and a shortened run of the whole training."""
 
 import json
 import os
@@ -87,6 +87,7 @@ def test_named_styles_are_many_and_differ():
     assert torch.cdist(styles, styles).fill_diagonal_(99).min() > 0.5
 
 
+@pytest.mark.slow
 def test_a_shortened_training_makes_a_whole_pipeline(shapes, tmp_path):
     """All stages on 16 shapes, a few steps each; stopped once in between."""
     names = np.array(list(OBJECTS))
