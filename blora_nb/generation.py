@@ -374,7 +374,7 @@ class Steps:
         self.pipe, self.how, self.alphas = pipe, how, alphas
         self.progress, self.preview = progress, preview
         # img2img leaves out the first steps
-        self.each = structure.steps(how.num_inference_steps)
+        self.each = structure.steps(how.num_inference_steps or 0)
         self.total = self.each * pictures
         self.bar = tqdm(total=self.total, desc="generating", disable=progress is not True)
 

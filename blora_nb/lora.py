@@ -217,6 +217,12 @@ class BLoRA:
         file = _file_to_write(Path(path), format)
         tensors = converted(named_weights(self.layers, format), dtype)
         header = {"format": "pt", **_lasting(self.metadata), **_kohya_metadata(self, format)}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"The folder {file.parent} cannot be made ({error.strerror or error})."
+            ) from None
         # PEFT's two files are there together or not at all
         with ExitStack() as both:
             if format == "peft":
@@ -235,7 +241,7 @@ class BLoRA:
 
 
 def _file_to_write(path: Path, format: str) -> Path:
-    """The file that `BLoRA.save` writes, in a folder that is there."""
+    """The file that `BLoRA.save` writes; it must not be there yet."""
     if format not in FORMATS:
         raise ValueError(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
     if format == "peft" and path.suffix == ".safetensors":
@@ -253,12 +259,6 @@ def _file_to_write(path: Path, format: str) -> Path:
         file = path / (PEFT_FILE if format == "peft" else FILE_NAME)
     if os.path.lexists(file):
         raise FileExistsError(f"{file} exists already. Choose another name, or remove it first.")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"The folder {file.parent} cannot be made ({error.strerror or error})."
-        ) from None
     return file
 
 

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 def train(
     pipe: "StableDiffusionXLPipeline",
-    image: "Picture | list[Picture] | dict[Path, str]",
+    image: "Picture | Sequence[Picture] | dict[Path, str | None]",
     settings: TrainingSettings | None = None,
     progress: Progress = True,
     output_dir: str | Path | None = None,
@@ -161,11 +161,13 @@ def _settings_for(
 
 
 def _pictures_and_prompts(
-    image: "Picture | list[Picture] | dict[Path, str]",
-) -> "tuple[list[Picture], list[str] | None]":
+    image: "Picture | Sequence[Picture] | dict[Path, str | None]",
+) -> "tuple[list[Picture], list[str | None] | None]":
     """The pictures to learn from, and the prompt of each where each has its own."""
     prompts = list(image.values()) if isinstance(image, dict) else None
-    pictures: list[Picture] = [*image] if isinstance(image, (list, tuple, dict)) else [image]
+    if isinstance(image, (str, Path, Image.Image)):
+        image = [image]
+    pictures = list(image)
     if not pictures:
         raise ImageError("There is no picture to learn from: the list is empty.")
     return pictures, prompts
@@ -174,7 +176,7 @@ def _pictures_and_prompts(
 def _learn(
     pipe: "StableDiffusionXLPipeline",
     pictures: "list[Picture]",
-    prompts: list[str] | None,
+    prompts: list[str | None] | None,
     settings: TrainingSettings,
     content: BLoRA | None,
     checkpoint: Path | None,
@@ -454,7 +456,7 @@ def make_batches(
     pipe: "StableDiffusionXLPipeline",
     moments: "Moments",
     settings: TrainingSettings,
-    prompts: list[str] | None = None,
+    prompts: Sequence[str | None] | None = None,
     class_moments: "Moments | None" = None,
 ) -> Batches:
     """The `Batches` of a training.
@@ -469,7 +471,9 @@ def make_batches(
     if class_moments is not None:
         class_prompt = [encode_prompt(pipe, settings.class_prompt or "")]
         class_batches = Batches(class_moments, class_prompt, size, seed + 1)
-    embeds = [encode_prompt(pipe, prompt) for prompt in prompts or [settings.instance_prompt]]
+    embeds = [
+        encode_prompt(pipe, prompt or settings.instance_prompt) for prompt in prompts or [None]
+    ]
     return Batches(moments, embeds, size, seed, class_batches)
 
 

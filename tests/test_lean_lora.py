@@ -71,7 +71,7 @@ def flat(gradients):
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("content", [False, True])
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)])
 def test_predictions_and_gradients_are_those_of_peft(pipe, dtype, near, content, scale):
     unet, parameters, run = model(pipe, dtype, content)
     for module in unet.modules():

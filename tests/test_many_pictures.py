@@ -21,6 +21,7 @@ from blora_nb.cli.many_pictures import train_all, write_manifest
 from blora_nb.errors import ImageError
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
+from blora_nb.pipeline import encode_prompt
 from blora_nb.running.batches import Batches
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
@@ -206,7 +207,8 @@ def test_captions_of_another_encoding_are_refused(paths, rows, tmp_path):
 def test_each_round_has_every_picture_once_with_its_own_prompt(pipe):
     mean = torch.arange(3.0)[:, None, None, None].expand(3, 12, 12, 12)
     prompts = ["A [v] cat", "A [v] star", "A [v] boat"]
-    examples = Batches(pipe, (mean, torch.zeros(3, 12, 12, 12)), prompts, size=2, seed=4)
+    embeds = [encode_prompt(pipe, prompt) for prompt in prompts]
+    examples = Batches((mean, torch.zeros(3, 12, 12, 12)), embeds, size=2, seed=4)
     picked = [examples.batch(k) for k in range(24)]
     order = [int(m[0, 0, 0]) for batch in picked for m in batch[0]]
     rounds = [tuple(order[k : k + 3]) for k in range(0, 48, 3)]

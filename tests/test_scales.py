@@ -19,6 +19,7 @@ from blora_nb.files.other_methods import CHANGE_THE_BASE, REFUSED
 from blora_nb.files.sgm_names import sgm_name
 from blora_nb.lora import BLoRA
 from blora_nb.pipeline import load_pipeline, merge_few_step_lora
+from blora_nb.registry import options_of
 from random_sdxl import unet_config
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -641,7 +642,7 @@ def test_a_few_step_lora_adds_exactly_what_it_says(fresh, tmp_path, case):
         merge_few_step_lora(fresh, tmp_path / "few.safetensors")
     for layer, change in wanted.items():
         assert (weight(*layer) - before[layer] - change).norm() < 1e-5 * change.norm(), layer
-    assert len(fresh.blora_nb_options["few_step_sha256"]) == 64
+    assert len(options_of(fresh)["few_step_sha256"]) == 64
 
 
 def test_a_small_scale_does_not_vanish_in_float16(tmp_path):

@@ -151,13 +151,14 @@ def test_the_readme_quotes_how_well_layouts_are_kept(option):
 
 CACHED = "diffusers' advanced script, latents cached"
 CHECKPOINTING = " with gradient checkpointing"
+CACHED_CHECKPOINTING = f"diffusers' advanced script{CHECKPOINTING}, latents cached"
 FOLLOWED = {
     "blora_nb": "blora_nb, checkpointing none",
     "blora_nb, activations recomputed": "blora_nb, checkpointing full",
     "original script": "original script",
     f"original script{CHECKPOINTING}": f"original script{CHECKPOINTING}",
     "diffusers' advanced script": CACHED,
-    f"diffusers' advanced script{CHECKPOINTING}": CACHED + CHECKPOINTING,
+    f"diffusers' advanced script{CHECKPOINTING}": CACHED_CHECKPOINTING,
 }
 
 
@@ -172,9 +173,7 @@ SPEEDS = {
     "the original script": "original script",
     f"the original script{CHECKPOINTING}": f"original script{CHECKPOINTING}",
     CACHED: CACHED,
-    f"diffusers' advanced script{CHECKPOINTING}, latents cached": (
-        f"diffusers' advanced script{CHECKPOINTING}, latents cached"
-    ),
+    CACHED_CHECKPOINTING: CACHED_CHECKPOINTING,
 }
 
 

@@ -169,12 +169,12 @@ def make_class_pictures(pipe: "StableDiffusionXLPipeline", settings: TrainingSet
     """Generate the class pictures that `class_data_dir` lacks, for prior preservation."""
     from blora_nb.generation import encode, pictures
 
-    folder = writable_folder(settings.class_data_dir)
+    folder = writable_folder(settings.class_data_dir or "")
     try:
         there = len(find_images(folder))
     except ValueError:
         there = 0
-    prompt = settings.class_prompt
+    prompt = settings.class_prompt or ""
     seeds = range(there, settings.num_class_images)
     drawn = pictures(pipe, encode(pipe, prompt), seeds, batch_size=settings.sample_batch_size)
     for seed, picture in zip(seeds, drawn):

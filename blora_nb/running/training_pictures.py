@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def class_pictures(settings: TrainingSettings) -> list[Path]:
     """The class pictures of a training with prior preservation; none of one without."""
-    return find_images(settings.class_data_dir) if settings.with_prior_preservation else []
+    folder = settings.class_data_dir
+    return find_images(folder) if folder and settings.with_prior_preservation else []
 
 
 def squares_of(
@@ -50,7 +51,7 @@ def squares_of(
 def fingerprints(
     pipe: "StableDiffusionXLPipeline",
     squares: Sequence[Image.Image],
-    prompts: list[str] | None = None,
+    prompts: Sequence[str | None] | None = None,
     class_squares: Sequence[Image.Image] = (),
     content: BLoRA | None = None,
 ) -> dict[str, str | None]:

@@ -142,9 +142,12 @@ class HalfChooser(widgets.VBox):
         """Train the B-LoRA of the chosen picture, write it, and add it to the gallery."""
         source, remarks = self.source, self.remarks()
         pipe, settings = self.worker.pipe, self.training_settings
+        picture = source.picture
+        if picture is None:
+            return
 
         def work() -> None:
-            blora = train(pipe, source.picture, settings, progress=self.worker.step)
+            blora = train(pipe, picture, settings, progress=self.worker.step)
             self.gallery.add_trained(source.name, blora)  # before a full disk could lose it
             path = blora.save(free_path(self.folder, safe_name(source.name), ".safetensors"))
             self.worker.say(f"{source.name} is learnt, and kept in {path}.", remarks)

@@ -308,6 +308,8 @@ class Panel(widgets.VBox):
             chooser.show_chosen()
 
     def _save(self) -> None:
+        if self.picture is None:
+            return
         try:
             path = save_picture(self.picture, self.folder)
         except Exception as error:
