@@ -283,10 +283,11 @@ def pictures(
             latents [batch, channels, height/8, width/8]).
         sampling: the fields of `Sampling`.
     """
-    how = Sampling(**sampling).suited_to(pipe)
+    how = Sampling(**sampling)
     seeds = seed_list(seeds)
     with ExitStack() as stack:
         stack.enter_context(ready_to_draw(pipe, with_hooks=how.asymmetric_guidance))
+        how = how.suited_to(pipe)
         structure = structure_of(
             pipe,
             how.image,
