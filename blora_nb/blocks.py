@@ -2,7 +2,7 @@
 
 Source: Frenkel et al., "Implicit Style-Content Separation using B-LoRA" (arXiv 2403.14572),
 section 4. The paper numbers the six inner blocks W1 to W6; W4 carries the content of a picture, W5
-its style. This is the only module with block names.
+its style. Which blocks B-LoRA trains is said only here.
 """
 
 from collections.abc import Iterable

@@ -83,10 +83,12 @@ class Sampling:
         """
         suited = defaults_for(pipe)
         steps, guidance = self.num_inference_steps, self.guidance_scale
-        steps = operator.index(suited.num_inference_steps if steps is None else steps)
+        steps = whole_number("num_inference_steps", steps, suited.num_inference_steps)
         guidance = float(suited.guidance_scale if guidance is None else guidance)
-        if steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, not {steps}.")
+        batch_size = whole_number("batch_size", self.batch_size)
+        for name, count in (("num_inference_steps", steps), ("batch_size", batch_size)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, not {count}.")
         if not math.isfinite(guidance):
             raise ValueError(f"guidance_scale must be an ordinary number, not {guidance}.")
         shares = {"content_until": self.content_until, "style_from": self.style_from}
@@ -97,8 +99,9 @@ class Sampling:
             self,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            height=None if self.height is None else operator.index(self.height),
-            width=None if self.width is None else operator.index(self.width),
+            height=whole_number("height", self.height),
+            width=whole_number("width", self.width),
+            batch_size=batch_size,
         )
 
     @property
@@ -299,9 +302,9 @@ def pictures(
             how.width,
         )
         made_with = how.record() | structure.made_with
-        # for `inspection`, which asks this pipeline also where one made of its parts draws
+        # `inspection` reads it here, also when a pipeline made of the parts of this one draws
         pipe._guidance_scale = how.guidance_scale
-        # diffusers leaves it in float32 where a float16 VAE that overflows is stopped at its work
+        # a float16 VAE is decoded in float32; interrupted there, diffusers leaves it so
         vae_dtype = pipe.vae.dtype
         stack.callback(nn.Module.to, pipe.vae, vae_dtype)
         stack.enter_context(lean_attention(pipe.unet))
@@ -432,9 +435,19 @@ def check_latents(latents: Tensor, seeds: Sequence[int]) -> None:
     broken = [str(seed) for seed, fine in zip(seeds, finite, strict=False) if not fine]
     if broken:
         raise ValueError(
-            f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas, a "
-            "smaller guidance scale, or load a base in float16 with dtype bfloat16 or float32."
+            f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas or "
+            "a smaller guidance scale; if the base is in float16, load it in bfloat16 or float32."
         )
+
+
+def whole_number(name: str, value: Any, default: int | None = None) -> int | None:
+    """A whole number of Python's, perhaps from one of NumPy's; the default for None."""
+    if value is None:
+        return default
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}.") from None
 
 
 def seed_list(seeds: Seeds) -> list[int]:

@@ -150,6 +150,8 @@ def record_attention(
         ValueError: a name that is no transformer block, or a pipeline with another attention.
     """
     check_blocks(blocks)
+    if isinstance(kinds, str) or not set(kinds) <= {"cross", "self"}:
+        raise ValueError(f'kinds is a list of "cross", "self" or both, not {kinds!r}.')
     check_pipeline(pipe)
     check_unchanged(pipe, attention=True)
     ids = pipe.tokenizer(prompt, truncation=True).input_ids

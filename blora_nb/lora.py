@@ -5,7 +5,6 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from blora_nb.blocks import BLOCK_OF_HALF, HALVES, half_of
+from blora_nb.blocks import HALVES, half_of
 from blora_nb.errors import BLoRAError, BLoRAWarning, PipelineWarning, named_in_errors
 from blora_nb.files.descriptions import describe, describe_as_html
 from blora_nb.files.locating import FILE_NAME, PEFT_FILE, find_weights, read_beside
@@ -99,7 +98,7 @@ class BLoRA:
     def halves(self) -> tuple[str, ...]:
         """The halves it has: a tuple of "content" and "style"."""
         there = {half_of(key) for key in self.state_dict}
-        return tuple(half for half in BLOCK_OF_HALF if half in there)
+        return tuple(half for half in HALVES if half in there)
 
     @property
     def layers(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -134,7 +133,7 @@ class BLoRA:
                 f"{' and '.join(self.halves)}."
             )
         state_dict = {key: t for key, t in self.state_dict.items() if half_of(key) == half}
-        return BLoRA(state_dict, self.metadata, source=self.source)
+        return BLoRA(state_dict, dict(self.metadata), source=self.source)
 
     @property
     def fingerprint(self) -> str:
@@ -288,9 +287,9 @@ def _kohya_metadata(blora: BLoRA, format: str) -> dict[str, str]:
 
 # ----------------------------------------------------------------------------------------- mixing
 
-# what stands for one half: a B-LoRA or where it is, several of these, or several with weights
+# what stands for one half: a B-LoRA or where it is, one with a weight, or a list of these
 Source: TypeAlias = BLoRA | str | Path
-Given: TypeAlias = Source | Sequence[Source] | Sequence[tuple[Source, float]]
+Given: TypeAlias = Source | tuple[Source, float] | list[Any]
 
 
 def from_original_alpha(alpha: float) -> float:
@@ -471,6 +470,8 @@ def set_alphas(
     pipe: "StableDiffusionXLPipeline", content_alpha: float = 1.0, style_alpha: float = 1.0
 ) -> None:
     """Change the strengths of the halves that are on the pipeline; nothing is loaded again."""
+    check_strength("content_alpha", content_alpha)
+    check_strength("style_alpha", style_alpha)
     alphas = {"content": float(content_alpha), "style": float(style_alpha)}
     there = applied(pipe)
     halves = [half for half in HALVES if half in there]
@@ -482,8 +483,11 @@ def set_alphas(
     # by pipe.disable_lora()
     if any(getattr(module, "disable_adapters", False) is True for module in unet.modules()):
         unet.enable_lora()
+    # a style half in training beside a content half stays on
+    in_training = [ADAPTER] if ADAPTER in there else []
+    strengths = [alphas[half] for half in halves] + [1.0 for _ in in_training]
     with unwrapped(pipe):
-        unet.set_adapters(halves, [alphas[half] for half in halves])
+        unet.set_adapters(halves + in_training, strengths)
 
 
 def applied(pipe: "StableDiffusionXLPipeline") -> list[str]:

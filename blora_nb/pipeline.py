@@ -132,7 +132,7 @@ def _quiet_libraries() -> None:
     """Turn off progress bars, and advice to install what nothing here needs."""
     from transformers.utils import logging as transformers_logging
 
-    # on a CPU it would miss a package
+    # on a CPU it logs that a package is missing
     getLogger("bitsandbytes").setLevel(ERROR)
     # it would advise to install torchvision, and does so while diffusers is imported
     transformers_logging.set_verbosity_error()
@@ -227,14 +227,14 @@ def _quantized_unet(
     from diffusers import BitsAndBytesConfig, UNet2DConditionModel
     from diffusers.utils import is_bitsandbytes_available
 
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(
+            f"quantization must be none, {' or '.join(QUANTIZATIONS)}, not {quantization}."
+        )
     if not is_bitsandbytes_available():
         raise ValueError(
             f"The quantization {quantization} needs the package bitsandbytes: pip install "
             "bitsandbytes (or say quantization none)"
-        )
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(
-            f"quantization must be none, {' or '.join(QUANTIZATIONS)}, not {quantization}."
         )
     kinds: dict[str, dict[str, Any]] = {
         "int8": {"load_in_8bit": True},
@@ -267,7 +267,7 @@ def _quantized_unet(
 def tile_vae(pipe: "StableDiffusionXLPipeline") -> None:
     """Encode and decode pictures larger than 512 pixels piece by piece, to save memory.
 
-    By themselves diffusers' VAEs do so only above 1024.
+    By default diffusers' VAEs do so only above 1024.
     """
     pipe.vae.enable_tiling()
     pipe.vae.tile_sample_min_size = min(pipe.vae.tile_sample_min_size, 512)

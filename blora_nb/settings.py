@@ -80,7 +80,7 @@ class TrainingSettings:
     learning_rate: float = option(5e-5, "step size of the optimizer", OPTIMIZER)
     max_train_steps: int = option(1000, "training steps", OPTIMIZER)
     train_batch_size: int = option(1, "noisy versions (or pictures) in each step", OPTIMIZER)
-    seed: int = option(0, "of the LoRA's first values, the noise and the timesteps", LEARNED)
+    seed: int = option(0, "of the LoRA's initial values, the noise and the timesteps", LEARNED)
     adam_weight_decay: float = option(1e-4, "how fast AdamW lets weights shrink", OPTIMIZER)
     max_grad_norm: float = option(1.0, "longer gradients are shortened to this norm", OPTIMIZER)
 
@@ -121,7 +121,7 @@ class TrainingSettings:
     )
     with_prior_preservation: bool = option(
         False,
-        "train on pictures of the class besides, so that the class word keeps its meaning "
+        "also train on pictures of the class, so that the class word keeps its meaning "
         "(DreamBooth)",
         RECIPES,
     )
@@ -163,8 +163,8 @@ class TrainingSettings:
 
     license: str | None = option(
         None,
-        "of the B-LoRA, for example cc-by-4.0: what others may do with it, if the picture is "
-        "yours to decide",
+        "of the B-LoRA, for example cc-by-4.0: what others may do with it, if the rights to the "
+        "picture are yours",
         FILE,
     )
 

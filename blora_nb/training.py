@@ -239,11 +239,13 @@ def train_steps(
     scaling_factor = pipe.vae.config.scaling_factor
     parameters = list(state.parameters.values())
     accumulate = settings.gradient_accumulation_steps
+    # `pipe.device` may be that of a model which waits in the CPU's memory
+    device = pipe.unet.device
     size, dtype = batches.total_size, batches.prompt_embeds.dtype
-    time_ids = micro_conditioning(settings.resolution, size, pipe.device, dtype)
+    time_ids = micro_conditioning(settings.resolution, size, device, dtype)
     monitor.on_train_start()
     for step in range(state.step + 1, settings.max_train_steps + 1):
-        total = torch.zeros((), device=pipe.device)
+        total = torch.zeros((), device=device)
         for part in range(accumulate):
             *moments, prompt_embeds, pooled = batches.batch((step - 1) * accumulate + part)
             drawn = draw_step(moments, scheduler, scaling_factor, size, state.generator)

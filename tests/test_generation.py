@@ -11,7 +11,7 @@ from blora_nb.defaults import SCHEDULERS
 from blora_nb.files.saved_images import read_settings, save_picture
 from blora_nb.generation import generate, lora_in_the_conditional_pass_only
 from blora_nb.inspection import prompt_per_block
-from blora_nb.lora import applied, apply, remove
+from blora_nb.lora import applied, apply, remove, set_alphas
 from blora_nb.pipeline import encode_prompt, merge_few_step_lora, use_scheduler
 from blora_nb.training import train
 from blora_nb.widgets.preview import LatentPreview, predicted_latents
@@ -274,3 +274,25 @@ def test_samplers_draw(fresh, name):
 def test_an_unknown_sampler_is_refused_with_the_known_ones(fresh):
     with pytest.raises(ValueError, match="dpm"):
         use_scheduler(fresh, "fastest")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"num_inference_steps": 2.0}, "num_inference_steps must be a whole number, not 2.0"),
+        ({"width": "64"}, "width must be a whole number, not '64'"),
+    ],
+)
+def test_a_number_that_makes_no_picture_is_named(pipe, option, message):
+    with pytest.raises(ValueError, match=message):
+        generate(pipe, "A fish", progress=False, **option)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_an_alpha_is_an_ordinary_number(pipe, blora, alpha):
+    apply(pipe, blora, blora)
+    with pytest.raises(ValueError, match="style_alpha must be an ordinary number"):
+        set_alphas(pipe, style_alpha=alpha)
+    remove(pipe)

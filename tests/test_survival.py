@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,12 @@ from blora_nb.files.locating import FILE_NAME
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, applied
 from blora_nb.pipeline import load_pipeline
-from blora_nb.running.checkpoints import STATE_NAME, checkpoints, find_checkpoint
+from blora_nb.running.checkpoints import (
+    STATE_NAME,
+    checkpoints,
+    find_checkpoint,
+    other_settings,
+)
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from blora_nb.validation import validated, validation_pictures
@@ -266,6 +272,15 @@ def test_a_folder_with_checkpoints_is_not_written_over(pipe, picture, half_way):
     with pytest.raises(FileExistsError, match='resume_from_checkpoint="latest"'):
         train(pipe, picture, progress=False, output_dir=half_way, **CHANGES)
     assert applied(pipe) == []
+
+
+def test_a_setting_that_came_later_does_not_spoil_older_checkpoints():
+    stored = asdict(TrainingSettings())
+    del stored["x0_loss_from"]
+    assert other_settings(stored, TrainingSettings()) == []
+    assert other_settings(stored, TrainingSettings(x0_loss_from=3)) == [
+        "x0_loss_from was None and is 3"
+    ]
 
 
 def at_a_constant_rate(half_way, folder, learned=True):

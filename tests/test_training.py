@@ -17,7 +17,7 @@ from blora_nb.assets import TINY_SDXL
 from blora_nb.blocks import CONTENT_BLOCK, half_of
 from blora_nb.errors import BLoRAError, CheckpointError, ImageError, TrainingError
 from blora_nb.generation import generate, sample
-from blora_nb.lora import BLoRA, applied, remove
+from blora_nb.lora import BLoRA, applied, remove, set_alphas
 from blora_nb.pipeline import encode_prompt, load_pipeline
 from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.lean_lora import lean_lora
@@ -611,3 +611,18 @@ def test_a_base_in_16_bits_trains_and_draws(dtype, picture, recwarn):
 def test_checkpoints_are_after_each_quarter_unless_asked_otherwise(changes, steps):
     settings = TrainingSettings(**changes)
     assert [step for step in range(1, 1001) if settings.checkpoint_at(step)] == steps
+
+
+def test_alphas_changed_at_a_checkpoint_leave_the_half_in_training_on(
+    pipe, picture, blora, tmp_path
+):
+    active = []
+
+    def change(pipe, folder):
+        set_alphas(pipe, content_alpha=0.5)
+        active.append(sorted(pipe.unet.active_adapters()))
+        set_alphas(pipe)
+
+    options = {"output_dir": tmp_path, "checkpointing_steps": 3, "on_checkpoint": change}
+    train(pipe, picture, content=blora, progress=False, max_train_steps=3, **options)
+    assert active == [["content", ADAPTER]]

@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from blora_nb.errors import BLoRAError, CheckpointError
+from blora_nb.errors import CheckpointError
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
@@ -126,7 +126,7 @@ def _leaves(tree: dict, path: str = "") -> Iterator[tuple[str, Any]]:
 def step_of(path: Path) -> int | None:
     """The number in `checkpoint-250`, or None for any other name."""
     name, _, number = path.name.partition("-")
-    return int(number) if name == "checkpoint" and number.isdigit() else None
+    return int(number) if name == "checkpoint" and number.isdecimal() else None
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -142,8 +142,8 @@ def check_unused(folder: str | Path) -> None:
     """Raise a FileExistsError where a new training would mix its checkpoints with older ones."""
     if checkpoints(folder):
         raise FileExistsError(
-            f"{folder} holds the checkpoints of an earlier training. To go on with it, or to have "
-            'its B-LoRA where it had come to its end: resume_from_checkpoint="latest". For a new '
+            f"{folder} holds the checkpoints of an earlier training. To go on with it, or, if it "
+            'had finished, to get its B-LoRA: resume_from_checkpoint="latest". For a new '
             "training choose another folder."
         )
 
@@ -182,11 +182,15 @@ def find_checkpoint(folder: str | Path, wanted: str = "latest") -> Path | None:
         CheckpointError: the one asked for by name is missing or broken.
     """
     if wanted == "latest":
-        for path in reversed(checkpoints(folder)):
+        found = checkpoints(folder)
+        for path in reversed(found):
             try:
                 read_checkpoint(path)
             except CheckpointError as error:
-                warnings.warn(f"{error} Left out; going back to the one before it.", stacklevel=2)
+                then = "going back to the one before it"
+                if path == found[0]:
+                    then = "none is complete, so the training starts anew"
+                warnings.warn(f"{error} Left out; {then}.", stacklevel=2)
             else:
                 return path
         return None
@@ -224,7 +228,9 @@ def write_checkpoint(
         if path.exists():
             if _is_whole(path):
                 return path
-            os.replace(path, path.with_name(path.name + ".broken"))
+            broken = path.with_name(path.name + ".broken")
+            shutil.rmtree(broken, ignore_errors=True)
+            os.replace(path, broken)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         tensors, rest = state.pack()
@@ -241,13 +247,14 @@ def write_checkpoint(
                 os.fsync(written.fileno())
         os.replace(part, path)
     except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
         earlier = checkpoints(folder)
         kept = f"The last complete one is {earlier[-1]}." if earlier else "There is no earlier one."
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"The checkpoint of step {state.step} cannot be written to {folder} ({reason}). {kept}"
         ) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     limit = settings.checkpoints_total_limit
     if limit:
         # later ones are broken, or of a training that went on from an earlier step
@@ -297,7 +304,6 @@ def read_checkpoint(
                 raise ValueError("its content is not what was written")
         return blora, tensors, json.loads(texts["state"]), json.loads(texts["settings"])
     except (
-        BLoRAError,
         OSError,
         safetensors.SafetensorError,
         KeyError,
@@ -319,11 +325,14 @@ def other_settings(
         may_differ: names of settings that are not compared, beside those without effect.
     """
     ignored = WITHOUT_EFFECT | may_differ
-    return [
-        f"{name} was {stored.get(name)} and is {now}"
-        for name, now in asdict(settings).items()
-        if name not in ignored and stored.get(name) != now
-    ]
+    different = []
+    for setting in fields(settings):
+        # a setting that came later had its default
+        then = stored.get(setting.name, setting.default)
+        now = getattr(settings, setting.name)
+        if setting.name not in ignored and then != now:
+            different.append(f"{setting.name} was {then} and is {now}")
+    return different
 
 
 def resume(path: Path, state: TrainingState, settings: TrainingSettings) -> None:

@@ -3,6 +3,7 @@
 from math import isfinite
 from statistics import median
 from time import monotonic
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ class LossGuard:
                 f"{len(self.losses)}."
             )
 
-    def _stop(self, what: str) -> None:
+    def _stop(self, what: str) -> NoReturn:
         step, weights = self.good
         with torch.no_grad():
             torch._foreach_copy_([p.detach() for p in self.parameters], weights)

@@ -95,11 +95,13 @@ class Monitor:
             self._look()
         self.guard.judged = other_loss_from is None or step < other_loss_from
         known = self.guard.add(loss, norm)
+        # asked once: what is promised to a stop that comes in between is kept after the next step
+        stopping = self.stop.asked
         path = None
-        if self.settings.checkpoint_at(step) or self.stop.asked:
-            path = self._checkpoint()
+        if stopping or self.settings.checkpoint_at(step):
+            path = self._checkpoint(stopping)
         self._show(known)
-        if self.stop.asked:
+        if stopping:
             resume = ""
             if path:
                 folder = self.reporting.output_dir
@@ -121,7 +123,7 @@ class Monitor:
             if callable(self.reporting.progress):
                 self.reporting.progress(step, self.settings.max_train_steps, loss)
 
-    def _checkpoint(self) -> Path | None:
+    def _checkpoint(self, stopping: bool) -> Path | None:
         """The path of a new checkpoint, if there is a folder for it.
 
         None where it cannot be written, with a warning: hours of work go on, and the end may find
@@ -135,11 +137,12 @@ class Monitor:
         try:
             path = write_checkpoint(folder, blora, self.state, self.settings)
         except CheckpointError as error:
-            warnings.warn(
-                f"{error} The training goes on without it; make room in the folder.", stacklevel=3
-            )
+            then = "The training goes on without it; make room in the folder."
+            if stopping:
+                then = "What was learned since then is not kept."
+            warnings.warn(f"{error} {then}", stacklevel=3)
             return None
-        if not self.stop.asked:
+        if not stopping:
             self._call_on_checkpoint(path)
         return path
 
@@ -154,9 +157,10 @@ class Monitor:
             if not is_out_of_memory(error):
                 raise
             release_tensors(error)
+            reason = str(error).partition("\n")[0] or type(error).__name__
             warnings.warn(
-                f"There was no room for what is made at checkpoints ({str(error).splitlines()[0]})."
-                f" {path} is complete, and the training goes on.",
+                f"There was no room for what is made at checkpoints ({reason}). {path} is "
+                "complete, and the training goes on.",
                 stacklevel=2,
             )
         if ADAPTER not in applied(self.pipe):

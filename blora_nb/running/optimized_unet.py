@@ -70,8 +70,8 @@ def compiled(unet: "UNet2DConditionModel", wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    unet.compile_repeated_blocks()
     try:
+        unet.compile_repeated_blocks()
         yield
     finally:
         for module in unet.modules():
