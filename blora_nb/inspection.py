@@ -14,13 +14,13 @@ from torch import Tensor
 from blora_nb.blocks import TRANSFORMER_BLOCKS, check_blocks
 from blora_nb.generation import check_pipeline
 from blora_nb.guards.changed_pipelines import check_unchanged, uncompiled
+from blora_nb.guards.prompts import END_OF_WORD
 from blora_nb.pipeline import encode_prompt
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from diffusers.models.attention_processor import Attention
 
-END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
 SPECIAL = "<|"  # how its tokens for the start and the end of a text begin
 
 

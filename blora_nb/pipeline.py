@@ -71,7 +71,7 @@ def load_pipeline(
         OSError: the Hugging Face hub did not give it.
         ValueError: there is no such device, or the model is not SDXL-shaped.
     """
-    _quiet_libraries()
+    _silence_libraries()
     from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline
 
     base, device = base or default_base(), device or default_device()
@@ -124,11 +124,11 @@ def load_pipeline(
         quantization=quantization,
     )
     # diffusers warns of float16 on a CPU, which is slow but works
-    with _errors_only():
+    with quiet_libraries():
         return pipe.to(device)
 
 
-def _quiet_libraries() -> None:
+def _silence_libraries() -> None:
     """Turn off progress bars, and advice to install what nothing here needs."""
     from transformers.utils import logging as transformers_logging
 
@@ -140,19 +140,6 @@ def _quiet_libraries() -> None:
     from diffusers.utils import logging as diffusers_logging
 
     diffusers_logging.disable_progress_bar()
-
-
-@contextmanager
-def _errors_only() -> Iterator[None]:
-    """Inside, diffusers only speaks of errors."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 @contextmanager

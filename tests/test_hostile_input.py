@@ -26,7 +26,7 @@ from blora_nb.errors import BLoRAError, ImageError
 from blora_nb.files.image_folders import find_images
 from blora_nb.files.images import read_image
 from blora_nb.files.paths import safe_name
-from blora_nb.files.safe_files import complete_file
+from blora_nb.files.safe_files import complete_file, read_json
 from blora_nb.files.saved_images import read_settings, save_image
 from blora_nb.lora import BLoRA
 
@@ -528,3 +528,11 @@ def test_a_file_that_appears_meanwhile_is_not_written_over(tmp_path):
         write()
     assert (tmp_path / "c.png").read_text() == "theirs"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_in_any_unicode_encoding_is_read(tmp_path, encoding):
+    """PowerShell writes UTF-16."""
+    path = tmp_path / "adapter_config.json"
+    path.write_bytes('{"r": 4}'.encode(encoding))
+    assert read_json(path) == {"r": 4}

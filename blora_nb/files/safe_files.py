@@ -1,5 +1,6 @@
 """Files are written completely or not at all, and opened without running code that is in them."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -90,9 +91,10 @@ def read_json(path: Path) -> dict:
     """
     with open(path, "rb") as file:
         data = file.read(LONGEST_HEADER + 1)
-    # what is no UTF-8, or too long, is replaced by what is no JSON
-    text = data.decode("utf-8-sig", errors="replace") if len(data) <= LONGEST_HEADER else ""
-    return parse_json(text, path)
+    if len(data) > LONGEST_HEADER:
+        return parse_json("", path)
+    # PowerShell writes UTF-16; what cannot be decoded is replaced by what is no JSON
+    return parse_json(data.decode(json.detect_encoding(data), errors="replace"), path)
 
 
 @contextmanager

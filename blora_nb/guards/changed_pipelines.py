@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import torch
 
 from blora_nb.errors import PipelineError
+from blora_nb.files.few_step import ADAPTER as FEW_STEP_ADAPTER
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -26,7 +27,6 @@ WRAPPERS = ({"_orig_mod"}, {"module"})  # what torch.compile and DataParallel ca
 # ways to compute the same attention
 SAME_ATTENTION = {"AttnProcessor", "AttnProcessor2_0"}
 SAME_ATTENTION |= {"SlicedAttnProcessor", "XFormersAttnProcessor"}
-FEW_STEPS = "few_steps"  # merged by `merge_few_step_lora`, which makes a note of its own
 INTEGER_OF_BYTES = {4: torch.int32, 2: torch.int16}
 
 
@@ -232,7 +232,7 @@ def changes(pipe: "StableDiffusionXLPipeline") -> dict[str, Any]:
     """
     unet = inner(pipe.unet)
     found = {
-        "fused_lora": sorted(set(getattr(pipe, "fused_loras", ())) - {FEW_STEPS}),
+        "fused_lora": sorted(set(getattr(pipe, "fused_loras", ())) - {FEW_STEP_ADAPTER}),
         "freeu": freeu_factors(unet),
         "attention_processors": foreign_processors(unet),
     }

@@ -90,7 +90,7 @@ def warn_about_prompt(pipe: "StableDiffusionXLPipeline", prompt: str | None) -> 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Inside, diffusers and transformers do not log that a prompt is too long."""
+    """Inside, diffusers and transformers log only errors, not that a prompt is too long."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -42,12 +42,13 @@ ICON_SETS = {
 }
 PACKAGE_FILES = ("icons", "metadata")
 # people in all skin tones, signs, flags and logos are no drawings of things
-LEFT_OUT = re.compile(
-    r"\b(flag|keycap|dark|light|medium|skin|man|men|woman|women|person|people|girl|boy|couple|family"
-    r"|kiss|holding|clock|oclock|thirty|button|arrow|sign|logo|arrows|caret|number|letter|file|square"
-    r"|circle|align|text|layout|panel|chart|brackets|sort|list|git|code|folder|chevron|chevrons|move"
-    r"|corner|grid|rows|columns|table|signal|wifi|battery|japanese|zodiac|mark|input|symbol|squares)\b"
-)
+LEFT_OUT_WORDS = """
+    flag keycap dark light medium skin man men woman women person people girl boy couple family
+    kiss holding clock oclock thirty button arrow sign logo arrows caret number letter file square
+    circle align text layout panel chart brackets sort list git code folder chevron chevrons move
+    corner grid rows columns table signal wifi battery japanese zodiac mark input symbol squares
+"""
+LEFT_OUT = re.compile(rf"\b({'|'.join(LEFT_OUT_WORDS.split())})\b")
 HELD_OUT_CATEGORIES = (
     "Animals & Nature",
     "Food & Drink",
