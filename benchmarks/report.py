@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-EXAMPLES = HERE.parent / "data" / "examples"
+EXAMPLES = HERE.parent / "blora_nb" / "data" / "examples"
 OUTPUTS = HERE.parent / "outputs"  # for quick looks, which change no stored result
 
 PAIR_BY_PAIR = (

@@ -22,6 +22,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
 from blora_nb.assets import fingerprint
+from blora_nb.course.drawings import (
+    HELD_OUT_OBJECTS,
+    HELD_OUT_STYLES,
+    OBJECTS,
+    STYLES,
+    draw,
+    is_held_out,
+)
 from blora_nb.figures import picture_grid
 from blora_nb.generation import sample
 from blora_nb.lora import BLoRA, apply, remove
@@ -29,7 +37,6 @@ from blora_nb.metrics import Judge
 from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
-from drawings import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, draw, is_held_out
 from ordinary_lora import apply_both, train_everywhere
 from report import HERE, OUTPUTS, shares, summary, table, write
 

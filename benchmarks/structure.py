@@ -24,6 +24,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
 from blora_nb.assets import fingerprint
+from blora_nb.course.drawings import Pose, draw, free_pose
 from blora_nb.defaults import native_resolution
 from blora_nb.figures import picture_grid
 from blora_nb.generation import generate
@@ -31,7 +32,6 @@ from blora_nb.metrics import Judge
 from blora_nb.pipeline import load_pipeline
 from blora_nb.structure import load_controlnet, outline
 from blora_nb.training import train
-from drawings import Pose, draw, free_pose
 from report import HERE, PAIR_BY_PAIR, against, shares, summary, table, write
 from separation import PROMPT, held_out_pictures, pairs
 

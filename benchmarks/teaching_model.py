@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
 from blora_nb.assets import fingerprint
 from blora_nb.blocks import TRANSFORMER_BLOCKS
+from blora_nb.course.drawings import OBJECTS, STYLES, is_held_out
 from blora_nb.defaults import TINY_DEFAULTS
 from blora_nb.figures import picture_grid
 from blora_nb.inspection import prompt_per_block
 from blora_nb.metrics import JUDGE, Judge
 from blora_nb.pipeline import load_pipeline
-from drawings import OBJECTS, STYLES, is_held_out
 from report import HERE, OUTPUTS, shares, stored, table, write
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from blora_nb.cli.check import print_check
     from blora_nb.course.examples import example_blora, example_names, example_picture
     from blora_nb.figures import (
         alpha_grid,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 NAMES = {
+    "blora_nb.cli.check": ("print_check",),
     "blora_nb.course.examples": ("example_blora", "example_names", "example_picture"),
     "blora_nb.figures": (
         "alpha_grid",
@@ -87,6 +89,7 @@ __all__ = [
     "loss_curve",
     "overlay",
     "picture_grid",
+    "print_check",
     "prompt_per_block",
     "read_image",
     "record_attention",

@@ -1,4 +1,4 @@
-"""python -m blora_nb check | train | generate | inspect | export"""
+"""blora (or python -m blora_nb) check | examples | train | generate | inspect | export"""
 
 import sys
 

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = Path(__file__).resolve().parent / "data"
 TINY_SDXL = DATA / "tiny_sdxl"
 
 

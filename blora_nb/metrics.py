@@ -1,7 +1,7 @@
 """How well it worked, in numbers: how much of the content was kept, how far the style moved.
 
 There are two scorers with the same methods. Drawings of the teaching model are scored by a judge
-that knows only `data/drawings.py` (trained by `data/train_judge.py`). Photographs and pictures of
+that knows only `course/drawings.py` (trained by `data/train_judge.py`). Photographs and pictures of
 SDXL are scored by DINO, as in the paper's table 1, and by CLIP, as in its block analysis (section
 4.1). The numbers of the two scorers are not comparable.
 """

@@ -81,8 +81,8 @@ def load_pipeline(
     tiny = Path(source).resolve() == TINY_SDXL
     if tiny and not (TINY_SDXL / "model_index.json").exists():
         raise FileNotFoundError(
-            f"The teaching model is not in {TINY_SDXL}. Clone the whole repository and install it "
-            "with: pip install -e ."
+            f"The teaching model is not in {TINY_SDXL}. Install the package again: "
+            "pip install --force-reinstall --no-deps blora-nb"
         )
     profile = memory_profile(device)
     dtype = dtype or (torch.float32 if tiny else default_dtype(device))

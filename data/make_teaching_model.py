@@ -4,7 +4,7 @@ when there is one.
     python data/make_teaching_model.py
 
 Each stage skips what is done already and resumes what was stopped; everything in between stands in
-outputs/teaching_model. At the end the model replaces data/tiny_sdxl, whose card is kept.
+outputs/teaching_model. At the end the model replaces blora_nb/data/tiny_sdxl, whose card is kept.
 """
 
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from blora_nb.assets import TINY_SDXL
 from training_pictures import WORK
 
 HERE = Path(__file__).resolve().parent
@@ -49,10 +50,10 @@ if __name__ == "__main__":
         "train_tiny_sdxl.py", "--name", "tiny_sdxl_natural", "--routed", "0", "--pictures", "100000"
     )
     subprocess.run([sys.executable, str(HERE / "train_judge.py")], check=True)
-    publish("tiny_sdxl", HERE / "tiny_sdxl")
+    publish("tiny_sdxl", TINY_SDXL)
     print(
-        "The B-LoRAs in data/bloras and the ControlNet in data/tiny_controlnet belong to the "
-        "model before. Remove them and make them again:"
+        "The B-LoRAs and the ControlNet in blora_nb/data belong to the model before. Remove "
+        "them and make them again:"
     )
     print(
         "python data/train_examples.py; python data/train_tiny_controlnet.py. Then measure all "

@@ -14,6 +14,9 @@ from torch import nn
 T = TypeVar("T")
 
 
+HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def start_processes() -> tuple[int, int, str]:
     """Rank, number of processes, and device, as `torchrun` says; without it there is one."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -59,3 +62,11 @@ def gather(state: dict, rank: int, world: int) -> list[dict]:
 def wait_for_all(world: int) -> None:
     if world > 1:
         dist.barrier()
+
+
+def half_precision() -> torch.autocast:
+    """Compute in bfloat16 where the processor has instructions for it.
+
+    Without them bfloat16 is ten times slower than float32.
+    """
+    return torch.autocast("cpu", torch.bfloat16, enabled=HAS_BFLOAT16)

@@ -4,8 +4,8 @@
 
 The outline is taken from the same shape in the same place, painted in another style, so that it
 tells nothing about the style. The teaching model itself stays as it is, and hears the style in the
-tutor's words, or nothing. The finished ControlNet is written to data/tiny_controlnet in diffusers'
-own format, fp16.
+tutor's words, or nothing. The finished ControlNet is written to blora_nb/data/tiny_controlnet in
+diffusers' own format, fp16.
 """
 
 import json
@@ -20,13 +20,15 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
 
+from blora_nb.assets import DATA
 from blora_nb.blocks import STYLE_BLOCK
 from blora_nb.structure import outline
+from processes import half_precision
 from teach_words import load_trained
 from train_unet import noise_schedule, save, size_words, timesteps, words_per_block
 from world.latents import components, to_latents
 from world.painting import SIDE, paint
-from world.paths import DATA, WORK
+from world.paths import WORK
 from world.samples import Shapes, training_styles
 from world.tutors import Tutors
 
@@ -105,7 +107,7 @@ def main() -> None:
         noisy = schedule.add_noise(x, noise, t)
         for_style, for_others = what_is_heard(tutors, styles, generator)
         heard = {"encoder_hidden_states": for_others, "added_cond_kwargs": conditions}
-        with words_per_block(unet, {STYLE_BLOCK: for_style}), torch.autocast("cpu", torch.bfloat16):
+        with words_per_block(unet, {STYLE_BLOCK: for_style}), half_precision():
             control = controlnet(noisy, t, controlnet_cond=hint, **heard)
             prediction = unet(
                 noisy,

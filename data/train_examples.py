@@ -1,4 +1,4 @@
-"""Train one B-LoRA for each picture of data/examples, with the default settings, into data/bloras.
+"""Train a B-LoRA for each example picture, with the default settings, into blora_nb/data/bloras.
 
 python data/train_examples.py     # a few minutes on two cores; what is there stays as it is
 """

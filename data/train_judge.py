@@ -1,14 +1,13 @@
 """Train the judge of the measurements: a small classifier that names the object and the style of a
 drawing.
 
-python data/train_judge.py     # about ten minutes on one core; writes data/judge/
+python data/train_judge.py     # about ten minutes on one core; writes blora_nb/data/judge/
 """
 
 import json
 import os
 import random
 from multiprocessing import Pool
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,12 +16,20 @@ from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from blora_nb.assets import DATA
+from blora_nb.course.drawings import (
+    COLOURS,
+    HELD_OUT_OBJECTS,
+    HELD_OUT_STYLES,
+    OBJECTS,
+    STYLES,
+    draw,
+)
 from blora_nb.metrics import SIDE, Judge
-from drawings import COLOURS, HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, draw
 
 EVERY_OBJECT, EVERY_STYLE = [*OBJECTS, *HELD_OUT_OBJECTS], [*STYLES, *HELD_OUT_STYLES]
 COUNT, TEST = 16_000, 1_600
-FOLDER = Path(__file__).parent / "judge"
+FOLDER = DATA / "judge"
 
 
 def example(seed):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from processes import half_precision
 from train_unet import save
 from world.captions import canonical_shapes, nouns
 from world.judge import JUDGE, SIDE, Judge
@@ -155,7 +156,7 @@ def main() -> None:
         pictures = torch.cat([first, shape_partner, style_partner, worse])
         grain = 0.06 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
         pictures = pictures + grain * torch.randn(pictures.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             shape, style = judge(pictures)
         s0, s1, _, s3 = shape.float().chunk(4)
         t0, _, t2, t3 = style.float().chunk(4)

@@ -6,14 +6,13 @@ The outline is taken from the same object in the same pose, drawn in another sty
 of a style can be learnt from
 it; poses are freer than any the teaching model has seen. The teaching model itself stays as it is.
 The finished ControlNet is
-written to data/tiny_controlnet in diffusers' own format, fp16.
+written to blora_nb/data/tiny_controlnet in diffusers' own format, fp16.
 """
 
 import json
 import random
 import time
 from argparse import ArgumentParser
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,9 +20,10 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel, DDPMScheduler
 from tqdm import tqdm
 
+from blora_nb.assets import DATA
+from blora_nb.course.drawings import OBJECTS, STYLES, draw, free_pose, is_held_out
 from blora_nb.pipeline import load_pipeline
 from blora_nb.structure import outline
-from drawings import OBJECTS, STYLES, draw, free_pose, is_held_out
 from patch_components import NOISE
 from train_tiny_sdxl import TextEncoding, all_latents, timesteps
 from training_pictures import SIZE, WORK
@@ -35,7 +35,7 @@ HINT_CHANNELS = (
     32,
     48,
 )  # of the layers that bring the outline down to the size of the latents
-TARGET = Path(__file__).parent / "tiny_controlnet"
+TARGET = DATA / "tiny_controlnet"
 STATE, PICTURES = WORK / "tiny_controlnet_training.pt", WORK / "tiny_controlnet_pictures.npz"
 
 

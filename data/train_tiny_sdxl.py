@@ -39,7 +39,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
-from drawings import COLOURS, HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES
+from blora_nb.course.drawings import COLOURS, HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES
 from matrix_muon import MatrixMuon
 from patch_components import CHANNELS, NOISE, to_pixels
 from processes import average_gradients, gather, start_processes

@@ -32,7 +32,13 @@ from torch import Tensor, nn
 
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
 from matrix_muon import MatrixMuon
-from processes import average_gradients, gather, process_0_first, start_processes
+from processes import (
+    average_gradients,
+    gather,
+    half_precision,
+    process_0_first,
+    start_processes,
+)
 from world.latents import CHANNELS, components, to_latents, to_pictures
 from world.painting import paint
 from world.paths import WORK
@@ -116,7 +122,7 @@ def routed_words(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Words [batch, 32, 192] for the content block, the style block, and all others."""
     count = len(shapes)
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         content, style = tutors.content(shapes).float(), tutors.style(styles).float()
     speaking = tutors.neutral[-SPEAKING:]
     quiet_content, quiet_style = speaking[:, :HALF], speaking[:, HALF:]
@@ -196,7 +202,7 @@ def predict(
     """The U-Net's output, computed in bfloat16 where autocast allows it."""
     for_content, for_style, for_others = words
     per_block = {CONTENT_BLOCK: for_content, STYLE_BLOCK: for_style}
-    with words_per_block(unet, per_block), torch.autocast("cpu", torch.bfloat16):
+    with words_per_block(unet, per_block), half_precision():
         return unet(noisy, t, for_others, added_cond_kwargs=size_words(len(noisy))).sample.float()
 
 
@@ -281,7 +287,7 @@ def main() -> None:
     torch.manual_seed(0)
     trained = nn.ModuleDict({"unet": build_unet(), "tutors": Tutors()}).train()
     unet, tutors = trained["unet"], trained["tutors"]
-    unet.set_attn_processor(AttnProcessor())  # in bfloat16 on a CPU faster than the fused attention
+    unet.set_attn_processor(AttnProcessor())  # on a CPU faster than the fused attention
     parameters = list(trained.parameters())
     optimizer = MatrixMuon(trained, args.learning_rate, adam_lr=1.5e-3, rank=rank, world=world)
     schedule = noise_schedule()

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from matrix_muon import MatrixMuon
-from processes import average_gradients, process_0_first, start_processes
+from processes import average_gradients, half_precision, process_0_first, start_processes
 from train_unet import psnr, psnr_of_each, save
 from world.latents import CHANNELS, components, to_latents
 from world.painting import paint
@@ -111,7 +111,7 @@ def main() -> None:
         goal = to_latents(picture, parts)
         size = WRONG * torch.rand(len(goal), 1, 1, 1, generator=generator)
         error = size * torch.randn(goal.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             mean = vae.encode(picture).latent_dist.mean.float()
             decoded = vae.decode(goal + error).sample.float()
         encoder_loss = F.mse_loss(mean, goal)

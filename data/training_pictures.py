@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from drawings import COLOURS, OBJECTS, STYLES, draw, is_held_out
+from blora_nb.course.drawings import COLOURS, OBJECTS, STYLES, draw, is_held_out
 
 SIZE = 96  # pixels of a training picture
 COUNT = 32_000

@@ -52,26 +52,11 @@ FACTS = {
 }
 
 FIRST_CELL = f"""\
-# In a clone of the course this does nothing; on Colab and Kaggle it fetches what is missing.
+# On Colab and Kaggle this installs the course; where it is installed it does nothing.
 import importlib.util
-import os
-import subprocess
-import sys
-
-# work in the folder of the lessons, wherever Jupyter was started
-for folder in ("notebooks", "..", "../../notebooks"):
-    if os.path.exists(f"{{folder}}/checks.py") and not os.path.exists("checks.py"):
-        os.chdir(folder)
 
 if not importlib.util.find_spec("blora_nb"):
-    if not os.path.exists("checks.py"):
-        address = "{ADDRESS}"
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", address, "blora-nb"], check=True)
-        os.chdir("blora-nb/notebooks")
-    sys.path.insert(0, os.path.abspath(".."))
-    from blora_nb.cli.check import install_missing
-
-    install_missing()"""
+    %pip install --quiet "blora-nb @ git+{ADDRESS}\""""
 
 HEAD = """\
 [![Open in Colab]({colab}-badge.svg)]({colab_page}) [![Open in Kaggle]({kaggle}.svg)]({kaggle_page})

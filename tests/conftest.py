@@ -47,7 +47,7 @@ def judge():
 
 @pytest.fixture(scope="session")
 def picture():
-    from drawings import draw
+    from blora_nb.course.drawings import draw
 
     return draw("star", "sunset", 5, 512)
 

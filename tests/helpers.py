@@ -35,7 +35,7 @@ def run_here(*arguments, cwd=".", env=None):
         contextlib.chdir(cwd),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(errors),
-        mock.patch.object(sys, "argv", ["python -m blora_nb", *map(str, arguments)]),
+        mock.patch.object(sys, "argv", ["blora", *map(str, arguments)]),
         mock.patch.dict(os.environ, env or {}),
         # main replaces it
         mock.patch.object(warnings, "formatwarning", warnings.formatwarning),

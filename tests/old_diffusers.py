@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-UNET = Path(__file__).resolve().parent.parent / "data" / "tiny_sdxl" / "unet"
+UNET = Path(__file__).resolve().parent.parent / "blora_nb" / "data" / "tiny_sdxl" / "unet"
 BLOCKS = ("up_blocks.0.attentions.0.", "up_blocks.0.attentions.1.")
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -16,7 +16,7 @@ from blora_nb.running.records import record
 from blora_nb.training import train
 from conftest import ROOT
 
-BLORAS = ROOT / "data" / "bloras"
+BLORAS = ROOT / "blora_nb" / "data" / "bloras"
 PROMPT = "A [c] in [s] style"
 NAMES = ("star_sunset", "flower_neon", "cat_wood")
 STAR, NEON, WOOD = (BLoRA.load(BLORAS / f"{name}.safetensors") for name in NAMES)

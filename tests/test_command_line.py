@@ -16,9 +16,9 @@ from PIL import Image
 from blora_nb.assets import TINY_SDXL
 from blora_nb.cli.options import add_settings, given
 from blora_nb.cli.others_flags import NEEDLESS, REFUSED, WITHOUT_VALUE, add_others_flags
+from blora_nb.course.drawings import draw
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
-from drawings import draw
 from helpers import refused, run, run_here, succeeded
 
 

@@ -10,9 +10,9 @@ import nbformat
 import pytest
 import torch
 
-import checks
 import prepare
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
+from blora_nb.course import checks
 from blora_nb.lora import collect, remove
 from blora_nb.training import attach_lora, encode_image, run_steps, train
 from conftest import ROOT

@@ -15,7 +15,7 @@ from blora_nb.training import train
 from conftest import ROOT
 from helpers import refused, run, run_here, succeeded
 
-EXAMPLES = ROOT / "data" / "examples"
+EXAMPLES = ROOT / "blora_nb" / "data" / "examples"
 SHORT = ["--max_train_steps", 2, "--rank", 4, "--train_batch_size", 1, "--checkpointing_steps", 1]
 
 

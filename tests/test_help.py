@@ -20,7 +20,7 @@ def test_help_does_not_import_pytorch(command):
     typed = [*command.split(), "--help"]
     result = subprocess.run([sys.executable, "-c", code, *typed], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "usage: python -m blora_nb" in result.stdout
+    assert "usage: blora" in result.stdout
 
 
 def test_main_returns_the_exit_code(monkeypatch, capsys, tmp_path):

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
+from blora_nb.course.drawings import draw
 from blora_nb.generation import generate
 from blora_nb.inspection import prompt_per_block, record_attention
 from blora_nb.lora import apply, remove
 from blora_nb.pipeline import load_pipeline
-from drawings import draw
 
 PROMPT = "A cat in neon style"
 

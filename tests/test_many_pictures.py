@@ -18,6 +18,7 @@ from PIL import Image
 from blora_nb.cli.finished import check_output
 from blora_nb.cli.jobs import plan, read_captions
 from blora_nb.cli.many_pictures import train_all, write_manifest
+from blora_nb.course.drawings import draw
 from blora_nb.errors import ImageError
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
@@ -25,7 +26,6 @@ from blora_nb.pipeline import encode_prompt
 from blora_nb.running.batches import Batches
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
-from drawings import draw
 from helpers import same_weights
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 10, "checkpointing_steps": 5}

@@ -8,8 +8,8 @@ import json
 import pytest
 import torch
 
+from blora_nb.course.drawings import draw
 from blora_nb.metrics import EncoderScorer, JudgeScorer, ranked, scorer_for
-from drawings import draw
 
 
 def test_the_judge_scores_what_was_kept_and_what_moved(pipe):

@@ -18,7 +18,7 @@ from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from conftest import ROOT
 
-PICTURE = ROOT / "data" / "examples" / "flower_neon.png"
+PICTURE = ROOT / "blora_nb" / "data" / "examples" / "flower_neon.png"
 SRGB = ImageCms.createProfile("sRGB")
 # the colours of the primaries in the profile connection space (D50), column by column
 DISPLAY_P3 = (

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from blora_nb.course.drawings import draw, free_pose
 from blora_nb.errors import ImageError
 from blora_nb.files.saved_images import read_settings, save_picture
 from blora_nb.generation import generate
 from blora_nb.running.memory import GIB, pictures_at_once
 from blora_nb.structure import load_controlnet, outline
-from drawings import draw, free_pose
 from helpers import pixels, refused, run_here, succeeded
 
 

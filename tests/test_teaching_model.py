@@ -8,10 +8,10 @@ import torch
 
 from blora_nb.assets import TINY_SDXL, fingerprint
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
+from blora_nb.course.drawings import OBJECTS, STYLES, draw, is_held_out
 from blora_nb.files.images import to_tensor
 from blora_nb.generation import generate
 from conftest import ROOT
-from drawings import OBJECTS, STYLES, draw, is_held_out
 from recipes import against
 
 HELD_OUT = [(o, s) for o in OBJECTS for s in STYLES if is_held_out(o, s)]

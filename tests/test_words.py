@@ -15,7 +15,7 @@ from blora_nb.widgets.gallery import example_gallery
 from blora_nb.widgets.panels import AlphaPanel
 from conftest import ROOT
 
-PICTURE = ROOT / "data" / "examples" / "star_sunset.png"
+PICTURE = ROOT / "blora_nb" / "data" / "examples" / "star_sunset.png"
 
 LONG = "A cat with a red star and a blue moon and the tiger in the house of gold in neon style"
 ONE_STEP = {"num_inference_steps": 1, "progress": False}

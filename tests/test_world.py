@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from drawings import OBJECTS, label_map
+from blora_nb.course.drawings import OBJECTS, label_map
 from world.painting import paint, place, random_poses
 from world.styles import (
     HELD_OUT_HUES,

@@ -1,11 +1,7 @@
 """What is installed and what it will run on: a table with a remedy for each fault."""
 
 import importlib.metadata
-import subprocess
 import sys
-import tempfile
-import tomllib
-from pathlib import Path
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
@@ -53,13 +49,13 @@ def check() -> list[Row]:
     if device.startswith("cuda"):
         rows.append(Row(True, "memory profile", memory_profile(device).name))
     here = (TINY_SDXL / "model_index.json").exists()
-    found = "data/tiny_sdxl" if here else "missing"
-    remedy = "clone the whole repository; data/ is part of it"
+    found = "in the package" if here else "missing"
+    remedy = "install the package again: pip install --force-reinstall --no-deps blora-nb"
     return [*rows, Row(here, "teaching model", found, remedy)]
 
 
 def check_package(name: str) -> Row:
-    """Whether a package is installed in a version that pyproject.toml asks for."""
+    """Whether a package is installed in a version that this one asks for."""
     wanted = requirements().get(name, Requirement(name))
     remedy = f'pip install "{wanted}"'
     try:
@@ -78,34 +74,10 @@ def print_check() -> bool:
 
 
 def requirements() -> dict[str, Requirement]:
-    """What pyproject.toml asks for, by name; nothing where only the module was copied."""
-    file = Path(__file__).resolve().parents[2] / "pyproject.toml"
-    if not file.exists():
+    """What the package asks for, by name; nothing where only the module was copied."""
+    try:
+        wanted = map(Requirement, importlib.metadata.requires("blora-nb") or [])
+    except importlib.metadata.PackageNotFoundError:
         return {}
-    wanted = map(Requirement, tomllib.loads(file.read_text())["project"]["dependencies"])
-    return {canonicalize_name(requirement.name): requirement for requirement in wanted}
-
-
-def install_missing() -> list[str]:
-    """Install what pyproject.toml asks for and this Python lacks, and change nothing else.
-
-    For Colab and Kaggle, where another version of torch or numpy would break the session.
-
-    Returns:
-        The requirements that were installed.
-    """
-    here = {
-        canonicalize_name(package.metadata["Name"]): package.version
-        for package in importlib.metadata.distributions()
-        if package.metadata["Name"]
-    }
-    missing = [str(wanted) for name, wanted in requirements().items() if name not in here]
-    if not missing:
-        return []
-    print("installing", ", ".join(missing), "...")
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
-        constraints.write("\n".join(f"{name}=={version}" for name, version in here.items()))
-        constraints.flush()
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--constraint", constraints.name, *missing], check=True)
-    return missing
+    here = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return {canonicalize_name(requirement.name): requirement for requirement in here}

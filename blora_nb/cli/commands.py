@@ -1,4 +1,4 @@
-"""The command line: check, train, generate, inspect, export.
+"""The command line: check, examples, train, generate, inspect, export.
 
 PyTorch is imported by the command that needs it, not here: so `--help` answers at once, and Ctrl-C
 is answered even while PyTorch is being imported.
@@ -194,8 +194,19 @@ def export(args: Namespace) -> None:
     print("written:", blora.save(args.output_path, args.format, getattr(torch, args.dtype)))
 
 
+def examples(args: Namespace) -> None:
+    from blora_nb.course.examples import example_names, write_examples
+
+    written = write_examples(args.folder)
+    for path in written:
+        print("written:", path)
+    if len(written) < len(example_names()):
+        print(f"the others were in {args.folder} already, and stay as they are")
+
+
 COMMANDS = {
     "check": check,
+    "examples": examples,
     "train": train,
     "generate": generate,
     "inspect": inspect,

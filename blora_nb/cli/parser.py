@@ -12,10 +12,10 @@ TRAIN = """\
 Train one B-LoRA from each picture. The flags have the names of the authors' script.
 
 examples:
-  python -m blora_nb train --instance_data_dir cat.png --output_dir outputs/cat
-  python -m blora_nb train --instance_data_dir class/ --output_dir outputs/class \\
+  blora train --instance_data_dir cat.png --output_dir outputs/cat
+  blora train --instance_data_dir class/ --output_dir outputs/class \\
       --resume_from_checkpoint latest
-  python -m blora_nb train --instance_data_dir dog/ --output_dir outputs/dog --together \\
+  blora train --instance_data_dir dog/ --output_dir outputs/dog --together \\
       --instance_prompt "A [v] dog"
 
 spread over GPUs, or over two processor cores (accelerate wants --multi_gpu there, too):
@@ -28,13 +28,13 @@ Make pictures with the content half of one B-LoRA and the style half of another,
 and words for the rest, or with neither.
 
 examples:
-  python -m blora_nb generate --prompt "A [c] in [s] style" --content_B_LoRA outputs/cat \\
+  blora generate --prompt "A [c] in [s] style" --content_B_LoRA outputs/cat \\
       --style_B_LoRA outputs/neon --output_path outputs/pictures
-  python -m blora_nb generate --prompt "A [c] in gold style" --content_B_LoRA outputs/cat \\
+  blora generate --prompt "A [c] in gold style" --content_B_LoRA outputs/cat \\
       --seeds 3 7 --output_path outputs/pictures
-  python -m blora_nb generate --prompt "A fish in [s] style" --style_B_LoRA outputs/neon \\
+  blora generate --prompt "A fish in [s] style" --style_B_LoRA outputs/neon \\
       --style_alpha 0.8 --output_path outputs/pictures
-  python -m blora_nb generate --like outputs/pictures/A_c_in_gold_style_seed3.png \\
+  blora generate --like outputs/pictures/A_c_in_gold_style_seed3.png \\
       --output_path again"""
 
 # argparse takes -1e-3 for an option
@@ -63,10 +63,12 @@ def parse() -> argparse.Namespace:
         ImageError, ValueError: the picture of --like holds no settings, or odd ones.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m blora_nb", description="Train and use B-LoRAs from the command line."
+        prog="blora", description="Train and use B-LoRAs from the command line."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check", help="show what is installed and what it will run on")
+    examples = commands.add_parser("examples", help="write the example pictures into a folder")
+    examples.add_argument("folder", **options.path("folder", "where to; nothing is overwritten"))
     add_train(commands)
     generate = add_generate(commands)
     inspect = commands.add_parser("inspect", help="say what a B-LoRA file is and how to use it")

@@ -3,22 +3,22 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import cached_assets_path
 from PIL import Image
 
 from blora_nb.assets import DATA
 from blora_nb.defaults import TINY_DEFAULTS, defaults_for
 from blora_nb.files.images import read_image
+from blora_nb.files.safe_files import complete_file
 from blora_nb.lora import BLoRA
 from blora_nb.training import train
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
-OUTPUTS = DATA.parent / "outputs"
-
 
 def example_names() -> list[str]:
-    """The names of the pictures in data/examples, such as "cat_wood"."""
+    """The names of the example pictures, such as "cat_wood"."""
     return sorted(path.stem for path in (DATA / "examples").glob("*.png"))
 
 
@@ -33,11 +33,31 @@ def example_picture(name: str) -> Image.Image:
     return read_image(DATA / "examples" / f"{name}.png")
 
 
+def write_examples(folder: str | Path) -> list[Path]:
+    """Copy the example pictures, PNG files of 1024 x 1024 pixels, into a folder.
+
+    Returns:
+        The files that were written. A file that is there already stays as it is, and is not named.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in example_names():
+        target = folder / f"{name}.png"
+        if not target.exists():
+            picture = (DATA / "examples" / target.name).read_bytes()
+            with complete_file(target) as part:
+                part.write_bytes(picture)
+            written.append(target)
+    return written
+
+
 def example_blora(pipe: "StableDiffusionXLPipeline", name: str, afresh: bool = False) -> BLoRA:
     """The B-LoRA of an example picture, for this pipeline.
 
-    For the teaching model it is in data/bloras. For another base model it is trained at the first
-    call and kept in outputs/bloras, in a folder named after the model.
+    For the teaching model it is in the package. For another base model it is trained at the first
+    call and kept in the Hugging Face cache, in a folder named after the model:
+    ~/.cache/huggingface/assets/blora_nb/bloras, unless HF_ASSETS_CACHE or HF_HOME say otherwise.
 
     Args:
         afresh: train it now in any case, with a progress bar, and keep nothing.
@@ -50,7 +70,8 @@ def example_blora(pipe: "StableDiffusionXLPipeline", name: str, afresh: bool = F
         return train(pipe, picture)
     folder = DATA / "bloras"
     if defaults_for(pipe) is not TINY_DEFAULTS:
-        folder = OUTPUTS / "bloras" / Path(pipe.config._name_or_path).name
+        model = Path(pipe.config._name_or_path).name
+        folder = cached_assets_path("blora_nb", namespace="bloras", subfolder=model)
     file = folder / f"{name}.safetensors"
     if not file.exists():
         train(pipe, picture).save(file)

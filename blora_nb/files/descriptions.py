@@ -131,7 +131,7 @@ def _command(blora: "BLoRA", source: object) -> str:
     base = BASE_FLAGS.get(base_of(blora.state_dict), " --pretrained_model_name_or_path ITS_BASE")
     halves = " ".join(f"--{half}_B_LoRA {shlex.quote(str(source))}" for half in blora.halves)
     prompt = shlex.quote(example_prompt(blora))
-    return f"python -m blora_nb generate --prompt {prompt} {halves}{base} --output_path outputs"
+    return f"blora generate --prompt {prompt} {halves}{base} --output_path outputs"
 
 
 def _bars(changes: dict[str, float]) -> str:

@@ -36,7 +36,7 @@ def save_image(image: Image.Image, path: str | Path, settings: dict | None = Non
 def save_picture(image: Image.Image, folder: str | Path) -> Path:
     """Write a picture of `generate` into a folder (made if needed) as PROMPT_seedN.png.
 
-    Its settings are inside, so that `python -m blora_nb generate --like` makes it again. Nothing is
+    Its settings are inside, so that `blora generate --like` makes it again. Nothing is
     overwritten: a second picture of the same name gets -2.
 
     Returns:

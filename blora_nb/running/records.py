@@ -1,6 +1,6 @@
 """What a picture was made with: kept on it, written into its file, read to make it again.
 
-The names are those of `python -m blora_nb generate`, so that `--like` can take a picture's record
+The names are those of `blora generate`, so that `--like` can take a picture's record
 for what was typed.
 """
 

@@ -7,7 +7,7 @@ from string import ascii_lowercase
 import torch
 from torch import Tensor
 
-from drawings import COLOURS
+from blora_nb.course.drawings import COLOURS
 from world.painting import place
 from world.samples import Shapes
 from world.styles import NAMED_STYLES, Area, flat, named_style

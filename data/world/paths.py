@@ -3,5 +3,5 @@
 import os
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parent.parent
-WORK = Path(os.environ.get("TEACHING_MODEL_WORK", DATA.parent / "outputs" / "teaching_model"))
+ROOT = Path(__file__).resolve().parent.parent.parent
+WORK = Path(os.environ.get("TEACHING_MODEL_WORK", ROOT / "outputs" / "teaching_model"))

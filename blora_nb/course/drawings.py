@@ -4,14 +4,11 @@
 style decides every colour, texture and line, the seed decides only the pose (size, position,
 rotation). Nothing depends on the number of pixels, so the same call draws a 128 px training picture
 and a 1024 px picture for the real SDXL.
-
-    python data/drawings.py    # writes data/overview.png and the 1024 px pictures of data/examples
 """
 
 import random
 from dataclasses import dataclass
 from math import cos, pi, sin, tau
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -299,7 +296,7 @@ COLOURS = {
     "grey": "#8c8c8c",
 }
 
-# the pictures of data/examples. No combination is in the training, nor the last object and style
+# the example pictures. No combination is in the training, nor the last object and style
 EXAMPLES = [
     ("star", "sunset"),
     ("cat", "wood"),
@@ -452,30 +449,3 @@ def draw(
             picture += style.glow * rgb(style.line) * halo
     picture = (255 * picture.clip(0, 1) + 0.5).astype(np.uint8)
     return Image.fromarray(picture).resize((size, size), Image.Resampling.BOX)
-
-
-def sheet(pictures: list[Image.Image], columns: int, gap: int = 4) -> Image.Image:
-    """All pictures (of one size) in one image, row by row."""
-    size = pictures[0].width
-    rows = -(-len(pictures) // columns)
-    image = Image.new("RGB", (columns * (size + gap) - gap, rows * (size + gap) - gap), "white")
-    for i, picture in enumerate(pictures):
-        image.paste(picture, ((i % columns) * (size + gap), (i // columns) * (size + gap)))
-    return image
-
-
-def main() -> None:
-    here = Path(__file__).parent
-    objects, styles = {**OBJECTS, **HELD_OUT_OBJECTS}, {**STYLES, **HELD_OUT_STYLES}
-    everything = [draw(o, s, i, 64) for i, o in enumerate(objects) for s in styles]
-    overview = sheet(everything, columns=len(styles), gap=2)
-    overview = overview.quantize(256, dither=Image.Dither.NONE)
-    overview.save(here / "overview.png", optimize=True)
-    (here / "examples").mkdir(exist_ok=True)
-    for object_name, style_name in EXAMPLES:
-        picture = draw(object_name, style_name, EXAMPLE_SEED, 1024)
-        picture.save(here / "examples" / f"{object_name}_{style_name}.png", optimize=True)
-
-
-if __name__ == "__main__":
-    main()

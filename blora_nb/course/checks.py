@@ -93,7 +93,7 @@ def two_colours(pipe: "StableDiffusionXLPipeline", answer: str) -> str:
     need_prompt("two_colours", answer)
     pictures = generate(pipe, answer, seeds=[0, 1, 2], progress=False)
     # [pictures, height, width, 3]
-    pixels = np.stack(pictures)
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
     third = pixels.shape[1] // 3
     middle = mean_colour(pixels[:, third:-third, third:-third])
     ground = mean_colour(np.concatenate([pixels[:, :6], pixels[:, -6:]]))
