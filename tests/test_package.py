@@ -5,10 +5,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import zipfile
 
 import pytest
+import yaml
 
 from blora_nb import __version__
 from conftest import ROOT
@@ -17,20 +17,50 @@ pytestmark = pytest.mark.slow
 LARGEST = 60 * 2**20  # bytes; PyPI takes files of up to 100 MiB
 
 
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory):
-    """A folder with the sdist, and the wheel that was built from the sdist."""
-    source = tmp_path_factory.mktemp("source")
-    shutil.copytree(
-        ROOT / "blora_nb", source / "blora_nb", ignore=shutil.ignore_patterns("__pycache__")
+def commands(job):
+    """What a job of the release workflow runs, as one shell script."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    steps = workflow["jobs"][job]["steps"]
+    return "set -e\n" + "\n".join(step["run"] for step in steps if "run" in step)
+
+
+def run(script, folder, python, **variables):
+    """Run a shell script in a folder, with a Python's own programs first."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = os.pathsep.join([str(python.parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=folder,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
-    for name in ("LICENSE", "README.md", "pyproject.toml"):
-        shutil.copy(ROOT / name, source)
-    build = [sys.executable, "-m", "build", "--outdir"]
-    subprocess.run([*build, source / "dist", source], check=True, capture_output=True)
-    direct = [*build, source / "direct", "--wheel", source]
-    subprocess.run(direct, check=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory, bare_python):
+    """A copy of the package's sources in which the release was built."""
+    source = tmp_path_factory.mktemp("source")
+    for name in tracked("blora_nb", "LICENSE", "README.md", "pyproject.toml"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    run(commands("build"), source, bare_python, GITHUB_REF_NAME=f"v{__version__}")
     return source
+
+
+def tracked(*paths):
+    """The files of the repository below some paths, those among them that are not committed yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *paths],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return listed.stdout.split()
 
 
 def contents(wheel):
@@ -42,7 +72,8 @@ def contents(wheel):
         }
 
 
-def test_the_sdist_builds_the_same_wheel(packages):
+def test_the_sdist_builds_the_wheel_that_the_sources_build(packages, bare_python):
+    run("python -m build --wheel --outdir direct", packages, bare_python)
     (from_sdist,) = packages.glob("dist/*.whl")
     (direct,) = packages.glob("direct/*.whl")
     assert contents(from_sdist) == contents(direct)
@@ -50,74 +81,39 @@ def test_the_sdist_builds_the_same_wheel(packages):
 
 def test_it_holds_the_course_and_nothing_that_is_left_over(packages):
     (wheel,) = packages.glob("dist/*.whl")
-    names = contents(wheel)
     assert f"-{__version__}-" in wheel.name
     assert wheel.stat().st_size < LARGEST
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "blora_nb"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert {name for name in names if ".dist-info/" not in name} == set(tracked.stdout.split())
+    names = {name for name in contents(wheel) if ".dist-info/" not in name}
+    assert names == set(tracked("blora_nb"))
 
 
-def test_pypi_would_show_its_page(packages):
-    files = list(packages.glob("dist/*"))
-    done = subprocess.run(
-        [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout
+def test_a_tag_with_another_version_is_not_released(packages, bare_python):
+    with pytest.raises(AssertionError):
+        run(commands("build"), packages, bare_python, GITHUB_REF_NAME="v99.0")
 
 
 @pytest.fixture(scope="module")
-def installed(packages, bare_python):
-    """The folder of the scripts of a Python that has the wheel."""
-    (wheel,) = packages.glob("dist/*.whl")
-    pip = [bare_python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run([*pip, wheel], check=True)
-    return bare_python.parent
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("somewhere")
-
-
-def run(command, folder):
-    """Run a command where there is no clone, and no network."""
+def offline(packages, bare_python, tmp_path_factory):
+    """A folder far from any clone; there the release's own test was run, without a network."""
+    folder = tmp_path_factory.mktemp("somewhere")
+    shutil.copytree(packages / "dist", folder / "dist")
     nowhere = {f"{scheme}_PROXY": "http://127.0.0.1:9" for scheme in ("HTTP", "HTTPS", "ALL")}
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        env=environment | nowhere,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    variables = nowhere | {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "TMPDIR": str(folder)}
+    printed = run(commands("test"), folder, bare_python, **variables)
+    return folder, variables, printed
 
 
-def test_the_console_script_trains_and_draws(installed, folder):
-    blora = installed / "blora"
-    assert "FAIL" not in run([blora, "check"], folder)
-    assert run([blora, "examples", "pictures"], folder).count("written") == 9
-    assert "stay as they are" in run([blora, "examples", "pictures"], folder)
-    picture = "pictures/star_sunset.png"
-    steps = ["--max_train_steps", 3]
-    run([blora, "train", "--instance_data_dir", picture, "--output_dir", "star", *steps], folder)
-    sampling = ["--num_inference_steps", 2, "--seeds", 0, "--output_path", "drawn"]
-    halves = ["--content_B_LoRA", "star", "--style_B_LoRA", "star"]
-    run([blora, "generate", "--prompt", "A [c] in [s] style", *halves, *sampling], folder)
-    assert len(list((folder / "drawn").glob("*.png"))) == 1
+def test_the_wheel_alone_trains_and_draws(offline):
+    folder, _, printed = offline
+    assert "FAIL" not in printed
+    assert len(list(folder.glob("*/pictures/*.png"))) == 9
+    assert len(list(folder.glob("*/drawn/*.png"))) == 4
 
 
-def test_python_finds_it_all_in_the_package(installed, folder):
+def test_python_finds_it_all_in_the_package(offline, bare_python):
+    folder, variables, _ = offline
     code = """
-import json, sys
+import json
 import blora_nb
 from blora_nb import AlphaPanel, example_blora, load_pipeline, scorer_for
 from blora_nb.course import checks
@@ -126,9 +122,9 @@ blora = example_blora(pipe, "cat_wood")
 panel = AlphaPanel(pipe, content=blora, style=blora)
 print(json.dumps([blora_nb.__file__, type(scorer_for(pipe)).__name__, type(panel).__name__]))
 """
-    file, scorer, panel = json.loads(
-        run([installed / "python", "-c", code], folder).split("\n")[-2]
-    )
+    (folder / "code.py").write_text(code)
+    printed = run("python code.py && python -m blora_nb --help", folder, bare_python, **variables)
+    file, scorer, panel = json.loads(next(x for x in printed.splitlines() if x.startswith("[")))
     assert str(ROOT) not in file
     assert (scorer, panel) == ("JudgeScorer", "AlphaPanel")
-    assert "blora" in run([installed / "python", "-m", "blora_nb", "--help"], folder)
+    assert "usage: blora" in printed
