@@ -1,6 +1,7 @@
 """The files beside the code say the same: versions, workflows, citation."""
 
 import json
+import re
 import shutil
 import subprocess
 import tomllib
@@ -86,3 +87,36 @@ def test_issue_forms_have_what_github_asks_for(path):
     for field in form["body"]:
         assert field["type"] in {"textarea", "input", "dropdown", "markdown"}
         assert field["type"] == "markdown" or field["attributes"]["label"]
+
+
+def measured(name):
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
+
+
+def test_the_readme_says_what_was_measured():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    table = measured("separation")["table"]
+    transfer = table["B-LoRA: style transfer"]
+    assert f"**{transfer['both']:.2f}** of {transfer['pictures']} transfers" in readme
+    assert f"(± {transfer['standard error']:.2f})" in readme
+    assert f"without a LoRA in {table['no LoRA']['both']:.2f}" in readme
+    ordinary = table["ordinary LoRAs of both, all blocks"]["both"]
+    assert f"ordinary LoRAs of both pictures in {ordinary:.2f}" in readme
+    unseen = table["transfer of an object it has never seen"]["both"]
+    styles = table["transfer of a style it has never seen"]["both"]
+    assert f"never seen {unseen:.2f}, of styles {styles:.2f}" in readme
+    sizes = measured("training_speed")
+    times = [
+        sizes[size]["rows"]["original script"]["times ours"]
+        for size in ("thin", "small", "quarter", "full")
+    ]
+    assert f"{min(times):.1f} to {max(times):.1f} times as fast" in readme
+
+
+def test_the_readme_is_short_and_names_no_missing_file():
+    text = (ROOT / "README.md").read_text()
+    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 120
+    assert len(text.split()) < 900
+    files = re.findall(re.escape(PROJECT["urls"]["Repository"]) + r"/blob/main/(\S+)", text)
+    assert len(files) > 10
+    assert [name for name in files if not (ROOT / name).exists()] == []
