@@ -13,11 +13,11 @@ import urllib.request
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 
-import drawings
 import nbformat
 import pytest
 from PIL import Image
 
+from blora_nb.course import drawings
 from conftest import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blora_nb import generate
 from blora_nb.course.examples import example_blora, example_names, example_picture
+from blora_nb.generation import generate
 from blora_nb.inspection import prompt_per_block
 from blora_nb.lora import BLoRA, apply, remove
 from blora_nb.metrics import scorer_for
