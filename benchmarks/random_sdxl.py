@@ -3,8 +3,9 @@
     python benchmarks/random_sdxl.py FOLDER quarter
     python benchmarks/random_sdxl.py FOLDER full complete
 
-The second has text encoders as deep as SDXL's, and is written in float16. Speed and memory do not depend on what the weights are. Run by the oldest diffusers that is to read
-it: newer ones read older files, not the other way round.
+The second has text encoders as deep as SDXL's, and is written in float16. Speed and memory do not
+depend on what the weights are. Run by the oldest diffusers that is to read it: newer ones read
+older files, not the other way round.
 """
 
 import json
