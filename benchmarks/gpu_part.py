@@ -244,15 +244,14 @@ def generate(part: Part, how: How) -> Numbers:
 
     pipe = how.pipeline(part)
     one, two = (random_blora(pipe.unet, SDXL_DEFAULTS.rank, seed) for seed in (0, 1))
+    lora.apply(pipe, one, two)
     if part.options.get("compile"):
         pipe.unet.compile_repeated_blocks()
 
     def picture() -> None:
-        generation.generate(
+        generation.sample(
             pipe,
             "A [c] in [s] style",
-            content=one,
-            style=two,
             num_inference_steps=how.inference_steps,
             guidance_scale=SDXL_DEFAULTS.guidance_scale,
             progress=False,
