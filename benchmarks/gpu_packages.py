@@ -3,6 +3,7 @@
 Only the standard library is used here, so that it runs where nothing is installed but PyTorch.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -46,11 +47,22 @@ def requirements(pyproject: Path) -> list[str]:
     return [with_version(name) for name in (*REQUIRED, *OPTIONAL)]
 
 
+def satisfied(requirement: str) -> bool:
+    """Whether a package is there, and not older than "name>=version" asks for."""
+    name, _, least = requirement.partition(">=")
+    try:
+        there = version(name)
+    except PackageNotFoundError:
+        return False
+    numbers = [[int(n) for n in re.findall(r"\d+", text)[:3]] for text in (there, least)]
+    return numbers[0] >= numbers[1]
+
+
 def install(wheels: Path, pyproject: Path) -> list[str]:
     """Install what is missing or too old from a folder of wheels, without a network.
 
-    PyTorch stays as it is: its version is held by a constraint. What is there and new enough stays
-    too.
+    PyTorch stays as it is: its version is held by a constraint. What is there and new enough is
+    left alone.
 
     Returns:
         A sentence for each package that could not be installed.
@@ -62,6 +74,8 @@ def install(wheels: Path, pyproject: Path) -> list[str]:
         options = ["--no-index", "--find-links", str(wheels), "--constraint", str(held)]
         pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
         for requirement in requirements(pyproject):
+            if satisfied(requirement):
+                continue
             done = subprocess.run([*pip, *options, requirement], capture_output=True, text=True)
             if done.returncode:
                 last = done.stderr.strip().split("\n")[-1]

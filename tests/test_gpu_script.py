@@ -69,6 +69,20 @@ def test_pytorch_is_never_installed():
     assert not [line for line in asked if line.startswith(("torch>", "torch="))]
 
 
+@pytest.mark.parametrize(
+    ("there", "asked", "enough"),
+    [
+        ("5.23.0", "x>=5.15", True),
+        ("5.9.1", "x>=5.15", False),
+        ("2.13.0+cpu", "x>=2.13", True),
+        ("1.0", "x", True),
+    ],
+)
+def test_only_what_is_missing_or_too_old_is_installed(monkeypatch, there, asked, enough):
+    monkeypatch.setattr(gpu_packages, "version", lambda name: there)
+    assert gpu_packages.satisfied(asked) == enough
+
+
 def test_a_row_that_failed_says_why_and_what_it_was_made_with():
     found = {"state": "failed", "why": "out of memory: CUDA out of memory."}
     found["made with"] = {"device": "a card", "torch": "2", "diffusers": "1"}
