@@ -10,6 +10,8 @@
 # make notebooks     execute the notebooks again and store their outputs
 # make bench         measure the teaching model, the separation, the recipes and what training costs (hours on two cores);
 #                    other people's scripts too where they are named: make bench PEERS="--original PATH --original_python ENV/bin/python --advanced …"
+# make gpu           measure on an NVIDIA GPU what was only computed without one; goes on where it was stopped (benchmarks/gpu.md);
+#                    other scripts, less time: make gpu PEERS="--original PATH …" GPU="--minutes 30"; a dry run without one: make gpu GPU=--simulate
 # make teaching-model   train the teaching model and the judge again (hours on two cores, resumable)
 
 PYTHON ?= python3
@@ -24,7 +26,7 @@ export OMP_NUM_THREADS := 1
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: walkthrough test test-fast lint test-colab test-old-diffusers lab app notebooks bench teaching-model
+.PHONY: walkthrough test test-fast lint test-colab test-old-diffusers lab app notebooks bench gpu teaching-model
 
 walkthrough: $(READY)
 	$(BIN)/python notebooks/execute.py --to outputs
@@ -65,6 +67,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/arithmetic.py
 	$(BIN)/python benchmarks/followed.py $(PEERS)
 	$(BIN)/python benchmarks/growth.py
+
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py $(PEERS) $(GPU)
 
 teaching-model: $(READY)
 	$(BIN)/python data/make_teaching_model.py

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from blora_nb.assets import TINY_SDXL
-from random_sdxl import SCHEDULER, unet_config, vae_config
+from random_sdxl import SCHEDULER, SIZES, unet_config, vae_config
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -17,8 +17,12 @@ TEXT = (
 )
 
 
-def full_sdxl(dtype: torch.dtype) -> "StableDiffusionXLPipeline":
-    """A pipeline on "cuda", frozen; its tokenizers are the teaching model's."""
+def full_sdxl(dtype: torch.dtype, size: str = "full") -> "StableDiffusionXLPipeline":
+    """A pipeline on "cuda", frozen; its tokenizers are the teaching model's.
+
+    Args:
+        size: another one of `random_sdxl.SIZES`, where it need not be SDXL's own.
+    """
     from diffusers import (
         AutoencoderKL,
         EulerDiscreteScheduler,
@@ -36,11 +40,15 @@ def full_sdxl(dtype: torch.dtype) -> "StableDiffusionXLPipeline":
     tokenizers = [CLIPTokenizer.from_pretrained(folder) for folder in folders]
     encoders = []
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**unet_config("full"))
-        vae = AutoencoderKL(**vae_config("full"), force_upcast=False)
-        for kind, size in zip((CLIPTextModel, CLIPTextModelWithProjection), TEXT):
-            width = size["hidden_size"]
-            config = CLIPTextConfig(intermediate_size=4 * width, projection_dim=width, **size)
+        unet = UNet2DConditionModel(**unet_config(size))
+        vae = AutoencoderKL(**vae_config(size), force_upcast=False)
+        for kind, own, width in zip(
+            (CLIPTextModel, CLIPTextModelWithProjection), TEXT, SIZES[size]["text"]
+        ):
+            sizes = {**own, "hidden_size": width, "intermediate_size": 4 * width}
+            if size != "full":
+                sizes |= {"num_hidden_layers": 4, "num_attention_heads": 4}
+            config = CLIPTextConfig(projection_dim=width, **sizes)
             encoders.append(kind(config))
     for model in (unet, vae, *encoders):
         torch.nn.Module.to(model, "cuda", dtype).requires_grad_(False)

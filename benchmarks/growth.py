@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count, pairwise
 from pathlib import Path
 from statistics import median
@@ -59,10 +59,12 @@ def step_seconds(pipe: "StableDiffusionXLPipeline", resolution: int, rank: int) 
     return median(end - start for start, end in pairwise(ends[WARM_UP:]))
 
 
-def command_seconds(folder: Path, out: Path, processes: int) -> float:
+def command_seconds(
+    folder: Path, out: Path, processes: int, flags: Sequence[str] = ("--device", "cpu")
+) -> float:
     """Seconds on the clock of one command that trains every picture of a folder."""
     launch = [*LAUNCH.split(), str(processes)] if processes > 1 else []
-    command = [sys.executable, *launch, "-m", "blora_nb", "train", "--device", "cpu"]
+    command = [sys.executable, *launch, "-m", "blora_nb", "train", *flags]
     command += ["--instance_data_dir", str(folder), "--output_dir", str(out)]
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)

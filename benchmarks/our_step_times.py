@@ -5,7 +5,10 @@ python benchmarks/our_step_times.py RESULT.json BASE PICTURE '{"rank": 16, "max_
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -16,21 +19,30 @@ from blora_nb.training import train
 from peer_step_times import now, peak
 
 
+@contextmanager
+def step_ends(note: Callable[[int], None]) -> Iterator[None]:
+    """Inside, `note` is called with a step that a training has ended.
+
+    On a GPU the losses of several steps become known at once, and only then has it caught up.
+    """
+    look = LossGuard.look
+
+    def noted(guard: LossGuard) -> list[tuple[int, float]]:
+        known = look(guard)
+        if known:
+            note(known[-1][0])
+        return known
+
+    with patch.object(LossGuard, "look", noted):
+        yield
+
+
 def main() -> None:
     result, base, picture, settings = sys.argv[1:]
     times: list[tuple[int, float]] = []
-    look = LossGuard.look
-
-    # on a GPU the losses of several steps become known at once, and only then has it caught up
-    def timed(guard: LossGuard) -> list[tuple[int, float]]:
-        known = look(guard)
-        if known:
-            times.append((known[-1][0], now()))
-        return known
-
-    LossGuard.look = timed
     pipe = load_pipeline(base, dtype=torch.float16 if torch.cuda.is_available() else None)
-    blora = train(pipe, picture, TrainingSettings(**json.loads(settings)), progress=False)
+    with step_ends(lambda step: times.append((step, now()))):
+        blora = train(pipe, picture, TrainingSettings(**json.loads(settings)), progress=False)
     found = {"times": times, "losses": blora.losses, "peak_mib": peak()}
     Path(result).write_text(json.dumps(found))
 

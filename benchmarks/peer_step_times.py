@@ -34,6 +34,13 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def reserved() -> float | None:
+    """Most memory in MiB that PyTorch has taken from a GPU, with what it keeps for later."""
+    import torch
+
+    return torch.cuda.max_memory_reserved() / 2**20 if torch.cuda.is_available() else None
+
+
 def main() -> None:
     import accelerate
     import accelerate.accelerator
@@ -60,8 +67,9 @@ def main() -> None:
         peer.args = peer.parse_args(arguments)  # the original reads it as a global
         peer.main(peer.args)
     finally:
+        found = {"times": times, "losses": losses, "peak_mib": peak(), "reserved_mib": reserved()}
         with open(result, "w") as file:
-            json.dump({"times": times, "losses": losses, "peak_mib": peak()}, file)
+            json.dump(found, file)
 
 
 if __name__ == "__main__":

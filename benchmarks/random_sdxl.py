@@ -1,9 +1,11 @@
 """An SDXL of a given width with random weights, saved as a folder.
 
     python benchmarks/random_sdxl.py FOLDER quarter
+    python benchmarks/random_sdxl.py FOLDER full complete
 
-Speed and memory do not depend on what the weights are. Run by the oldest diffusers that is to read
-it: newer ones read older files, not the other way round.
+The second has text encoders as deep as SDXL's, and is written in float16. Speed and memory do not
+depend on what the weights are. Run by the oldest diffusers that is to read it: newer ones read
+older files, not the other way round.
 """
 
 import json
@@ -117,8 +119,12 @@ def vae_config(size: str) -> dict[str, Any]:
     }
 
 
-def build(folder: str | Path, size: str) -> None:
-    """Save a pipeline of one of `SIZES`."""
+def build(folder: str | Path, size: str, complete: str = "") -> None:
+    """Save a pipeline of one of `SIZES`.
+
+    Args:
+        complete: anything, for text encoders as deep as SDXL's, not of 4 layers, and float16.
+    """
     from diffusers import (
         AutoencoderKL,
         EulerDiscreteScheduler,
@@ -131,12 +137,14 @@ def build(folder: str | Path, size: str) -> None:
     torch.manual_seed(0)
     tokens, vocabulary = tokenizer(Path(folder) / "tokenizer")
     encoders = []
-    for kind, width in zip((CLIPTextModel, CLIPTextModelWithProjection), s["text"]):
+    layers = (12, 32) if complete else (4, 4)
+    kinds = (CLIPTextModel, CLIPTextModelWithProjection)
+    for kind, width, depth in zip(kinds, s["text"], layers):
         config = CLIPTextConfig(
             hidden_size=width,
             intermediate_size=4 * width,
-            num_attention_heads=4,
-            num_hidden_layers=4,
+            num_attention_heads=width // 64 if complete else 4,
+            num_hidden_layers=depth,
             projection_dim=s["text"][1],
             vocab_size=vocabulary,
             bos_token_id=vocabulary - 2,
@@ -147,10 +155,15 @@ def build(folder: str | Path, size: str) -> None:
     # the same weights whatever the text encoders drew, which differs between versions
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**unet_config(size))
-    vae, scheduler = AutoencoderKL(**vae_config(size)), EulerDiscreteScheduler(**SCHEDULER)
+    # in float16 SDXL is used with a VAE that does not overflow
+    upcast = {"force_upcast": False} if complete else {}
+    vae = AutoencoderKL(**vae_config(size), **upcast)
+    scheduler = EulerDiscreteScheduler(**SCHEDULER)
     pipe = StableDiffusionXLPipeline(
         vae, *encoders, tokens, tokens, unet, scheduler, add_watermarker=False
     )
+    if complete:
+        pipe.to(torch.float16)
     pipe.save_pretrained(folder, safe_serialization=True)
 
 

@@ -1,11 +1,12 @@
-"""What all benchmarks share: Markdown tables, and where the results are written."""
+"""What all benchmarks share: Markdown tables, and where the results are written.
+
+NumPy is imported late, so that `gpu.py` can begin without it.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent / "blora_nb" / "data" / "examples"
@@ -48,6 +49,8 @@ def summary(verdicts: Sequence[Sequence[float]], seeds: int) -> dict[str, Any]:
         verdicts: (object right, style right, …) of each picture, those of a pair in turn.
         seeds: pictures of each pair.
     """
+    import numpy as np
+
     found = np.asarray(verdicts, dtype=float)
     both = (found[:, 0] * found[:, 1]).reshape(-1, seeds).mean(axis=1)
     return {
@@ -64,6 +67,8 @@ def against(row: dict[str, Any], other: dict[str, Any]) -> str:
     """ "+0.04 ± 0.03": the mean difference of "both right" between two rows, pair by pair."""
     if row is other:
         return ""
+    import numpy as np
+
     difference = np.subtract(row["both, of each pair"], other["both, of each pair"])
     error = difference.std(ddof=1) / len(difference) ** 0.5
     return f"{round(difference.mean(), 2) + 0.0:+.2f} ± {error:.2f}"

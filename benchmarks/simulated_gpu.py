@@ -179,6 +179,8 @@ class SimulatedGPU(TorchDispatchMode):
             "memory_allocated": lambda *device: self.live,
             "memory_reserved": lambda *device: self.live,
             "max_memory_allocated": lambda *device: self.peak,
+            "max_memory_reserved": lambda *device: self.peak,
+            "reset_peak_memory_stats": lambda *device: setattr(self, "peak", self.live),
             "empty_cache": lambda: None,
             "synchronize": lambda *device: None,
             "get_rng_state": lambda *device: torch.zeros(16, dtype=torch.uint8),

@@ -5,7 +5,6 @@ import functools
 import json
 import shutil
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +18,6 @@ from blora_nb.errors import BLoRAError, CheckpointError, ImageError, TrainingErr
 from blora_nb.generation import generate, sample
 from blora_nb.lora import BLoRA, applied, remove, set_alphas
 from blora_nb.pipeline import encode_prompt, load_pipeline
-from blora_nb.running.lean_attention import lean_attention
-from blora_nb.running.lean_lora import lean_lora
 from blora_nb.running.loss_guard import LossGuard, steps_between_looks
 from blora_nb.running.recipes import sample_weights
 from blora_nb.running.text_cache import cached_text
@@ -35,9 +32,8 @@ from blora_nb.training import (
     micro_conditioning,
     train,
 )
-from conftest import ROOT
 from helpers import same_weights
-from random_sdxl import build
+from replay import LOSS_TOLERANCE, TRACE, WEIGHT_TOLERANCE, replay
 
 SDXL_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 
@@ -109,70 +105,25 @@ def test_a_plain_loop_gives_the_same_losses_and_weights(pipe, picture):
     assert all(torch.equal(p, their_parameters[name]) for name, p in our_named.items())
 
 
-def test_the_authors_own_script_is_replayed(tmp_path, monkeypatch):
-    """Through the training's own steps, with all that makes them fast.
+def test_the_authors_own_script_is_replayed(tmp_path):
+    """Through the training's own steps, with all that makes them fast (benchmarks/replay.py).
 
     tests/record_original.py has recorded what it drew, and what came of it, on a random model;
     float32 sums differ a little from processor to processor.
     """
-    from diffusers import UNet2DConditionModel
+    found = replay("cpu", tmp_path)
+    assert len(found.weights) == 64
+    torch.testing.assert_close(found.losses, found.their_losses, rtol=LOSS_TOLERANCE, atol=0)
+    for name, t in found.their_weights.items():
+        torch.testing.assert_close(found.weights[name], t, rtol=0, atol=WEIGHT_TOLERANCE)
+    assert found.holds
+    before = found.before
+    assert max((t - before[name]).abs().max() for name, t in found.their_weights.items()) > 5e-3
 
-    from blora_nb import training
-    from blora_nb.training import start_state
 
-    build(tmp_path, "small")
-    unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet").requires_grad_(False)
-    scheduler = DDPMScheduler.from_pretrained(tmp_path / "scheduler")
-    trace = load_file(ROOT / "tests" / "files" / "original_trace.safetensors")
-
-    def theirs(when):
-        """The LoRA that was recorded before or after the training, by our names."""
-        names = {"lora_layer.down.": f"lora_A.{ADAPTER}.", "lora_layer.up.": f"lora_B.{ADAPTER}."}
-        found = {}
-        for name, t in trace.items():
-            if name.startswith(when):
-                name = name.removeprefix(when + "/")
-                for old, new in names.items():
-                    name = name.replace(old, new)
-                found[name] = t
-        return found
-
-    parameters = attach_lora(unet, rank=4)
-    ours = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    assert ours.keys() == theirs("before").keys()
-    assert len(ours) == 64
-    with torch.no_grad():
-        for name, t in theirs("before").items():
-            ours[name].copy_(t)
+def test_the_original_is_given_the_same_size_of_the_picture():
+    trace = load_file(TRACE)
     assert torch.equal(trace["time_ids"].float(), micro_conditioning(96, 1, "cpu", torch.float32))
-    steps = range(len(trace["losses"]))
-    settings = TrainingSettings(learning_rate=1e-3, resolution=96, max_train_steps=len(steps))
-    state, embeds = start_state(unet, parameters, settings), trace["prompt_embeds"][:1]
-    drawn = [
-        [trace[f"{what}/{step}"] for what in ("latents", "noise", "timesteps")] for step in steps
-    ]
-    count = len(drawn[0][0])
-    monkeypatch.setattr(training, "draw_step", lambda *_: drawn.pop(0))
-    vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=None))
-    pipe = SimpleNamespace(unet=unet, vae=vae, scheduler=scheduler, device="cpu")
-    batches = SimpleNamespace(
-        batch=lambda number: (None, None, embeds, trace["pooled"][:1]),
-        prompt_embeds=embeds,
-        total_size=count,
-    )
-    losses = []
-    monitor = SimpleNamespace(
-        on_train_start=lambda: None,
-        on_step_end=lambda step, loss, norm: losses.append(loss),
-        on_train_end=lambda: None,
-    )
-    with cached_text(unet, embeds.expand(count, -1, -1)), lean_attention(unet), lean_lora(unet):
-        training.train_steps(pipe, batches, state, settings, monitor)
-    torch.testing.assert_close(torch.stack(losses), trace["losses"], rtol=1e-5, atol=0)
-    for name, t in theirs("after").items():
-        torch.testing.assert_close(ours[name].detach(), t, rtol=0, atol=5e-5)
-    before = theirs("before")
-    assert max((t - before[name]).abs().max() for name, t in theirs("after").items()) > 5e-3
 
 
 def test_lora_starts_from_the_unchanged_model_with_the_right_scale(pipe):
