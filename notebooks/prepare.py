@@ -59,7 +59,9 @@ if not importlib.util.find_spec("blora_nb"):
     %pip install --quiet "git+{ADDRESS}\""""
 
 HEAD = """\
-[![Open in Colab]({colab}-badge.svg)]({colab_page}) [![Open in Kaggle]({kaggle}.svg)]({kaggle_page})
+[![Open in Colab]({colab}-badge.svg)]({colab_page}) \
+[![Open in Kaggle]({kaggle}.svg)]({kaggle_page}) \
+[![Open in Binder]({binder}.svg)]({binder_page})
 
 | | teaching model, two CPU cores | real SDXL on a T4 (computed, not run) |
 |---|---|---|
@@ -94,11 +96,14 @@ def head(stem: str) -> str:
         minutes_on_t4 += f", {training} of them for B-LoRAs that are trained once and kept"
     page = f"{ADDRESS}/blob/main/notebooks/{stem}.ipynb"
     colab_page = page.replace("https://github.com", "https://colab.research.google.com/github")
+    binder = ADDRESS.replace("https://github.com", "https://mybinder.org/v2/gh")
     return HEAD.format(
         colab="https://colab.research.google.com/assets/colab",
         colab_page=colab_page,
         kaggle="https://kaggle.com/static/images/open-in-kaggle",
         kaggle_page=f"https://kaggle.com/kernels/welcome?src={page}",
+        binder="https://mybinder.org/badge_logo",
+        binder_page=f"{binder}/main?labpath=notebooks/{stem}.ipynb",
         minutes=facts.minutes,
         minutes_on_t4=minutes_on_t4,
         needed=facts.needed,
