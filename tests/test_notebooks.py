@@ -96,6 +96,7 @@ def imports_from_modules(cell):
             found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {(node.module, alias.name) for alias in node.names}
+    found.discard(("blora_nb.course", "checks"))  # of the exercises, not of the lesson
     return {(module, name) for module, name in found if module.startswith("blora_nb.")}
 
 

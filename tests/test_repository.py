@@ -120,3 +120,12 @@ def test_the_readme_is_short_and_names_no_missing_file():
     files = re.findall(re.escape(PROJECT["urls"]["Repository"]) + r"/blob/main/(\S+)", text)
     assert len(files) > 10
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_binder_installs_what_the_lessons_need():
+    environment = yaml.safe_load((ROOT / ".binder" / "environment.yml").read_text())
+    *packages, from_pip = environment["dependencies"]
+    torch = next(line for line in PROJECT["dependencies"] if line.startswith("torch"))
+    assert torch.replace("torch", "pytorch-cpu") in packages
+    assert from_pip["pip"] == ["-e ..[lab]"]
+    assert "lab" in PROJECT["optional-dependencies"]
