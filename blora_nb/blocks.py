@@ -55,7 +55,12 @@ def check_blocks(names: Iterable[str]) -> None:
 
 
 def half_of(key: str) -> str | None:
-    """The half to which the state-dict key of a LoRA weight belongs: "content", "style" or None."""
+    """The half to which the state-dict key of a LoRA weight belongs: "content", "style" or None.
+
+    >>> half_of("unet.up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.lora_A.weight")
+    'style'
+    >>> half_of("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight")
+    """
     for half, block in BLOCK_OF_HALF.items():
         if f"{block}." in key:
             return half
@@ -66,6 +71,9 @@ def paper_name(block: str) -> str:
     """A short name for figures, such as "W4 content", "W5 style" or "W1".
 
     Blocks that the paper leaves out are "down 1.0" or "up 1.2".
+
+    >>> [paper_name(block) for block in TRANSFORMER_BLOCKS[4:8]]
+    ['W3', 'W4 content', 'W5 style', 'W6']
     """
     level, *numbers = block.replace("_blocks", "").replace(".attentions", "").split(".")
     name = PAPER_NAMES.get(block, f"{level} {'.'.join(numbers)}")

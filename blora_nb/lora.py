@@ -296,6 +296,9 @@ def from_original_alpha(alpha: float) -> float:
     """The alpha here that acts as a published one.
 
     The original multiplies both matrices, so its alpha acts squared and without sign.
+
+    >>> from_original_alpha(0.5), from_original_alpha(-0.5)
+    (0.25, 0.25)
     """
     return alpha**2
 

@@ -56,7 +56,7 @@ FIRST_CELL = f"""\
 import importlib.util
 
 if not importlib.util.find_spec("blora_nb"):
-    %pip install --quiet "blora-nb @ git+{ADDRESS}\""""
+    %pip install --quiet "git+{ADDRESS}\""""
 
 HEAD = """\
 [![Open in Colab]({colab}-badge.svg)]({colab_page}) [![Open in Kaggle]({kaggle}.svg)]({kaggle_page})

@@ -1,6 +1,8 @@
 import os
 import signal
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,13 @@ def blora(pipe, picture):
     from blora_nb.training import train
 
     return train(pipe, picture, progress=False)
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory):
+    """A Python that sees the packages of this one, as Colab's has many, but not the course."""
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    site = next((folder / "lib").glob("python3*")) / "site-packages"
+    (site / "packages_of_the_host.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "python"

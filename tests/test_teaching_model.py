@@ -90,7 +90,8 @@ def test_the_two_blocks_have_their_roles():
     assert blocks[STYLE_BLOCK]["object stays"] >= 0.7
 
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("results", "speed", "options")]
+DOCS = "\n".join(page.read_text() for page in PAGES)
 
 
 def rows_of(text):
@@ -105,11 +106,11 @@ def rows_of(text):
     return rows
 
 
-QUOTED = rows_of(README)
+QUOTED = rows_of(DOCS)
 
 
 @pytest.mark.parametrize("name", measured("separation")["table"])
-def test_the_readme_quotes_the_separation(name):
+def test_the_docs_quote_the_separation(name):
     row = measured("separation")["table"][name]
     columns = ("object", "style", "both", "standard error")
     assert QUOTED[name] == [round(row[column], 2) for column in columns]
@@ -127,11 +128,11 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("option", RECIPES)
-def test_the_readme_quotes_the_recipes(option):
+def test_the_docs_quote_the_recipes(option):
     rows = measured("recipes")["rows"]
     row = rows[RECIPES[option]]
     assert QUOTED[option] == [round(row["both"], 2)]
-    assert f"{option}` | {row['both']:.2f} | {against(row, rows['plain'])} |" in README
+    assert f"{option}` | {row['both']:.2f} | {against(row, rows['plain'])} |" in DOCS
 
 
 STRUCTURES = {
@@ -142,11 +143,11 @@ STRUCTURES = {
 
 
 @pytest.mark.parametrize("option", STRUCTURES)
-def test_the_readme_quotes_how_well_layouts_are_kept(option):
+def test_the_docs_quote_how_well_layouts_are_kept(option):
     rows = measured("structure")["rows"]
     row, plain = rows[STRUCTURES[option]], rows["halves only"]
     assert QUOTED[option] == [round(row[column], 2) for column in ("both", "layout")]
-    assert row is plain or f"| {against(row, plain)} |" in README
+    assert row is plain or f"| {against(row, plain)} |" in DOCS
 
 
 CACHED = "diffusers' advanced script, latents cached"
@@ -163,10 +164,10 @@ FOLLOWED = {
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
-def test_the_readme_quotes_what_was_followed(name):
+def test_the_docs_quote_what_was_followed(name):
     row = measured("followed")["rows"][FOLLOWED[name]]
     numbers = f"{row['TFLOP']:.2f} | {row['operations']} | {row['peak memory, GiB']:.2f}"
-    assert f"| {name} | {numbers} |" in README
+    assert f"| {name} | {numbers} |" in DOCS
 
 
 SPEEDS = {
@@ -178,7 +179,7 @@ SPEEDS = {
 
 
 @pytest.mark.parametrize("name", SPEEDS)
-def test_the_readme_quotes_how_fast_it_was(name):
+def test_the_docs_quote_how_fast_it_was(name):
     sizes = measured("training_speed")
     times = [sizes[size]["rows"][SPEEDS[name]] for size in ("thin", "small", "quarter", "full")]
     assert QUOTED[name] == [round(row["times ours"], 2) for row in times]

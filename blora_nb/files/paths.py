@@ -10,7 +10,11 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 
 
 def safe_name(text: str, longest: int = 120) -> str:
-    """A file name of at most `longest` bytes from any text: "A <c>/cat" becomes "A_c_cat"."""
+    """A file name of at most `longest` bytes from any text.
+
+    >>> safe_name("A <c>/cat"), safe_name("../nul"), safe_name("?")
+    ('A_c_cat', 'picture_nul', 'picture')
+    """
     plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFKC", text)).strip("._-")
     plain = plain.encode()[:longest].decode(errors="ignore").rstrip("._") or "picture"
     return f"picture_{plain}" if RESERVED.fullmatch(plain) else plain

