@@ -29,9 +29,10 @@ SITE = Path(__file__).resolve().parent
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.md"))
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = [
     *BENCHMARKS,
-    *sorted((ROOT / "docs").glob("*.md")),
+    *GUIDES,
     ROOT / "notebooks" / "TEACHING.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
@@ -121,9 +122,11 @@ def write_covers(book: Path) -> None:
 def first_page(sections: dict[str, str]) -> str:
     """index.md with its blanks filled."""
     text = (SITE / "index.md").read_text(encoding="utf-8")
+    trying, course = readme.commands()[:2]
     blanks = {
         "lead": readme.lead(),
-        "commands": readme.commands(),
+        "try": trying,
+        "course": course,
         "lessons": lesson_cards(),
         "contents": contents(sections),
     }
@@ -150,14 +153,10 @@ def contents(sections: dict[str, str]) -> str:
     """The table of contents, which stands at the side of every page."""
     taught = [f"{lessons.title(lessons.read(path))} <notebooks/{path.stem}>" for path in LESSONS]
     measured = [f"benchmarks/{path.stem}" for path in BENCHMARKS]
-    formats = [
-        path.relative_to(ROOT).with_suffix("").as_posix()
-        for path in TEXTS
-        if path.parent.name == "docs"
-    ]
+    guides = [f"docs/{path.stem}" for path in GUIDES]
     parts = {
         "Lessons": [*taught, "gallery", "notebooks/TEACHING"],
-        "Toolkit": [*sections, *formats, "reference/index"],
+        "Toolkit": [*guides, "reference/index", *sections],
         "Measurements": measured,
         "Appendix": ["notebooks/solutions/index", "CONTRIBUTING", "CHANGELOG"],
     }

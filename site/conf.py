@@ -67,6 +67,14 @@ html_theme_options = {
 }
 
 
+# a name in backticks, and the letter after it, perhaps
+QUOTED = re.compile(r"(`+[^`]+`+)(\w?)")
+
+
+def separated(found: re.Match[str]) -> str:
+    return f"{found[1]}\\ {found[2]}" if found[2] else found[1]
+
+
 def as_rst(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Write a docstring's Markdown as Sphinx needs it: `BLoRA`s, and code that is indented."""
     written: list[str] = []
@@ -76,7 +84,7 @@ def as_rst(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: 
         if starts_block and not before.startswith(" ") and not before.endswith(":"):
             written += ["::", ""]
         before = line or before
-        written.append(re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", line))
+        written.append(QUOTED.sub(separated, line))
     lines[:] = written
 
 

@@ -38,11 +38,15 @@ class Links:
         Raises:
             FileNotFoundError: it leads nowhere.
         """
-        if ELSEWHERE.match(target):
-            return target
         path, _, anchor = target.partition("#")
         folder = posixpath.dirname(page)
-        path = posixpath.normpath(posixpath.join(folder, path))
+        here = f"{self.repository}/blob/main/"
+        if path.startswith(here) and path.removeprefix(here) in self.pages:
+            path = path.removeprefix(here)
+        elif ELSEWHERE.match(target):
+            return target
+        else:
+            path = posixpath.normpath(posixpath.join(folder, path))
         if path == "README.md":
             path, anchor = (f"{anchor}.md", "") if anchor in self.sections else ("index.md", "")
         if f"{path}/index.md" in self.pages:

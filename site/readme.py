@@ -1,17 +1,23 @@
-"""What the book takes from the README: its first sentence, the commands, the lessons, sections."""
+"""What the book takes from the README: first paragraph, commands, list of lessons, a section."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADING = re.compile(r"^## (.+)$", re.M)
-END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 CODE = re.compile(r"^```.*?^```$", re.M | re.S)
-LESSON = re.compile(r"^\| \[(\w+)\]\(notebooks/\w+\.ipynb\) \| (.+?) \|$", re.M)
+LESSON = re.compile(r"^\| \[(\d\w+)\][(\[].+?[)\]] \| (.+?) \|$", re.M)
+REFERENCE = re.compile(r"^\[([^]]+)\]: (\S+)$", re.M)
+NAMED = re.compile(r"\]\[([^]]+)\]")
+# the sections that are pages of the book; the others only point to its pages
+SECTIONS = ("what-is-not-there-yet",)
 
 
 def readme() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8")
+    """The README, with the address of a link beside its text."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    addresses = dict(REFERENCE.findall(text))
+    return NAMED.sub(lambda found: f"]({addresses[found[1]]})", REFERENCE.sub("", text))
 
 
 def slug(heading: str) -> str:
@@ -20,17 +26,14 @@ def slug(heading: str) -> str:
 
 
 def lead() -> str:
-    """The first sentence: what B-LoRA is."""
-    paragraph = readme().split("\n\n")[1]
-    return END_OF_SENTENCE.split(paragraph)[0]
+    """The first paragraph: what B-LoRA is."""
+    return readme().split("\n\n")[1]
 
 
-def commands() -> str:
-    """The first code block, without what a comment says."""
-    found = CODE.search(readme())
-    if found is None:
-        raise ValueError("README.md has no code block, so the first page has no commands.")
-    return re.sub(r" +#.*$", "", found[0], flags=re.M).replace("```\n", "```bash\n", 1)
+def commands() -> list[str]:
+    """The blocks of commands: those that name no language."""
+    blocks = [block for block in CODE.findall(readme()) if block.startswith("```\n")]
+    return [block.replace("```\n", "```bash\n", 1) for block in blocks]
 
 
 def lessons() -> dict[str, str]:
@@ -39,10 +42,14 @@ def lessons() -> dict[str, str]:
 
 
 def sections() -> dict[str, str]:
-    """The slug of each section to its text; the section's heading is the page's title."""
+    """The slug of each section of `SECTIONS` to its text; its heading is the page's title.
+
+    Raises:
+        ValueError: the README has no such section.
+    """
     _, *parts = HEADING.split(readme())
-    texts = {}
-    for heading, text in zip(parts[::2], parts[1::2]):
-        raised = re.sub(r"^#(#+ )", r"\1", text, flags=re.M)
-        texts[slug(heading)] = f"# {heading}\n{raised}"
-    return texts
+    texts = {slug(title): f"# {title}\n{text}" for title, text in zip(parts[::2], parts[1::2])}
+    missing = sorted(set(SECTIONS) - texts.keys())
+    if missing:
+        raise ValueError(f"README.md has no section {', '.join(missing)}: see site/readme.py.")
+    return {name: texts[name] for name in SECTIONS}
