@@ -29,7 +29,8 @@ SITE = Path(__file__).resolve().parent
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.md"))
-GUIDES = sorted((ROOT / "docs").glob("*.md"))
+# in the order in which the README names them
+GUIDES = sorted((ROOT / "docs").glob("*.md"), key=lambda path: readme.readme().find(path.name))
 TEXTS = [
     *BENCHMARKS,
     *GUIDES,
@@ -41,8 +42,12 @@ PICTURES = [*(ROOT / "docs").glob("*.png"), *(ROOT / "benchmarks").glob("*.png")
 # written here, so that links may lead there
 WRITTEN = ["index.md", "gallery.md", "reference/index.md", "notebooks/solutions/index.md"]
 # the figure that stands for a lesson: its number among those of the lesson
-COVERS = {"02_inspect_block_attention": 3, "03_style_transfer": 6, "04_text_stylization": 1}
-COVER_SIZE = (480, 240)
+COVERS = {
+    "02_inspect_block_attention": 3,
+    "03_style_transfer": 6,
+    "04_text_stylization": 1,
+    "05_consistent_style": 1,
+}
 LOGO = ROOT / "blora_nb" / "data" / "examples" / "flower_neon.png"
 
 
@@ -143,10 +148,14 @@ def lesson_cards() -> str:
             f"\n:::{{grid-item-card}} {lessons.title(lessons.read(path))}",
             f":img-top: covers/{path.stem}.png",
             f":link: notebooks/{path.stem}\n:link-type: doc\n",
-            readme.lessons()[path.stem],
+            as_sentence(readme.lessons()[path.stem]),
             ":::",
         ]
     return "\n".join([*parts, "::::"])
+
+
+def as_sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def contents(sections: dict[str, str]) -> str:

@@ -62,6 +62,8 @@ html_theme_options = {
     "show_toc_level": 2,
     "show_navbar_depth": 1,
     "home_page_in_toc": False,
+    # the search stands at the side already
+    "navbar_persistent": [],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
@@ -77,7 +79,8 @@ def separated(found: re.Match[str]) -> str:
 
 def as_rst(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Write a docstring's Markdown as Sphinx needs it: `BLoRA`s, and code that is indented."""
-    written: list[str] = []
+    # napoleon takes what stands before a colon in a property's first line for its type
+    written: list[str] = [""] if what == "property" else []
     before = ""  # the last line with text
     for line in lines:
         starts_block = line.startswith("    ") and written and not written[-1]
@@ -88,6 +91,20 @@ def as_rst(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: 
     lines[:] = written
 
 
+def short_types(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: Any,
+    arguments: str | None,
+    returns: str,
+) -> tuple[str, str] | None:
+    """Leave out the modules of the types that a dataclass names in full."""
+    return (re.sub(r"~(\w+\.)+", "", arguments), returns) if arguments else None
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", short_types)
     # before napoleon reads the docstring
     app.connect("autodoc-process-docstring", as_rst, priority=100)

@@ -1,6 +1,7 @@
 """The gallery: the figures of all lessons, and the example pictures, on one page."""
 
 import json
+import re
 from pathlib import Path
 
 from lessons import Figure, figures, read, title
@@ -49,4 +50,10 @@ def show(figure: Figure, name: str, lesson: str, folder: Path) -> str:
     (folder / name).write_bytes(figure.png)
     alt = json.dumps(figure.caption, ensure_ascii=False)
     place = f"notebooks/{lesson}.html#{slug(figure.heading)}"
-    return f":::{{figure}} {FOLDER}/{name}\n:alt: {alt}\n:target: {place}\n:::"
+    options = f":alt: {alt}\n:target: {place}"
+    return f":::{{figure}} {FOLDER}/{name}\n{options}\n\n{in_markdown(figure.caption)}\n:::"
+
+
+def in_markdown(text: str) -> str:
+    """A text as Markdown shows it unchanged."""
+    return re.sub(r"([\\\[\]*_`<])", r"\\\1", text)

@@ -52,7 +52,7 @@ def for_book(notebook: NotebookNode) -> NotebookNode:
         if number:
             cell.source = FURTHER_TITLE.sub("## ", cell.source)
         # a picture from another host would be a request to it
-        cell.source = BADGE.sub(r"[\1]", cell.source)
+        cell.source = BADGE.sub(r"[\1]", cell.source).replace(") [Open", ") · [Open")
         cell.source = FOLDED.sub(as_dropdown, cell.source)
     raise_headings(notebook)
     return notebook
