@@ -64,6 +64,7 @@ html_theme_options = {
     "home_page_in_toc": False,
     # the search stands at the side already
     "navbar_persistent": [],
+    "footer_content_items": [],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
@@ -79,8 +80,7 @@ def separated(found: re.Match[str]) -> str:
 
 def as_rst(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Write a docstring's Markdown as Sphinx needs it: `BLoRA`s, and code that is indented."""
-    # napoleon takes what stands before a colon in a property's first line for its type
-    written: list[str] = [""] if what == "property" else []
+    written: list[str] = []
     before = ""  # the last line with text
     for line in lines:
         starts_block = line.startswith("    ") and written and not written[-1]

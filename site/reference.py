@@ -1,5 +1,6 @@
 """The reference: what the top of the package offers, by task, and a page for each module."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -94,17 +95,16 @@ def page(module: str) -> str:
     parts = [f"# {module.removeprefix('blora_nb.')}"]
     whole = module.removeprefix("blora_nb.") in METHOD
     shown = "" if whole else f" {', '.join(blora_nb.NAMES[module])}"
-    options = [f".. automodule:: {module}", f"   :members:{shown}"]
+    directive = f".. automodule:: {module}"
     if module == "blora_nb.settings":
-        # its forty arguments stand in the tables
-        options += ["   :exclude-members: TrainingSettings"]
-        parts += [in_rst(*options), settings_class(module), *settings_tables()]
+        parts += [in_rst(directive), settings_class(module), *settings_tables()]
     else:
-        parts += [in_rst(*options)]
+        parts += [in_rst(directive, f"   :members:{shown}")]
     return "\n\n".join(parts) + "\n"
 
 
 def settings_class(module: str) -> str:
+    """The class alone: its forty arguments stand in the tables."""
     return in_rst(f".. autoclass:: {module}.TrainingSettings(**settings)", "   :members:")
 
 
@@ -113,6 +113,7 @@ def settings_tables() -> list[str]:
     groups: dict[str, list[str]] = {}
     for field in fields(TrainingSettings):
         sentence = field.metadata["help"].replace("|", "\\|").replace("[v]", "\\[v\\]")
+        sentence = re.sub(r"--\w+", r"`\g<0>`", sentence)
         row = f"| `{field.name}` | `{field.default!r}` | {sentence} |"
         groups.setdefault(field.metadata["group"], []).append(row)
     parts = ["## All settings"]
