@@ -3,6 +3,7 @@
 # make test-fast     run the tests that take a moment, without the notebooks: less than two minutes;
 #                    one file: .venv/bin/python -m pytest tests/test_formats.py -m "not slow"
 # make lint          check layout, common mistakes and types (ruff, mypy)
+# make site          build the course as a book, outputs/site/index.html, from the stored outputs of the notebooks
 # make lab           open JupyterLab on the notebooks
 # make app           open the page for people who never open a notebook
 # make test-colab    run the notebooks and panels with the versions that Colab ships, in an environment of their own
@@ -26,7 +27,7 @@ export OMP_NUM_THREADS := 1
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: walkthrough test test-fast lint test-colab test-old-diffusers lab app notebooks bench gpu teaching-model
+.PHONY: walkthrough test test-fast lint test-colab test-old-diffusers lab site app notebooks bench gpu teaching-model
 
 walkthrough: $(READY)
 	$(BIN)/python notebooks/execute.py --to outputs
@@ -50,6 +51,9 @@ test-old-diffusers: $(READY) .venv-old-diffusers/ready
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks --ServerApp.tornado_settings="{'websocket_max_message_size': 104857600}"  # uploads of more than 10 MB
+
+site: .venv/site-ready
+	$(BIN)/python site/build.py --to outputs/site
 
 app: $(READY)
 	cd app && ../$(BIN)/voila blora.ipynb
@@ -80,6 +84,12 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing (a few minutes the first time) ..."
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab,lint,test]"
 	@touch $(READY)
+
+# the book needs neither JupyterLab nor what the tests use
+.venv/site-ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[site]"
+	@touch .venv/site-ready
 
 .venv-colab/ready: pyproject.toml constraints-colab.txt
 	$(PYTHON) -m venv .venv-colab

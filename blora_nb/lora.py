@@ -96,7 +96,7 @@ class BLoRA:
 
     @property
     def halves(self) -> tuple[str, ...]:
-        """The halves it has: a tuple of "content" and "style"."""
+        """The halves it has, a tuple of "content" and "style"."""
         there = {half_of(key) for key in self.state_dict}
         return tuple(half for half in HALVES if half in there)
 
