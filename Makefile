@@ -1,6 +1,6 @@
 # make walkthrough   run the lessons on the teaching model; pictures and executed notebooks go to outputs/
 # make test          run every test, in two processes (WORKERS=4: in four)
-# make test-fast     run the tests that take a moment, without the notebooks: less than two minutes;
+# make test-fast     run the tests that take a moment, without the notebooks: about two minutes;
 #                    one file: .venv/bin/python -m pytest tests/test_formats.py -m "not slow"
 # make lint          check layout, common mistakes and types (ruff, mypy)
 # make site          build the course as a book, outputs/site/index.html, from the stored outputs of the notebooks

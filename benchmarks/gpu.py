@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -168,7 +168,7 @@ def obstacle(part: Part, args: argparse.Namespace) -> str:
     """Why a part cannot run here, known without trying; empty where it can."""
     lacking = gpu_packages.missing(part.needs)
     if lacking:
-        return f"the package {lacking[0]} is missing (pip install {lacking[0]})"
+        return f"the package {lacking[0]} is missing ({sys.executable} -m pip install {lacking[0]})"
     if args.simulate and part.not_simulated:
         return part.not_simulated
     peer = part.options.get("peer")
@@ -193,9 +193,9 @@ def started(command: list[str], log: Path, simulate: bool) -> Iterator[subproces
         try:
             yield process
         finally:
-            if process.poll() is None:
+            with suppress(ProcessLookupError):  # a child may live on when the part itself has died
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
 
 
 def run(part: Part, how: dict[str, Any], args: argparse.Namespace, log: Path, until: float) -> dict:

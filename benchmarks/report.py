@@ -36,7 +36,7 @@ def write(name: str, text: str, results: dict[str, Any]) -> None:
 def stored(name: str) -> dict[str, Any]:
     """The results written last, or none."""
     file = HERE / f"{name}.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def summary(verdicts: Sequence[Sequence[float]], seeds: int) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 DATA = Path(__file__).resolve().parent / "data"
 TINY_SDXL = DATA / "tiny_sdxl"
+ADDRESS = "https://github.com/blora-nb/blora-nb"
+INSTALL_AGAIN = f'pip install --force-reinstall --no-deps "git+{ADDRESS}"'
 
 
 def fingerprint(folder: Path = TINY_SDXL) -> str:

@@ -58,7 +58,7 @@ class Judge(nn.Module):
         """The judge of the course, or one that `data/train_judge.py` wrote into a folder."""
         from safetensors.torch import load_file
 
-        config = json.loads((Path(folder) / "config.json").read_text())
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         weights = load_file(Path(folder) / "judge.safetensors")
         judge = cls(config["objects"], config["styles"])
         judge.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
@@ -152,7 +152,7 @@ class EncoderScorer:
 
     def name(self, images: Images) -> list[tuple[str, str]]:
         """[(object, style), …]: which of the course's words CLIP finds nearest to each image."""
-        known = json.loads((JUDGE / "config.json").read_text())
+        known = json.loads((JUDGE / "config.json").read_text(encoding="utf-8"))
         objects, styles = known["objects"], known["styles"]
         content = self._clip_cosines(images, [PHOTO.format(name) for name in objects])
         style = self._clip_cosines(images, [IN_STYLE.format(name) for name in styles])

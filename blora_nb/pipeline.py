@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from blora_nb.assets import TINY_SDXL
+from blora_nb.assets import INSTALL_AGAIN, TINY_SDXL
 from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
 from blora_nb.errors import BLoRAWarning, named_in_errors
 from blora_nb.files.few_step import merge, read_few_step
@@ -81,8 +81,7 @@ def load_pipeline(
     tiny = Path(source).resolve() == TINY_SDXL
     if tiny and not (TINY_SDXL / "model_index.json").exists():
         raise FileNotFoundError(
-            f"The teaching model is not in {TINY_SDXL}. Install the package again: "
-            "pip install --force-reinstall --no-deps blora-nb"
+            f"The teaching model is not in {TINY_SDXL}. Install the package again: {INSTALL_AGAIN}"
         )
     profile = memory_profile(device)
     dtype = dtype or (torch.float32 if tiny else default_dtype(device))

@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 HERE = Path(__file__).resolve().parent
-PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ADDRESS = PROJECT["urls"]["Repository"]
 LESSONS = sorted(HERE.glob("[0-9]*.ipynb"))
 HANDOUT = HERE.parent / "outputs" / "handout"

@@ -7,7 +7,9 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]
 
 project = PROJECT["name"]
 release = PROJECT["version"]

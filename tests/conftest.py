@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
-# the drawing script, the architecture of SDXL, the checks of the lessons
+# the scripts of the teaching model, of the measurements, of the notebooks
 sys.path[:0] = [str(ROOT / folder) for folder in ("data", "benchmarks", "notebooks")]
 
 

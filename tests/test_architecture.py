@@ -33,7 +33,7 @@ def module_name(path: Path) -> str:
 def imported(path: Path) -> set[str]:
     """The modules of this package that a file imports, wherever in the file; not for types only."""
     found = set()
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = []

@@ -112,7 +112,7 @@ def test_latents_that_are_changed_by_the_vae_are_refused(fresh, picture, entry):
 def other_base(folder, scheduler):
     shutil.copytree(TINY_SDXL, folder)
     getattr(diffusers, scheduler)().save_pretrained(folder / "scheduler")
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     index["scheduler"] = ["diffusers", scheduler]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder

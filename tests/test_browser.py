@@ -89,7 +89,7 @@ def served(arguments, folder, path):
             except OSError:
                 time.sleep(0.2)
         else:
-            raise AssertionError(log.read_text())
+            raise AssertionError(log.read_text(encoding="utf-8"))
         yield f"http://localhost:{port}/{path}"
     finally:
         os.killpg(process.pid, signal.SIGTERM)

@@ -274,7 +274,7 @@ def test_a_file_that_a_repository_does_not_have_is_named(hub, elsewhere):
 def test_peft_in_a_folder_of_a_repository_takes_its_own_settings(hub, elsewhere, tmp_path):
     blora = made()
     weights = blora.save(tmp_path / "peft", "peft").read_bytes()
-    config = (tmp_path / "peft" / "adapter_config.json").read_text()
+    config = (tmp_path / "peft" / "adapter_config.json").read_text(encoding="utf-8")
     other = config.replace('"lora_alpha": 4', '"lora_alpha": 400')
     assert other != config
     Hub.files |= {

@@ -102,7 +102,10 @@ def test_of_a_folder_only_what_differs_is_refused_and_in_the_manifest(cat, tmp_p
     shutil.copy(EXAMPLES / "cat_wood.png", folder / "new.png")
     done = refused(again(folder, out), "another picture")
     assert f"finished already: {out / 'flower'}" in done.stdout
-    rows = {row["folder"]: row for row in json.loads((out / "manifest.json").read_text())}
+    rows = {
+        row["folder"]: row
+        for row in json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    }
     states = {name: row["state"] for name, row in rows.items()}
     assert states == {"cat": "failed", "flower": "finished", "new": "finished"}
     assert "another picture" in rows["cat"]["why"]

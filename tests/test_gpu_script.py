@@ -108,7 +108,7 @@ def test_a_dry_run_is_killed_and_goes_on(tmp_path):
     command += [word for name in parts for word in ("--part", name)]
 
     def found():
-        return json.loads(output.read_text())["parts"] if output.exists() else {}
+        return json.loads(output.read_text(encoding="utf-8"))["parts"] if output.exists() else {}
 
     process = started(*command, PYTHONPATH=path)
     while process.poll() is None and "train int8" not in found():
@@ -130,10 +130,10 @@ def test_a_dry_run_is_killed_and_goes_on(tmp_path):
     assert found()["train fp16"] == first["train fp16"]
     assert list(found()) == parts
     for name, package in (("train int8", "bitsandbytes"), (parts[-1], "torchao")):
-        why = f"the package {package} is missing (pip install {package})"
+        why = f"the package {package} is missing ({sys.executable} -m pip install {package})"
         assert found()[name]["why"] == why
-        assert f"not measured: {why}" in output.with_suffix(".md").read_text()
-    text = output.with_suffix(".md").read_text()
+        assert f"not measured: {why}" in output.with_suffix(".md").read_text(encoding="utf-8")
+    text = output.with_suffix(".md").read_text(encoding="utf-8")
     assert text.startswith("# Dry run")
     versions = f"simulated GPU | {torch.__version__} | {diffusers.__version__} |"
     assert text.count(versions) == len(parts)

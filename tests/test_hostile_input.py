@@ -515,7 +515,7 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path):
     (tmp_path / "x.png").write_text("theirs")
     with pytest.raises(FileExistsError):
         save_image(Image.new("RGB", (2, 2)), tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_text() == "theirs"
+    assert (tmp_path / "x.png").read_text(encoding="utf-8") == "theirs"
 
 
 def test_a_file_that_appears_meanwhile_is_not_written_over(tmp_path):
@@ -526,7 +526,7 @@ def test_a_file_that_appears_meanwhile_is_not_written_over(tmp_path):
 
     with pytest.raises(FileExistsError, match="another program"):
         write()
-    assert (tmp_path / "c.png").read_text() == "theirs"
+    assert (tmp_path / "c.png").read_text(encoding="utf-8") == "theirs"
     assert len(list(tmp_path.iterdir())) == 1
 
 

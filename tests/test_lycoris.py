@@ -157,7 +157,7 @@ def test_the_memory_is_counted_before_anything_is_multiplied():
 def test_the_same_methods_from_peft_are_refused_because_their_alphas_differ(tmp_path):
     blora = made()
     blora.save(tmp_path, "peft")
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LOHA"}))
     with pytest.raises(BLoRAError, match="PEFT's LOHA"):
         BLoRA.load(tmp_path)

@@ -88,7 +88,7 @@ def test_two_processes_share_a_class_and_go_on_after_a_kill(pipe, folder, tmp_pa
     assert again.returncode == 0, again.stdout + again.stderr
     assert all(f"process {number} of 2 trains" in again.stdout for number in (1, 2))
     assert all(p.stat().st_mtime_ns == kept for p, kept in finished.items())
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert sorted(row["folder"] for row in manifest) == sorted(NAMES)
     assert {row["state"] for row in manifest} == {"finished"}
     assert all(row["training"]["rank"] == 4 and 0 < row["loss"] < 10 for row in manifest)
@@ -114,7 +114,9 @@ def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(
     monkeypatch.setattr(many_pictures, "train", sometimes)
     jobs = plan(folder, tmp_path / "out")
     failed = train_all(pipe, jobs, TrainingSettings.for_pipeline(pipe, **CHANGES), progress=False)
-    manifest = json.loads(write_manifest(jobs, tmp_path / "out", failed).read_text())
+    manifest = json.loads(
+        write_manifest(jobs, tmp_path / "out", failed).read_text(encoding="utf-8")
+    )
     rows = {row["folder"]: row for row in manifest}
     assert len(failed) == 1
     assert rows["cat_wood"] == {
@@ -149,7 +151,9 @@ def test_names_are_no_trouble(pipe, folder, tmp_path):
     jobs = plan(odd, tmp_path / "odd")
     settings = TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 2})
     assert not train_all(pipe, jobs, settings, progress=False)
-    assert json.loads(write_manifest(jobs, tmp_path).read_text())[0]["pictures"] == [odd.name]
+    assert json.loads(write_manifest(jobs, tmp_path).read_text(encoding="utf-8"))[0][
+        "pictures"
+    ] == [odd.name]
     assert check_output(jobs, "latest") == []
     with pytest.raises(FileExistsError, match="is the B-LoRA of caf"):
         check_output(plan(folder / "cat_wood.png", tmp_path / "odd"), "latest")

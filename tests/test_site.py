@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 NOTEBOOKS = ROOT / "notebooks"
 LESSONS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 TEXTS = [
-    *NOTEBOOKS.rglob("[0-9]*.ipynb"),
+    *LESSONS,
+    *(NOTEBOOKS / "solutions").glob("[0-9]*.ipynb"),
     *(ROOT / "benchmarks").glob("*.md"),
     *(ROOT / "docs").glob("*.md"),
     NOTEBOOKS / "TEACHING.md",

@@ -548,11 +548,11 @@ def test_a_file_that_appears_meanwhile_is_left_alone(pipe, picture, tmp_path):
     settings = TrainingSettings.for_pipeline(pipe, **CHANGES | {"max_train_steps": 4})
     failed = train_all(pipe, [job], settings, on_checkpoint=interfere, progress=False)
     assert "written by another program" in failed[0][1]
-    assert (out / FILE_NAME).read_text() == "somebody else's"
+    assert (out / FILE_NAME).read_text(encoding="utf-8") == "somebody else's"
     assert BLoRA.load(out / f"{Path(FILE_NAME).stem}-2.safetensors").rank == 4
-    (row,) = json.loads(write_manifest([job], out, failed).read_text())
+    (row,) = json.loads(write_manifest([job], out, failed).read_text(encoding="utf-8"))
     assert row["state"] == "failed"
-    (row,) = json.loads(write_manifest([job], out).read_text())
+    (row,) = json.loads(write_manifest([job], out).read_text(encoding="utf-8"))
     assert row["why"].endswith("other formats are not opened.")
     message = "not a complete safetensors file.*Remove it, and the training goes on"
     with pytest.raises(BLoRAError, match=message):

@@ -66,7 +66,7 @@ def test_both_halves_rebuild_and_each_alone_keeps_its_part(pipe, judge, blora):
 
 def measured(name):
     """The table that `make bench` has stored."""
-    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", ["separation", "teaching_model", "recipes", "structure"])
@@ -91,7 +91,7 @@ def test_the_two_blocks_have_their_roles():
 
 
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("results", "speed", "options")]
-DOCS = "\n".join(page.read_text() for page in PAGES)
+DOCS = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def rows_of(text):

@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 def check() -> list[Row]:
     """The rows of the check table."""
-    from blora_nb.assets import TINY_SDXL
+    from blora_nb.assets import INSTALL_AGAIN, TINY_SDXL
 
     device = default_device()
     dtype = str(default_dtype(device)).removeprefix("torch.")
@@ -50,7 +50,7 @@ def check() -> list[Row]:
         rows.append(Row(True, "memory profile", memory_profile(device).name))
     here = (TINY_SDXL / "model_index.json").exists()
     found = "in the package" if here else "missing"
-    remedy = "install the package again: pip install --force-reinstall --no-deps blora-nb"
+    remedy = f"install the package again: {INSTALL_AGAIN}"
     return [*rows, Row(here, "teaching model", found, remedy)]
 
 

@@ -438,7 +438,12 @@ def golden_words(pipe: "StableDiffusionXLPipeline", answer: str) -> str:
 @exercise
 def useful_range(answer: Answer) -> str:
     def range_of(*arguments: Any) -> tuple:
-        return tuple(called(answer, *arguments))
+        returned = called(answer, *arguments)
+        need(
+            isinstance(returned, tuple | list) and len(returned) == 2,
+            f"return a pair, the lowest and the highest alpha; you return {returned!r}.",
+        )
+        return tuple(returned)
 
     called(answer, [1.0], [1.0], [1.0], 0.5)
     alphas = [0.0, 0.5, 1.0, 1.5, 2.0]

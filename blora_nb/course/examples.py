@@ -1,5 +1,6 @@
 """The example pictures of the course, and a trained B-LoRA for each: a class need not wait."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,10 @@ from PIL import Image
 from blora_nb.assets import DATA
 from blora_nb.defaults import TINY_DEFAULTS, defaults_for
 from blora_nb.files.images import read_image
+from blora_nb.files.paths import safe_name
 from blora_nb.files.safe_files import complete_file
 from blora_nb.lora import BLoRA
+from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ def example_blora(pipe: "StableDiffusionXLPipeline", name: str, afresh: bool = F
     For the teaching model it is in the package. For another base model it is trained at the first
     call and kept in the Hugging Face cache, in a folder named after the model:
     ~/.cache/huggingface/assets/blora_nb/bloras, unless HF_ASSETS_CACHE or HF_HOME say otherwise.
+    With other default settings it is trained anew.
 
     Args:
         afresh: train it now in any case, with a progress bar, and keep nothing.
@@ -70,9 +74,16 @@ def example_blora(pipe: "StableDiffusionXLPipeline", name: str, afresh: bool = F
         return train(pipe, picture)
     folder = DATA / "bloras"
     if defaults_for(pipe) is not TINY_DEFAULTS:
-        model = Path(pipe.config._name_or_path).name
-        folder = cached_assets_path("blora_nb", namespace="bloras", subfolder=model)
+        folder = cached_assets_path("blora_nb", namespace="bloras", subfolder=_cache_name(pipe))
     file = folder / f"{name}.safetensors"
     if not file.exists():
         train(pipe, picture).save(file)
     return BLoRA.load(file)
+
+
+def _cache_name(pipe: "StableDiffusionXLPipeline") -> str:
+    """A folder name for a base model and the default settings of a training on it."""
+    name = str(pipe.config._name_or_path)
+    trained_with = f"{name} {TrainingSettings.for_pipeline(pipe)}"
+    digest = hashlib.sha256(trained_with.encode()).hexdigest()[:12]
+    return safe_name(f"{Path(name).name} {digest}")
