@@ -18,6 +18,7 @@ REQUIRED = {
     "pillow": "PIL",
     "tqdm": "tqdm",
     "packaging": "packaging",
+    "psutil": "psutil",
     "safetensors": "safetensors",
     "huggingface-hub": "huggingface_hub",
     "transformers": "transformers",
@@ -38,7 +39,7 @@ def requirements(pyproject: Path) -> list[str]:
     """The packages above with the versions that pyproject.toml asks for, without PyTorch."""
     import tomllib
 
-    project = tomllib.loads(pyproject.read_text())["project"]
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     asked = project["dependencies"] + project["optional-dependencies"]["gpu"]
 
     def with_version(name: str) -> str:

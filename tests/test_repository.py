@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from blora_nb import __version__
+from blora_nb.assets import ADDRESS
 from conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -68,7 +69,8 @@ def test_the_oldest_versions_are_those_of_pyproject():
 def test_every_file_names_the_same_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {PROJECT["version"], citation["version"], __version__} == {__version__}
-    assert citation["repository-code"] == PROJECT["urls"]["Repository"]
+    addresses = {PROJECT["urls"]["Repository"], citation["repository-code"], ADDRESS}
+    assert len(addresses) == 1
 
 
 def test_tested_pythons_are_those_that_are_promised():
