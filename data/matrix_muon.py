@@ -1,8 +1,8 @@
-"""Muon for the convolution kernels of a network, AdamW for the rest; shared between processes.
+"""Muon for the inner matrices of a network, AdamW for the rest; shared between processes.
 
 Each kernel is taken as a matrix [out, in · height · width] that shares the kernel's memory.
-Attention and text stay with AdamW, whose steps shrink where a gradient is mostly noise.
 Orthogonalising is costly, so each process does its share of the matrices.
+Without weight decay the matrices grow until steps of a fixed size hardly move them.
 
 PyTorch's own `torch.optim.Muon` computes in bfloat16 only: on a processor without instructions for
 it, it takes eight times as long as the rest of the step.
@@ -34,8 +34,8 @@ def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, then a step along the orthogonalized matrix (Jordan et al., 2024)."""
 
-    def __init__(self, matrices: list[nn.Parameter], lr: float) -> None:
-        super().__init__(matrices, {"lr": lr})
+    def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -49,21 +49,44 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)
                 update = orthogonalized(matrix.grad.lerp(momentum, MOMENTUM))
                 stretch = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(update, alpha=-group["lr"] * stretch)
 
 
+def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon takes it: kernels and linear layers, not what the network reads and writes with.
+
+    The first and the last layer, embeddings, biases and norms stay with AdamW.
+    """
+    layer = name.split(".")[-2] if "." in name else ""
+    return parameter.ndim in (2, 4) and layer not in ("conv_in", "conv_out", "speak", "")
+
+
 class MatrixMuon:
-    """Muon on a model's convolution kernels, `torch.optim.AdamW` on everything else.
+    """Muon on a model's inner matrices, `torch.optim.AdamW` on everything else.
+
+    Args:
+        model: whose parameters are trained; see `is_inner_matrix`.
+        muon_lr, adam_lr: learning rates at their peak.
+        weight_decay: of the matrices; each step takes `lr · weight_decay` of them away.
+        rank, world: this process and how many there are.
 
     Raises:
         ValueError: a kernel is not contiguous.
     """
 
     def __init__(
-        self, model: nn.Module, muon_lr: float, adam_lr: float, rank: int = 0, world: int = 1
+        self,
+        model: nn.Module,
+        muon_lr: float,
+        adam_lr: float,
+        weight_decay: float = 0.0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.kernels = [p for p in model.parameters() if p.ndim == 4]
-        self.rest = [p for p in model.parameters() if p.ndim != 4]
+        named = list(model.named_parameters())
+        self.kernels = [p for name, p in named if is_inner_matrix(name, p)]
+        self.rest = [p for name, p in named if not is_inner_matrix(name, p)]
         self.matrices = [torch.nn.Parameter(p.detach().flatten(1)) for p in self.kernels]
         if any(m.data_ptr() != k.data_ptr() for m, k in zip(self.matrices, self.kernels)):
             raise ValueError(
@@ -74,7 +97,7 @@ class MatrixMuon:
         self.owner = {i: place % world for place, i in enumerate(by_size)}
         self.rank, self.world = rank, world
         mine = [m for i, m in enumerate(self.matrices) if self.owner[i] == rank]
-        self.muon = Muon(mine, muon_lr)
+        self.muon = Muon(mine, muon_lr, weight_decay)
         self.adam = torch.optim.AdamW(self.rest, lr=adam_lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.peaks = muon_lr, adam_lr
 

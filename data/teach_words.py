@@ -26,7 +26,8 @@ from train_unet import POOLED, build_unet, load_average
 from world.captions import Noun, canonical_shapes, caption, nouns, vocabulary
 from world.paths import WORK
 from world.samples import Shapes
-from world.tutors import HALF, POSITIONS, SPEAKING, Tutors
+from world.latents import smaller
+from world.tutors import CONTENT_TOKENS, HALF, POSITIONS, STYLE_TOKENS, Tutors
 
 
 def build_tokenizer(words: list[str]) -> CLIPTokenizer:
@@ -69,37 +70,37 @@ def build_encoders(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
 
 
 class Lesson:
-    """Captions, and what the tutors would say for them: [batch, 32, 96] for each half."""
+    """Captions, and what the tutors would say for them: [batch, 64, 96] for each half."""
 
     def __init__(
         self, tutors: Tutors, shapes: Shapes, things: list[Noun], tokenizer: CLIPTokenizer
     ) -> None:
         self.tutors, self.things, self.tokenizer = tutors, things, tokenizer
-        drawn = canonical_shapes(shapes, things)
+        drawn = smaller(canonical_shapes(shapes, things)).clamp(0, 1)
         with torch.no_grad():
             self.content = torch.cat([tutors.content(part) for part in drawn.split(100)])
         self.neutral = tutors.neutral.detach()
 
     @torch.no_grad()
     def batch(self, count: int, random_: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids [count, 32] of random captions, and the tokens for content and for style."""
+        """Token ids [count, 64] of random captions, and the tokens for content and for style."""
         captions = [caption(self.things, random_) for _ in range(count)]
         content = self.neutral[:, :HALF].repeat(count, 1, 1)
         style = self.neutral[:, HALF:].repeat(count, 1, 1)
         nouns_by_row = {row: c[1] for row, c in enumerate(captions) if c[1] is not None}
         styles_by_row = {row: c[2] for row, c in enumerate(captions) if c[2] is not None}
         if nouns_by_row:
-            content[list(nouns_by_row), -SPEAKING:] = self.content[list(nouns_by_row.values())]
+            content[list(nouns_by_row), -CONTENT_TOKENS:] = self.content[list(nouns_by_row.values())]
         if styles_by_row:
             meanings = torch.stack(list(styles_by_row.values()))
-            style[list(styles_by_row), -SPEAKING:] = self.tutors.style(meanings)
+            style[list(styles_by_row), -STYLE_TOKENS:] = self.tutors.style(meanings)
         texts = [text for text, *_ in captions]
         longest = {"padding": "max_length", "max_length": POSITIONS, "truncation": True}
         return torch.tensor(self.tokenizer(texts, **longest).input_ids), content, style
 
 
 def said(encoder: nn.Module, ids: Tensor) -> Tensor:
-    """What an encoder gives to the U-Net: the last layer but one, [batch, 32, 96]."""
+    """What an encoder gives to the U-Net: the last layer but one, [batch, 64, 96]."""
     return encoder(ids, output_hidden_states=True).hidden_states[-2]
 
 

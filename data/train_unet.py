@@ -39,26 +39,25 @@ from processes import (
     process_0_first,
     start_processes,
 )
-from world.latents import CHANNELS, components, to_latents, to_pictures
+from world.latents import CHANNELS, PATCH, SIDE, components, smaller, to_latents, to_pictures
 from world.painting import paint
 from world.paths import WORK
 from world.samples import Pool, Shapes
-from world.styles import PLAIN, random_styles
-from world.tutors import HALF, SPEAKING, Tutors
+from world.styles import PLAIN, get, random_styles, without_patterns
+from world.tutors import HALF, Tutors
 
-SIDE = 128
 POOLED = 64  # numbers of the pooled prompt, which says nothing here
 
 
 def build_unet() -> UNet2DConditionModel:
     """An untrained U-Net with SDXL's three levels and eleven transformer blocks."""
     return UNet2DConditionModel(
-        sample_size=SIDE // 8,
+        sample_size=SIDE // PATCH,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(48, 96, 152),
+        block_out_channels=(32, 64, 144),
         layers_per_block=2,
         transformer_layers_per_block=(1, 1, 2),
         attention_head_dim=(4, 4, 4),
@@ -112,7 +111,7 @@ def words_per_block(unet: nn.Module, words_of: dict[str, Tensor]) -> Iterator[No
 
 
 def hidden(message: Tensor, share: float, quiet: Tensor, generator: torch.Generator) -> Tensor:
-    """Messages [batch, 16, 96], a share of them replaced by the neutral words `quiet`."""
+    """Messages [batch, tokens, 96], a share of them replaced by the neutral words `quiet`."""
     gone = torch.rand(len(message), generator=generator) < share
     return torch.where(gone[:, None, None], quiet, message)
 
@@ -120,12 +119,11 @@ def hidden(message: Tensor, share: float, quiet: Tensor, generator: torch.Genera
 def routed_words(
     tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Words [batch, 32, 192] for the content block, the style block, and all others."""
+    """Words [batch, 64, 192] for the content block, the style block, and all others."""
     count = len(shapes)
     with half_precision():
         content, style = tutors.content(shapes).float(), tutors.style(styles).float()
-    speaking = tutors.neutral[-SPEAKING:]
-    quiet_content, quiet_style = speaking[:, :HALF], speaking[:, HALF:]
+    quiet_content, quiet_style = tutors.quiet()
 
     def own(message: Tensor, quiet: Tensor) -> Tensor:
         return hidden(message, 0.08, quiet, generator)
@@ -149,9 +147,9 @@ def natural_words(
     tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same words for all blocks: both messages."""
-    speaking = tutors.neutral[-SPEAKING:]
-    content = hidden(tutors.content(shapes), 0.08, speaking[:, :HALF], generator)
-    style = hidden(tutors.style(styles), 0.08, speaking[:, HALF:], generator)
+    quiet_content, quiet_style = tutors.quiet()
+    content = hidden(tutors.content(shapes), 0.08, quiet_content, generator)
+    style = hidden(tutors.style(styles), 0.08, quiet_style, generator)
     keep = (torch.rand(len(shapes), generator=generator) >= 0.08).float()[:, None, None]
     words = tutors.words(content, style, len(shapes)) * keep
     return words, words, words
@@ -160,23 +158,26 @@ def natural_words(
 # ---------------------------------------------------------------- the curriculum
 
 
-def plain_share(pictures: int) -> float:
-    """The share of one plain style: from 1 to 0 over the first 100,000 pictures.
+def shares(progress: float) -> tuple[float, float]:
+    """The share of one plain style, and the share of flat colours among the other styles.
 
-    So shapes are found early. With all styles from the start a silhouette is now lighter, now
-    darker than its ground, and the content tutor's message says nothing about any pixel until the
-    model knows how to combine both.
+    Shapes are found first, by one plain style: with all styles from the start a silhouette is now
+    lighter, now darker than its ground, and the content tutor's message says nothing about any
+    pixel until the model knows how to combine both. Then come the colours of the parts, and only
+    then patterns and textures.
     """
-    return max(0.0, 1 - pictures / 100_000)
+    plain = min(1.0, max(0.04, 1 - progress / 0.12))
+    flat = min(1.0, max(0.3, 1 - 0.7 * (progress - 0.25) / 0.3))
+    return plain, flat
 
 
-def timesteps(count: int, pictures: int, generator: torch.Generator) -> Tensor:
+def timesteps(count: int, progress: float, generator: torch.Generator) -> Tensor:
     """High noise first, later more of the low noise.
 
     At 999 the model must draw the picture from the words alone.
     """
-    late = min(1.0, max(0.0, (pictures - 180_000) / 100_000))
-    pure, high = 0.45 - 0.2 * late, 0.35 - 0.05 * late
+    late = min(1.0, max(0.0, (progress - 0.4) / 0.4))
+    pure, high = 0.5 - 0.25 * late, 0.35 - 0.05 * late
     which = torch.rand(count, generator=generator)
     top = 900 + 100 * torch.rand(count, generator=generator)
     middle = 1000 * torch.sigmoid(1.4 + torch.randn(count, generator=generator))
@@ -190,7 +191,7 @@ def learning_rate(progress: float, steps_without_pause: int) -> float:
 
     Where momentum was lost there is a warm-up again.
     """
-    return min(1.0, (steps_without_pause + 1) / 200, (1 - progress) / 0.3)
+    return min(1.0, (steps_without_pause + 1) / 100, (1 - progress) / 0.3)
 
 
 # ---------------------------------------------------------------- training
@@ -212,27 +213,50 @@ def one_step_quality(
 ) -> dict[str, float]:
     """PSNR in dB of pictures drawn in one step from pure noise, by the tutors' words.
 
-    Beside it that of one flat colour, and of what the latents can hold.
+    Beside it that of one flat colour, and of what the latents can hold; and for flat styles the
+    share of the variance of the parts' mean colours that the pictures have.
     """
     count = 96
     generator = torch.Generator().manual_seed(9)
     placed, _ = shapes.draw(count, generator)
     plain, unseen = PLAIN.expand(count, -1), random_styles(count, generator, held_out)
     result = {}
-    for name, styles in (("plain", plain), ("styles", unseen)):
-        pictures = paint(placed, styles)
-        noise = torch.randn(count, CHANNELS, SIDE // 8, SIDE // 8, generator=generator)
-        for_content = tutors.words(tutors.content(placed), None, count)
+    for name, styles in (("plain", plain), ("flat", without_patterns(unseen)), ("any", unseen)):
+        pictures, maps = smaller(paint(placed, styles)), smaller(placed)
+        noise = torch.randn(count, CHANNELS, SIDE // PATCH, SIDE // PATCH, generator=generator)
+        for_content = tutors.words(tutors.content(maps), None, count)
         for_style = tutors.words(None, tutors.style(styles), count)
         words = (for_content, for_style, tutors.words(None, None, count))
         # v = -x0 where there is only noise
         latents = -predict(unet, noise, torch.full((count,), 999), words)
+        drawn = to_pictures(latents, parts).clamp(-1, 1)
         flat = pictures.mean((2, 3), keepdim=True)
         held = to_pictures(to_latents(pictures, parts), parts)
-        result[name] = psnr(to_pictures(latents, parts).clamp(-1, 1), pictures)
-        result[name + "_flat"] = psnr(flat.expand_as(pictures), pictures)
+        result[name] = psnr(drawn, pictures)
+        result[name + "_one_colour"] = psnr(flat.expand_as(pictures), pictures)
         result[name + "_latents"] = psnr(held, pictures)
+        if name == "flat":
+            result |= {p: explained(drawn, maps[:, i], get(styles, c)) for i, p, c in PARTS}
     return result
+
+
+PARTS = ((0, "main", "main_1"), (1, "second", "second"), (2, "accent", "accent"))
+
+
+def explained(drawn: Tensor, part: Tensor, colours: Tensor) -> list[float]:
+    """How much of the variance of a part's colours [n, 3] is found in pictures [n, 3, side, side].
+
+    Along three axes: light, red against blue, green against magenta. 1 is all of it; where the part
+    is larger than 1 % of the frame.
+    """
+    inside = (part > 0.95).float()
+    area = inside.sum((1, 2))
+    there = area > 0.01 * part[0].numel()
+    means = (drawn * inside[:, None]).sum((2, 3))[there] / area[there, None]
+    axes = torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]]).T
+    truth, found = colours[there] @ axes, means @ axes
+    share = 1 - (truth - found).square().mean(0) / truth.var(0, correction=0)
+    return [round(number, 2) for number in share.tolist()]
 
 
 def psnr_of_each(drawn: Tensor, pictures: Tensor) -> Tensor:
@@ -273,9 +297,10 @@ def main() -> None:
     add = parser.add_argument
     add("--name", default="unet", help="file name of the state, in outputs/teaching_model")
     add("--pictures", type=int, default=2_000_000, help="training pictures seen in all")
-    add("--batch-size", type=int, default=128, help="of all processes together")
+    add("--batch-size", type=int, default=64, help="of all processes together")
     add("--natural", action="store_true", help="every block hears everything")
-    add("--learning-rate", type=float, default=0.01, help="of Muon, for the convolutions")
+    add("--learning-rate", type=float, default=0.02, help="of Muon, for the matrices")
+    add("--weight-decay", type=float, default=0.4, help="of the matrices")
     add("--start-from", type=Path, help="averaged weights to start from where there is no state")
     add("--minutes-between-states", type=float, default=10)
     add("--report-every", type=int, default=250, help="steps")
@@ -289,7 +314,14 @@ def main() -> None:
     unet, tutors = trained["unet"], trained["tutors"]
     unet.set_attn_processor(AttnProcessor())  # on a CPU faster than the fused attention
     parameters = list(trained.parameters())
-    optimizer = MatrixMuon(trained, args.learning_rate, adam_lr=1.5e-3, rank=rank, world=world)
+    optimizer = MatrixMuon(
+        trained,
+        args.learning_rate,
+        adam_lr=1.5e-3,
+        weight_decay=args.weight_decay,
+        rank=rank,
+        world=world,
+    )
     schedule = noise_schedule()
     step, steps, seconds = 0, args.pictures // args.batch_size, 0.0
     average = {name: p.detach().clone() for name, p in trained.named_parameters()}
@@ -308,21 +340,21 @@ def main() -> None:
     paused_at = 0 if state_file.exists() else step
 
     shapes, unseen = Shapes.load(), Shapes.load(held_out=True)
-    pool = Pool(shapes, lambda pictures: to_latents(pictures, parts))
+    pool = Pool(shapes, lambda pictures: to_latents(pictures, parts), smaller)
     words_for = natural_words if args.natural else routed_words
     local = args.batch_size // world
     generator = torch.Generator().manual_seed(step * world + rank)
-    pool.add(1000, plain_share(step * args.batch_size), generator)
+    pool.add(1000, shares(step / steps), generator)
     names, values = zip(*trained.named_parameters(), strict=True)
     start = saved = time.time()
     begun, losses = step, []
     while step < steps:
-        progress, pictures = step / steps, step * args.batch_size
+        progress = step / steps
         generator = torch.Generator().manual_seed(step * world + rank)
         optimizer.scale_learning_rate(learning_rate(progress, step - paused_at))
-        placed, styles, latents = pool.batch(local, plain_share(pictures), generator)
+        placed, styles, latents = pool.batch(local, shares(progress), generator)
         noise = torch.randn(latents.shape, generator=generator)
-        t = timesteps(local, pictures, generator)
+        t = timesteps(local, progress, generator)
         noisy = schedule.add_noise(latents, noise, t)
         target = schedule.get_velocity(latents, noise, t)
         words = words_for(tutors, placed, styles, generator)
@@ -334,7 +366,7 @@ def main() -> None:
         optimizer.zero_grad()
         step += 1
         losses.append(loss.item())
-        decay = min(0.999, step / (step + 10))  # over the last tenth of the training
+        decay = min(0.998, step / (step + 10))  # over the last tenth of the training
         averaged, current = [average[n] for n in names], [v.detach() for v in values]
         torch._foreach_lerp_(averaged, current, 1 - decay)
         if rank == 0 and step % 50 == 0:

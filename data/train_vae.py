@@ -1,4 +1,4 @@
-"""Train the teaching model's autoencoder: an `AutoencoderKL`, 8 pixels to a latent as in SDXL.
+"""Train the teaching model's autoencoder: an `AutoencoderKL`, 4 pixels to a latent.
 
     torchrun --nproc_per_node 2 data/train_vae.py      # one core a process
 
@@ -19,13 +19,12 @@ from torch import Tensor
 from matrix_muon import MatrixMuon
 from processes import average_gradients, half_precision, process_0_first, start_processes
 from train_unet import psnr, psnr_of_each, save
-from world.latents import CHANNELS, components, to_latents
+from world.latents import CHANNELS, PATCH, SIDE, components, smaller, to_latents
 from world.painting import paint
 from world.paths import WORK
 from world.samples import Shapes, training_styles
 from world.styles import random_styles
 
-SIDE = 128
 NOISE = 0.03  # standard deviation of the posterior, in latent units
 # largest standard deviation of the errors that the decoder learns to correct, in latent units
 WRONG = 0.15
@@ -36,9 +35,9 @@ def build_vae() -> AutoencoderKL:
     vae = AutoencoderKL(
         sample_size=SIDE,
         latent_channels=CHANNELS,
-        block_out_channels=(16, 32, 56, 72),
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=(24, 40, 64),
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
         layers_per_block=1,
         norm_num_groups=2,
         mid_block_add_attention=False,
@@ -67,14 +66,15 @@ class Pictures:
     def painted(self) -> Tensor:
         """New pictures [fresh, 3, SIDE, SIDE]."""
         placed, _ = self.shapes.draw(self.fresh, self.generator)
-        return paint(placed, training_styles(self.fresh, 0.02, self.generator))
+        return smaller(paint(placed, training_styles(self.fresh, 0.02, self.generator)))
 
     def crops(self, count: int, crop: int, step: int) -> Tensor:
         """Random crops [count, 3, crop, crop] whose corners lie on the grid of latents."""
         if step % 8 == 0:
             self.pictures = torch.cat([self.pictures[self.fresh :], self.painted()])
         rows = torch.randint(len(self.pictures), (count,), generator=self.generator).tolist()
-        corners = 8 * torch.randint((SIDE - crop) // 8 + 1, (count, 2), generator=self.generator)
+        places = (SIDE - crop) // PATCH + 1
+        corners = PATCH * torch.randint(places, (count, 2), generator=self.generator)
         chosen = [
             self.pictures[r, :, y : y + crop, x : x + crop]
             for r, (y, x) in zip(rows, corners.tolist(), strict=True)
@@ -86,7 +86,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=16, help="of all processes together")
-    parser.add_argument("--crop", type=int, default=64, help="pixels")
+    parser.add_argument("--crop", type=int, default=48, help="pixels")
     args = parser.parse_args()
     rank, world, _ = start_processes()
     torch.set_num_threads(1)
@@ -94,7 +94,7 @@ def main() -> None:
     folder, state_file = WORK / "vae", WORK / "vae.pt"
     torch.manual_seed(0)
     vae = build_vae()
-    optimizer = MatrixMuon(vae, muon_lr=0.03, adam_lr=3e-3)
+    optimizer = MatrixMuon(vae, muon_lr=0.02, adam_lr=3e-3, weight_decay=0.1)
     step = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -140,7 +140,7 @@ def report(vae: AutoencoderKL, parts: dict[str, Tensor]) -> None:
     """Measure the autoencoder on held-out shapes in held-out styles, into vae_report.json."""
     generator = torch.Generator().manual_seed(7)
     placed, _ = Shapes.load(held_out=True).draw(200, generator)
-    pictures = paint(placed, random_styles(200, generator, held_out=True))
+    pictures = smaller(paint(placed, random_styles(200, generator, held_out=True)))
     means = torch.cat([vae.encode(p).latent_dist.mean for p in pictures.split(50)])
     drawn = torch.cat([vae.decode(m).sample.clamp(-1, 1) for m in means.split(50)])
     each = psnr_of_each(drawn, pictures)

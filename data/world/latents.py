@@ -1,4 +1,4 @@
-"""The latents of the teaching model: principal components of patches of 8 × 8 pixels.
+"""The latents of the teaching model: principal components of patches of 4 × 4 pixels.
 
 Their standard deviations are made a little more alike. The strongest three channels are, in effect,
 the patch's mean colour; the rest is detail of falling strength. Noise hides the detail first, so
@@ -16,18 +16,24 @@ from world.paths import WORK
 from world.samples import Shapes
 from world.styles import random_styles
 
-CHANNELS = 24
-PATCH = 8
+SIDE = 96  # pixels of the model's pictures; the world is painted larger
+CHANNELS = 12
+PATCH = 4
 EVENING = 0.75  # 1 keeps the components' own standard deviations, 0 makes all equal
 FILE = WORK / "components.safetensors"
+
+
+def smaller(pictures: Tensor) -> Tensor:
+    """Pictures or label maps [n, channels, SIDE, SIDE] of larger ones, as a camera would see them."""
+    return F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
 
 
 def fit_components(pictures: Tensor) -> dict[str, Tensor]:
     """The components of pictures [n, 3, height, width].
 
     Returns:
-        "kernel" [CHANNELS, 3, 8, 8] and "offset" [CHANNELS] of the convolution that computes
-        latents, "inverse" [CHANNELS, 3, 8, 8] and "mean" [3, 8, 8] of the one that goes back.
+        "kernel" [CHANNELS, 3, 4, 4] and "offset" [CHANNELS] of the convolution that computes
+        latents, "inverse" [CHANNELS, 3, 4, 4] and "mean" [3, 4, 4] of the one that goes back.
     """
     patches = F.unfold(pictures, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH * PATCH)
     mean = patches.mean(0)
@@ -56,7 +62,7 @@ def components() -> dict[str, Tensor]:
         pictures = []
         for _ in range(40):
             placed, _ = shapes.draw(100, generator)
-            pictures.append(paint(placed, random_styles(100, generator)))
+            pictures.append(smaller(paint(placed, random_styles(100, generator))))
         part = FILE.with_suffix(".part")
         fitted = fit_components(torch.cat(pictures))
         save_file({name: tensor.contiguous() for name, tensor in fitted.items()}, part)
@@ -65,7 +71,7 @@ def components() -> dict[str, Tensor]:
 
 
 def to_latents(pictures: Tensor, parts: dict[str, Tensor]) -> Tensor:
-    """[n, CHANNELS, height / 8, width / 8] of pictures [n, 3, height, width] in -1..1."""
+    """[n, CHANNELS, height / 4, width / 4] of pictures [n, 3, height, width] in -1..1."""
     return F.conv2d(pictures, parts["kernel"], parts["offset"], stride=PATCH)
 
 

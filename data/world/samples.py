@@ -9,7 +9,7 @@ from torch import Tensor
 
 from world.painting import paint, place, put_on_badges, random_poses
 from world.paths import WORK
-from world.styles import NAMED_STYLES, NUMBERS, PLAIN, random_styles
+from world.styles import NAMED_STYLES, NUMBERS, PLAIN, random_styles, without_patterns
 
 # how often a drawing of each set is taken, beside one of an emoji set
 SET_WEIGHTS = {"ph": 0.5, "lucide": 0.5, "letters": 0.5}
@@ -49,13 +49,21 @@ class Shapes:
         return put_on_badges(placed, generator), rows
 
 
-def training_styles(count: int, plain_share: float, generator: torch.Generator) -> Tensor:
-    """Styles [count, NUMBERS]: random ones, some named ones, and a share of one plain style."""
+def training_styles(
+    count: int, plain_share: float, generator: torch.Generator, flat_share: float = 0.0
+) -> Tensor:
+    """Styles [count, NUMBERS]: random ones, some named ones, and a share of one plain style.
+
+    A share of the random ones has flat colours and lines only.
+    """
     styles = random_styles(count, generator)
+    flat = torch.rand(count, generator=generator) < flat_share
+    styles = torch.where(flat[:, None], without_patterns(styles), styles)
     named = torch.stack(list(NAMED_STYLES.values()))
     which = torch.rand(count, generator=generator)
     rows = torch.randint(len(named), (count,), generator=generator)
-    styles = torch.where((which < NAMED_SHARE)[:, None], named[rows], styles)
+    named_here = (which < NAMED_SHARE) & ~flat
+    styles = torch.where(named_here[:, None], named[rows], styles)
     plain = torch.rand(count, generator=generator) < plain_share
     return torch.where(plain[:, None], PLAIN, styles)
 
@@ -70,34 +78,42 @@ class Pool:
         self,
         shapes: Shapes,
         encode: Callable[[Tensor], Tensor],
+        shrink: Callable[[Tensor], Tensor],
         size: int = 6000,
-        uses: float = 3.5,
+        uses: float = 5,
     ) -> None:
-        self.shapes, self.encode, self.size, self.uses = shapes, encode, size, uses
+        self.shapes, self.encode, self.shrink = shapes, encode, shrink
+        self.size, self.uses = size, uses
         self.filled = self.next = 0
-        self.coverage = torch.empty(size, 4, 128, 128, dtype=torch.uint8)
         self.styles = torch.empty(size, NUMBERS)
+        self.coverage: Tensor | None = None
         self.latents: Tensor | None = None
 
-    def add(self, count: int, plain_share: float, generator: torch.Generator) -> None:
+    def add(self, count: int, shares: tuple[float, float], generator: torch.Generator) -> None:
         """Paint new samples, in place of the oldest ones."""
+        plain_share, flat_share = shares
         placed, _ = self.shapes.draw(count, generator)
-        styles = training_styles(count, plain_share, generator)
-        latents = self.encode(paint(placed, styles))
-        if self.latents is None:
+        styles = training_styles(count, plain_share, generator, flat_share)
+        latents = self.encode(self.shrink(paint(placed, styles)))
+        placed = self.shrink(placed)
+        if self.latents is None or self.coverage is None:
             self.latents = torch.empty(self.size, *latents.shape[1:])
+            self.coverage = torch.empty(self.size, *placed.shape[1:], dtype=torch.uint8)
         places = (self.next + torch.arange(count)) % self.size
-        self.coverage[places] = (255 * placed + 0.5).byte()
+        self.coverage[places] = (255 * placed.clamp(0, 1) + 0.5).byte()
         self.styles[places] = styles
         self.latents[places] = latents
         self.next = (self.next + count) % self.size
         self.filled = min(self.size, self.filled + count)
 
     def batch(
-        self, count: int, plain_share: float, generator: torch.Generator
+        self, count: int, shares: tuple[float, float], generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Shapes [count, 4, 128, 128] in 0..1, their styles [count, NUMBERS] and their latents."""
-        self.add(max(1, round(count / self.uses)), plain_share, generator)
-        assert self.latents is not None
+        """Shapes [count, 4, side, side] in 0..1, their styles [count, NUMBERS] and their latents.
+
+        `shares` of the plain style, and of flat colours among the others.
+        """
+        self.add(max(1, round(count / self.uses)), shares, generator)
+        assert self.latents is not None and self.coverage is not None
         rows = torch.randint(self.filled, (count,), generator=generator)
         return self.coverage[rows].float() / 255, self.styles[rows], self.latents[rows]

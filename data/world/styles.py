@@ -216,6 +216,17 @@ def random_styles(count: int, generator: torch.Generator, held_out: bool = False
     return style_from(fields, count)
 
 
+def without_patterns(styles: Tensor) -> Tensor:
+    """The same styles [count, NUMBERS] in flat colours: only parts and lines are left."""
+    flat = styles.clone()
+    for field in ("ground_pattern", "fill_pattern", "texture"):
+        get(flat, field).zero_()
+        get(flat, field)[:, 0] = 1
+    for field in ("glow", "shadow", "texture_strength", "texture_size", "wobble"):
+        get(flat, field).zero_()
+    return flat
+
+
 # ---------------------------------------------------------------- named styles
 
 

@@ -1,11 +1,11 @@
 """Two small networks that speak to the teaching model's two blocks, only while it is trained.
 
-The words of a prompt are 32 positions of 192 numbers. The first 96 numbers come from the first text
-encoder and speak of content, the other 96 come from the second and speak of style. Positions 16 to
-31, which have read every word of a short prompt, carry the message; the first 16 always say the
-same. A tutor says its message in that form: the content tutor from the label map of a shape, the
-style tutor from the numbers of a style. So the two blocks hear every shape and every style there
-is, not only those that have a name.
+The words of a prompt are 64 positions of 192 numbers. The first 96 numbers come from the first text
+encoder and speak of content, the other 96 come from the second and speak of style. The last
+positions, which have read every word of a short prompt, carry the message: 36 for content, 16 for
+style. The others always say the same. A tutor says its message in that form: the content tutor from
+the label map of a shape, the style tutor from the numbers of a style. So the two blocks hear every
+shape and every style there is, not only those that have a name.
 """
 
 from itertools import pairwise
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from world.styles import NUMBERS
 
-POSITIONS, SPEAKING = 32, 16  # of a prompt; the last SPEAKING carry the message
+POSITIONS = 64  # of a prompt
+CONTENT_CELLS = 6  # the content tutor says one token for each cell of a 6 × 6 grid
+CONTENT_TOKENS, STYLE_TOKENS = CONTENT_CELLS**2, 16
 HALF = 96  # numbers of a position that one text encoder gives
 
 
@@ -44,18 +46,18 @@ class ResidualConv(nn.Module):
 
 
 class ContentTutor(nn.Module):
-    """Label maps [batch, 4, 128, 128] → tokens [batch, 16, 96], one a cell of a 4 × 4 grid."""
+    """Label maps [batch, 4, 96, 96] → tokens [batch, 36, 96], one a cell of a 6 × 6 grid."""
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (4, 24, 48, 96, 160, 224)
+        widths = (4, 32, 64, 96, 160)
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers.append(nn.Conv2d(before, after, 3, stride=2, padding=1))
-            layers.append(ResidualConv(after) if after > 60 else nn.SiLU())
+            layers.append(ResidualConv(after) if after > 64 else nn.SiLU())
         self.trunk = nn.Sequential(*layers)
         self.speak = nn.Conv2d(widths[-1], HALF, 1)
-        self.places = nn.Parameter(0.5 * torch.randn(SPEAKING, HALF))
+        self.places = nn.Parameter(0.5 * torch.randn(CONTENT_TOKENS, HALF))
 
     def forward(self, label_maps: Tensor) -> Tensor:
         cells = self.speak(self.trunk(2 * label_maps - 1))
@@ -72,12 +74,14 @@ class StyleTutor(nn.Module):
             nn.SiLU(),
             nn.Linear(width, width),
             nn.SiLU(),
-            nn.Linear(width, SPEAKING * HALF),
+            nn.Linear(width, STYLE_TOKENS * HALF),
         )
-        self.places = nn.Parameter(0.5 * torch.randn(SPEAKING, HALF))
+        self.direct = nn.Linear(NUMBERS, STYLE_TOKENS * HALF)
+        self.places = nn.Parameter(0.5 * torch.randn(STYLE_TOKENS, HALF))
 
     def forward(self, styles: Tensor) -> Tensor:
-        return even(self.layers(styles).unflatten(1, (SPEAKING, HALF)) + self.places)
+        said = self.layers(styles) + self.direct(styles)
+        return even(said.unflatten(1, (STYLE_TOKENS, HALF)) + self.places)
 
 
 class Tutors(nn.Module):
@@ -88,14 +92,20 @@ class Tutors(nn.Module):
         self.content, self.style = ContentTutor(), StyleTutor()
         self.neutral = nn.Parameter(torch.randn(POSITIONS, 2 * HALF))
 
+    def quiet(self) -> tuple[Tensor, Tensor]:
+        """What stands in the place of a message that is not said: [36, 96] and [16, 96]."""
+        return self.neutral[-CONTENT_TOKENS:, :HALF], self.neutral[-STYLE_TOKENS:, HALF:]
+
     def words(self, content: Tensor | None, style: Tensor | None, count: int) -> Tensor:
-        """Prompts [count, 32, 192] with a message [count, 16, 96] for content, style, or both.
+        """Prompts [count, 64, 192] with a message for content [count, 36, 96], for style
+        [count, 16, 96], or for both.
 
         The rest, and a message that is None, is neutral.
         """
-        quiet = self.neutral.expand(count, -1, -1)
+        neutral = self.neutral.expand(count, -1, -1)
         halves = []
-        for message, half in ((content, quiet[..., :HALF]), (style, quiet[..., HALF:])):
-            said = half[:, -SPEAKING:] if message is None else message
-            halves.append(torch.cat([half[:, :-SPEAKING], said], 1))
+        for message, half in ((content, neutral[..., :HALF]), (style, neutral[..., HALF:])):
+            if message is not None:
+                half = torch.cat([half[:, : -message.shape[1]], message], 1)
+            halves.append(half)
         return torch.cat(halves, 2)
