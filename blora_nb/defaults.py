@@ -51,9 +51,22 @@ TINY_DEFAULTS = Defaults(
 )
 
 
+# said before a training on it
+TEACHING_MODEL_LEARNS = (
+    "The teaching model knows 16 things in 12 styles, like those that the command examples writes, "
+    "and learns pictures that are near to them. A drawing of your own is hardly learnt; a "
+    "photograph, text or fine detail is not: use SDXL for those."
+)
+
+
 def defaults_for(pipe: "StableDiffusionXLPipeline") -> Defaults:
     """The `Defaults` for a pipeline, by the width of its U-Net."""
     return TINY_DEFAULTS if pipe.unet.config.cross_attention_dim < 1024 else SDXL_DEFAULTS
+
+
+def is_teaching_model(pipe: "StableDiffusionXLPipeline") -> bool:
+    """Whether a pipeline is the small model of the course, and not SDXL."""
+    return defaults_for(pipe) is TINY_DEFAULTS
 
 
 def native_resolution(pipe: "StableDiffusionXLPipeline") -> int:

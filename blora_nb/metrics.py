@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blora_nb.assets import DATA
-from blora_nb.defaults import TINY_DEFAULTS, defaults_for
+from blora_nb.defaults import is_teaching_model
 from blora_nb.files.images import to_tensor
 from blora_nb.running.device import default_device
 
@@ -196,7 +196,7 @@ def _most_likely(
 
 def scorer_for(pipe: "StableDiffusionXLPipeline") -> JudgeScorer | EncoderScorer:
     """The `JudgeScorer` for the teaching model, the `EncoderScorer` for everything else."""
-    return JudgeScorer() if defaults_for(pipe) is TINY_DEFAULTS else EncoderScorer()
+    return JudgeScorer() if is_teaching_model(pipe) else EncoderScorer()
 
 
 def ranked(*scores: Sequence[float]) -> list[int]:

@@ -24,9 +24,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from train_unet import POOLED, build_unet, load_average
 from world.captions import Noun, canonical_shapes, caption, nouns, vocabulary
+from world.latents import smaller
 from world.paths import WORK
 from world.samples import Shapes
-from world.latents import smaller
 from world.tutors import CONTENT_TOKENS, HALF, POSITIONS, STYLE_TOKENS, Tutors
 
 
@@ -90,7 +90,9 @@ class Lesson:
         nouns_by_row = {row: c[1] for row, c in enumerate(captions) if c[1] is not None}
         styles_by_row = {row: c[2] for row, c in enumerate(captions) if c[2] is not None}
         if nouns_by_row:
-            content[list(nouns_by_row), -CONTENT_TOKENS:] = self.content[list(nouns_by_row.values())]
+            content[list(nouns_by_row), -CONTENT_TOKENS:] = self.content[
+                list(nouns_by_row.values())
+            ]
         if styles_by_row:
             meanings = torch.stack(list(styles_by_row.values()))
             style[list(styles_by_row), -STYLE_TOKENS:] = self.tutors.style(meanings)

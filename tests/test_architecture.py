@@ -13,7 +13,7 @@ FLOORS = (
     ("widgets",),
     ("course",),
     ("figures",),
-    ("validation",),
+    ("validation", "rebuilding"),
     ("training", "generation", "inspection", "structure", "metrics"),
     ("pipeline",),
     ("running",),

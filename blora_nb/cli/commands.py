@@ -94,6 +94,7 @@ def train(args: Namespace) -> None:
     from blora_nb.cli.jobs import plan
     from blora_nb.cli.many_pictures import make_class_pictures, train_all, write_manifest
     from blora_nb.cli.options import given
+    from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model
     from blora_nb.guards.bases import check_base
     from blora_nb.running.distributed import join_processes, share
     from blora_nb.running.memory import report
@@ -111,6 +112,8 @@ def train(args: Namespace) -> None:
     if is_main:
         one_prompt = not any(job.has_captions for job in jobs)
         print(report(pipe, settings, one_prompt=one_prompt), flush=True)
+        if is_teaching_model(pipe):
+            print(TEACHING_MODEL_LEARNS, flush=True)
         if settings.with_prior_preservation:
             make_class_pictures(pipe, settings)
     gather([])  # the other processes wait for the class pictures

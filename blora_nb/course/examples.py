@@ -8,7 +8,7 @@ from huggingface_hub import cached_assets_path
 from PIL import Image
 
 from blora_nb.assets import DATA
-from blora_nb.defaults import TINY_DEFAULTS, defaults_for
+from blora_nb.defaults import is_teaching_model
 from blora_nb.files.images import read_image
 from blora_nb.files.paths import safe_name
 from blora_nb.files.safe_files import complete_file
@@ -73,7 +73,7 @@ def example_blora(pipe: "StableDiffusionXLPipeline", name: str, afresh: bool = F
     if afresh:
         return train(pipe, picture)
     folder = DATA / "bloras"
-    if defaults_for(pipe) is not TINY_DEFAULTS:
+    if not is_teaching_model(pipe):
         folder = cached_assets_path("blora_nb", namespace="bloras", subfolder=_cache_name(pipe))
     file = folder / f"{name}.safetensors"
     if not file.exists():

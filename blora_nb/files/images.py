@@ -25,6 +25,7 @@ ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image
 MOST_PIXELS = 150_000_000  # half a gigabyte as RGB; known before anything is decoded
 MOST_ENLARGED = 4  # times; beyond, the blur is learnt
 FLAT = 4  # of 255: a smaller difference is no drawing
+LITTLE = 0.02  # of the long side; less than this cut off each end is not worth a word
 
 
 def read_image(source: ImageSource) -> Image.Image:
@@ -173,14 +174,42 @@ def remarks_on_square(image: Image.Image, resolution: int, name: str = "The pict
             f"{name} is only {image.width} × {image.height} pixels and is enlarged "
             f"{resolution / side:.1f} times; its blur is learnt, too. Take a larger one."
         )
-    pixels = np.asarray(centre_square(image, resolution))
-    darkest, brightest = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))
-    if (brightest - darkest <= FLAT).all():
+    square = np.asarray(centre_square(image, resolution))
+    if _is_of_one_colour(square):
         remarks.append(
             f"{name} has nothing in it: its middle square is of one colour, RGB "
-            f"{tuple(darkest.tolist())} (transparent parts are white). Take another one."
+            f"{tuple(square.min(axis=(0, 1)).tolist())} (transparent parts are white). Take "
+            "another one."
+        )
+    elif not _is_of_one_colour(*_outside_square(image)):
+        where = "left and right of" if image.width > image.height else "above and below"
+        remarks.append(
+            f"{name} is {image.width} × {image.height} pixels, and only its middle square is "
+            f"learnt: what is {where} it, {1 - side / max(image.size):.0%} of the picture, is cut "
+            "off. Crop it to a square yourself, or add a margin, to choose what is seen."
         )
     return remarks
+
+
+def _outside_square(image: Image.Image) -> list[np.ndarray]:
+    """The pixels on both sides of the middle square; none where next to nothing is cut off."""
+    width, height = image.size
+    left, top = max(0, (width - height) // 2), max(0, (height - width) // 2)
+    if max(left, top) < LITTLE * max(image.size):
+        return []
+    pixels = np.asarray(image)
+    if left:
+        return [pixels[:, :left], pixels[:, width - left :]]
+    return [pixels[:top], pixels[height - top :]]
+
+
+def _is_of_one_colour(*parts: np.ndarray) -> bool:
+    """Whether parts of a picture [height, width, 3] have the same colour everywhere."""
+    if not parts:
+        return True
+    darkest = np.min([part.min(axis=(0, 1)) for part in parts], axis=0)
+    brightest = np.max([part.max(axis=(0, 1)) for part in parts], axis=0)
+    return bool((brightest - darkest <= FLAT).all())
 
 
 def centre_square(image: Image.Image, resolution: int) -> Image.Image:

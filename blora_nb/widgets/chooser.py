@@ -4,10 +4,11 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from blora_nb.defaults import native_resolution
+from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model, native_resolution
 from blora_nb.files.images import centre_square, remarks_on_square
 from blora_nb.files.paths import free_path, safe_name
 from blora_nb.guards.prompts import remarks_on_prompt
+from blora_nb.rebuilding import rebuild
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from blora_nb.widgets.gallery import Gallery, Source
@@ -114,7 +115,8 @@ class HalfChooser(widgets.VBox):
         side = settings.resolution if settings else native_resolution(pipe)
         prompt = settings.instance_prompt if settings else None
         square = remarks_on_square(source.picture, side, source.name)
-        return [*source.remarks, *square, *remarks_on_prompt(pipe, prompt)]
+        limits = [TEACHING_MODEL_LEARNS] if is_teaching_model(pipe) else []
+        return [*source.remarks, *square, *limits, *remarks_on_prompt(pipe, prompt)]
 
     def _offer_sources(self) -> None:
         """Offer all sources of the gallery, and keep the chosen one."""
@@ -150,6 +152,10 @@ class HalfChooser(widgets.VBox):
             blora = train(pipe, picture, settings, progress=self.worker.step)
             self.gallery.add_trained(source.name, blora)  # before a full disk could lose it
             path = blora.save(free_path(self.folder, safe_name(source.name), ".safetensors"))
-            self.worker.say(f"{source.name} is learnt, and kept in {path}.", remarks)
+            said = f"{source.name} is trained, and kept in {path}."
+            if is_teaching_model(pipe):
+                prompt = settings.instance_prompt if settings else "A [v]"
+                said = f"{said} It is {rebuild(pipe, blora, picture, prompt)}"
+            self.worker.say(said, remarks)
 
         self.worker.start(f"Learning {source.name}", work)

@@ -24,7 +24,7 @@ FILE = WORK / "components.safetensors"
 
 
 def smaller(pictures: Tensor) -> Tensor:
-    """Pictures or label maps [n, channels, SIDE, SIDE] of larger ones, as a camera would see them."""
+    """Pictures or label maps [n, channels, SIDE, SIDE] of larger ones, without aliasing."""
     return F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
 
 

@@ -114,6 +114,7 @@ class Pool:
         `shares` of the plain style, and of flat colours among the others.
         """
         self.add(max(1, round(count / self.uses)), shares, generator)
-        assert self.latents is not None and self.coverage is not None
+        assert self.latents is not None
+        assert self.coverage is not None
         rows = torch.randint(self.filled, (count,), generator=generator)
         return self.coverage[rows].float() / 255, self.styles[rows], self.latents[rows]
