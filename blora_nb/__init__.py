@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blora_nb.cli.check import print_check
     from blora_nb.course.examples import example_blora, example_names, example_picture
+    from blora_nb.diagram import unet_diagram
     from blora_nb.figures import (
         alpha_grid,
         heat_map,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from blora_nb.lora import BLoRA, apply, combine, from_original_alpha, remove, set_alphas
     from blora_nb.metrics import scorer_for
     from blora_nb.pipeline import encode_prompt, load_pipeline
+    from blora_nb.rebuilding import rebuild
     from blora_nb.settings import TrainingSettings
     from blora_nb.training import train
     from blora_nb.validation import validation_pictures
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 NAMES = {
     "blora_nb.cli.check": ("print_check",),
     "blora_nb.course.examples": ("example_blora", "example_names", "example_picture"),
+    "blora_nb.diagram": ("unet_diagram",),
     "blora_nb.figures": (
         "alpha_grid",
         "heat_map",
@@ -60,6 +63,7 @@ NAMES = {
     ),
     "blora_nb.metrics": ("scorer_for",),
     "blora_nb.pipeline": ("encode_prompt", "load_pipeline"),
+    "blora_nb.rebuilding": ("rebuild",),
     "blora_nb.settings": ("TrainingSettings",),
     "blora_nb.training": ("train",),
     "blora_nb.validation": ("validation_pictures",),
@@ -92,6 +96,7 @@ __all__ = [
     "print_check",
     "prompt_per_block",
     "read_image",
+    "rebuild",
     "record_attention",
     "remove",
     "sample",
@@ -100,6 +105,7 @@ __all__ = [
     "seed_ranking",
     "set_alphas",
     "train",
+    "unet_diagram",
     "validation_pictures",
 ]
 

@@ -12,6 +12,7 @@ FLOORS = (
     ("__main__", "cli"),
     ("widgets",),
     ("course",),
+    ("diagram",),
     ("figures",),
     ("validation", "rebuilding"),
     ("training", "generation", "inspection", "structure", "metrics"),
