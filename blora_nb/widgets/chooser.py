@@ -19,11 +19,19 @@ from blora_nb.widgets.pad import DrawingPad
 from blora_nb.widgets.uploads import picture_from_bytes, uploaded_files
 from blora_nb.widgets.worker import Worker
 
-# in pixels: a source's picture, the words before a control, the least width of the controls, and
-# where the inputs begin
+# in pixels: a source's picture, the words before a control, the least width of the controls
 SIDE, LABEL, CONTROLS = 96, 94, 300
-INDENT = SIDE + 12 + LABEL
+
+
+def wide_or_narrow(wide: int, narrow: int, width: int) -> str:
+    """A length in CSS: `wide` pixels in a place of at least `width` pixels, otherwise `narrow`."""
+    return f"clamp({narrow}px, (100% - {width - 1}px) * 1000, {wide}px)"
+
+
+# where the inputs begin; on a narrow page the controls stand below the picture
+INDENT = wide_or_narrow(SIDE + 12 + LABEL, LABEL, SIDE + 12 + CONTROLS)
 INDENTED = {"margin": f"0 0 0 {LABEL + 8}px"}
+BOXES_INDENTED = {"margin": f"0 0 0 {wide_or_narrow(LABEL + 8, 0, CONTROLS)}"}
 
 NO_PICTURE = (
     f'<div style="width:{SIDE}px;height:{SIDE}px;line-height:{SIDE}px;text-align:center;'
@@ -79,7 +87,7 @@ class HalfChooser(widgets.VBox):
             "white_paper": self._box(f"{title}: paper made white"),
             "margin": self._box(f"{title}: add a margin"),
         }
-        self.preparation = widgets.VBox(list(self.boxes.values()), layout=INDENTED)
+        self.preparation = widgets.VBox(list(self.boxes.values()), layout=BOXES_INDENTED)
         self.pad: DrawingPad | None = None
         self.use_drawing = widgets.Button(description="Use this drawing", layout=AUTO)
         self.below = widgets.VBox(layout={"align_items": "flex-start"})
