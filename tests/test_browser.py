@@ -291,7 +291,9 @@ PAD_CELLS = (
 def test_the_pad_in_jupyterlab(page, serve, tmp_path):
     """Drawn by mouse, chosen by keyboard, and saved by the next cell."""
     cells = [nbformat.v4.new_code_cell(source) for source in PAD_CELLS]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "pad.ipynb")
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / "pad.ipynb")
     page.goto(serve(lab(tmp_path), tmp_path, "lab/tree/pad.ipynb"))
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     page.locator(".jp-Cell").first.click()
