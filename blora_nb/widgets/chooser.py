@@ -113,7 +113,7 @@ class HalfChooser(widgets.VBox):
 
     def _arranged(self) -> widgets.Widget:
         """The thumbnail, and the controls beside it (below it on a narrow page)."""
-        # Colab shows a pad only where one was made before the rest of the panel
+        # Colab shows pads in cells of their own, but none inside of a panel
         draw = [] if host() == "Colab" else [self.draw]
         buttons = widgets.HBox([self.upload, *draw, self.train], layout=WRAPPED | INDENTED)
         rows = [self.choice, buttons, self.preparation, self.alpha]
@@ -179,6 +179,7 @@ class HalfChooser(widgets.VBox):
                 self._say_how_to_learn(name)
 
     def _say_how_to_learn(self, name: str) -> None:
+        """Name the button that trains, and say what is known of the chosen picture."""
         text = f'Press "{self.train.description}" to learn {name}.'
         self.worker.say(text, self.remarks())
 
@@ -200,10 +201,12 @@ class HalfChooser(widgets.VBox):
         self.below.layout.display = "" if self.draw.value else "none"
 
     def _offer_drawing(self) -> None:
+        """Let the button be pressed as soon as something is drawn."""
         self.use_drawing.disabled = self._drawing() is None
         self.use_drawing.button_style = "" if self.use_drawing.disabled else "primary"
 
     def _drawing(self) -> Image.Image | None:
+        """What is on the pad; None if nothing is drawn, or nobody asked for the pad."""
         return self.pad.picture if self.pad else None
 
     def _add_drawing(self) -> None:
@@ -226,9 +229,8 @@ class HalfChooser(widgets.VBox):
 
         def work() -> None:
             blora = train(pipe, picture, settings, progress=self.worker.step)
-            self.gallery.add_trained(
-                source.name, blora, picture
-            )  # before a full disk could lose it
+            # before a full disk could lose it
+            self.gallery.add_trained(source.name, blora, picture)
             path = blora.save(free_path(self.folder, safe_name(source.name), ".safetensors"))
             said = f"{source.name} is trained, and kept in {path}."
             if is_teaching_model(pipe):

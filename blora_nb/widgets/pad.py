@@ -38,6 +38,8 @@ class DrawingPad(anywidget.AnyWidget):
         pad  # in a cell of its own; draw, then
         train(pipe, pad.picture)
 
+    Panels have one behind "Draw content" and "Draw style"; on Colab it needs a cell of its own.
+
     Args:
         start: a picture to draw over: a path or a PIL image, fitted into the square.
 
