@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from blora_nb.settings import TrainingSettings
     from blora_nb.training import train
     from blora_nb.validation import validation_pictures
+    from blora_nb.widgets.pad import DrawingPad
     from blora_nb.widgets.panels import AlphaPanel, SeedPanel
     from blora_nb.widgets.picker import CheckpointPicker
 
@@ -67,6 +68,7 @@ NAMES = {
     "blora_nb.settings": ("TrainingSettings",),
     "blora_nb.training": ("train",),
     "blora_nb.validation": ("validation_pictures",),
+    "blora_nb.widgets.pad": ("DrawingPad",),
     "blora_nb.widgets.panels": ("AlphaPanel", "SeedPanel"),
     "blora_nb.widgets.picker": ("CheckpointPicker",),
 }
@@ -76,6 +78,7 @@ __all__ = [
     "AlphaPanel",
     "BLoRA",
     "CheckpointPicker",
+    "DrawingPad",
     "SeedPanel",
     "TrainingSettings",
     "alpha_grid",
