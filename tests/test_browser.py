@@ -210,14 +210,22 @@ def colour_at(pad, across, down):
 
 
 def requests_elsewhere(page):
-    """A list that fills with the addresses of other hosts that the page asks from now on."""
+    """A list that fills with the addresses of other hosts that the page asks from now on.
+
+    What the browser refuses to ask, by the server's Content-Security-Policy, is taken off again.
+    """
     elsewhere = []
+
+    def refused(request):
+        if request.failure == "csp":
+            elsewhere.remove(request.url)
 
     def note(request):
         if not request.url.startswith(("http://localhost:", "data:", "blob:")):
             elsewhere.append(request.url)
 
     page.on("request", note)
+    page.on("requestfailed", refused)
     return elsewhere
 
 
@@ -384,9 +392,11 @@ def test_the_app_page_lists_the_words_of_the_model():
 def test_the_app_page(page, serve, tmp_path):
     """The page of `make app`: its own tabs, an upload that is no picture, and one that is."""
     shutil.copytree(ROOT / "app", tmp_path / "app")
+    elsewhere = requests_elsewhere(page)
     page.goto(serve(["voila", "blora.ipynb"], tmp_path / "app", ""))
     panel = page.locator(".blora-panel:visible")
     panel.wait_for()
+    assert elsewhere == []
     use(page, panel)
 
     page.get_by_role("tab", name="Text stylization").click()

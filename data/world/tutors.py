@@ -76,12 +76,12 @@ class StyleTutor(nn.Module):
             nn.SiLU(),
             nn.Linear(width, STYLE_TOKENS * HALF),
         )
-        self.direct = nn.Linear(NUMBERS, STYLE_TOKENS * HALF)
+        self.direct = nn.Linear(NUMBERS, HALF)  # the same in every token
         self.places = nn.Parameter(0.5 * torch.randn(STYLE_TOKENS, HALF))
 
     def forward(self, styles: Tensor) -> Tensor:
-        said = self.layers(styles) + self.direct(styles)
-        return even(said.unflatten(1, (STYLE_TOKENS, HALF)) + self.places)
+        said = self.layers(styles).unflatten(1, (STYLE_TOKENS, HALF))
+        return even(said + self.direct(styles)[:, None] + self.places)
 
 
 class Tutors(nn.Module):
