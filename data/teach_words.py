@@ -50,19 +50,24 @@ def build_tokenizer(words: list[str]) -> CLIPTokenizer:
 
 def build_encoders(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
     """SDXL's two text encoders in miniature; as there, the layer before the last one speaks."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HALF,
-        intermediate_size=6 * HALF,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=POSITIONS,
-        projection_dim=POOLED,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    first, second = CLIPTextModel(config), CLIPTextModelWithProjection(config)
+
+    def config(layers: int, intermediate_size: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=HALF,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=POSITIONS,
+            projection_dim=POOLED,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    # the first has to know by heart what hundreds of things look like
+    first = CLIPTextModel(config(layers=4, intermediate_size=12 * HALF))
+    second = CLIPTextModelWithProjection(config(layers=3, intermediate_size=6 * HALF))
     for encoder in (first, second):
         nn.init.normal_(encoder.get_input_embeddings().weight, std=0.5)
     nn.init.zeros_(second.text_projection.weight)  # the pooled prompt says nothing
