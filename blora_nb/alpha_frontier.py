@@ -110,10 +110,7 @@ class Frontier:
 
     @property
     def best_point(self) -> FrontierPoint:
-        """The recommended one: of the frontier, the point whose smaller score is the highest.
-
-        Scores count to two decimals. Ties go to the alphas nearest 1.
-        """
+        """The recommended one, by the rule of `frontier`."""
         kept = [point.content_kept for point in self.points]
         moved = [point.style_moved for point in self.points]
         return self.points[most_balanced(kept, moved, [_from_1(point) for point in self.points])]
@@ -157,8 +154,9 @@ def frontier(
 ) -> Frontier:
     """Draw a grid of alphas, score every picture, and recommend one pair.
 
-    Recommended is the point of the frontier whose smaller score is the highest; scores count to two
-    decimals, and ties go to the alphas nearest 1.
+    Both scores are scaled from their lowest (0) to their highest (1) in the grid, and recommended
+    is the point of the frontier whose smaller one is the highest; ties go to the alphas nearest 1.
+    Scores count to two decimals (see `metrics.balance`).
 
         found = frontier(pipe, cat, neon, content_picture="cat.png", style_picture="neon.png")
         found  # the figure

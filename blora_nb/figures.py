@@ -324,9 +324,10 @@ def _draw_frontier(ax: Axes, frontier: "Frontier") -> None:
         ([best], "recommended", COLOURS[1], star),
     ):
         if points:
+            places = np.array([_place(point) for point in points])
             ax.errorbar(
-                [point.content_kept for point in points],
-                [point.style_moved for point in points],
+                places[:, 0],
+                places[:, 1],
                 xerr=[point.content_error or 0 for point in points],
                 yerr=[point.style_error or 0 for point in points],
                 color=colour,
@@ -347,8 +348,13 @@ def _draw_frontier(ax: Axes, frontier: "Frontier") -> None:
         title_fontsize=8,
         alignment="left",
     )
-    line_through = [(point.content_kept, point.style_moved) for point in on_it]
-    label_points(ax, _labels(frontier, [best, *on_it, *off_it]), line_through)
+    labels = _labels(frontier, [best, *on_it, *off_it])
+    label_points(ax, labels, [_place(point) for point in on_it])
+
+
+def _place(point: "FrontierPoint") -> tuple[float, float]:
+    """Its content kept and style moved, as they count."""
+    return round(point.content_kept, DECIMALS), round(point.style_moved, DECIMALS)
 
 
 @dataclass(frozen=True)
@@ -370,18 +376,15 @@ def _labels(frontier: "Frontier", points: Sequence["FrontierPoint"]) -> list[Poi
     """One label for all points at one place; the first of them is named."""
     places: dict[tuple[float, float], list[FrontierPoint]] = {}
     for point in points:
-        place = round(point.content_kept, DECIMALS), round(point.style_moved, DECIMALS)
-        there = places.setdefault(place, [])
+        there = places.setdefault(_place(point), [])
         if point not in there:
             there.append(point)
     on_it = frontier.frontier
     labels = []
-    for first, *others in places.values():
+    for place, (first, *others) in places.items():
         text = f"{first.content_alpha:g} / {first.style_alpha:g}"
         text += f" and {len(others)} more" if others else ""
-        labels.append(
-            PointLabel(first.content_kept, first.style_moved, text, needed=first in on_it)
-        )
+        labels.append(PointLabel(*place, text, needed=first in on_it))
     return labels
 
 
@@ -391,7 +394,7 @@ def label_points(
     """Write labels beside their points so that no text covers a point, a line, or another text.
 
     A label that has to stand away from its point is joined to it by a thin line. The first labels
-    choose first. The limits of the axes must be final.
+    choose first. Nothing may be drawn afterwards that changes the limits of the axes.
 
     Args:
         line: the (x, y) of a line through points, in the units of the axes.
@@ -400,6 +403,8 @@ def label_points(
     assert figure is not None
     pixels = figure.dpi / 72  # of a point of type
     inside = ax.get_window_extent()
+    # matplotlib puts it off until drawing
+    ax.autoscale_view()
     points = ax.transData.transform([(label.x, label.y) for label in labels])
     taken = [_box(point, 9 * pixels, 9 * pixels) for point in points]
     if line:
@@ -420,7 +425,7 @@ def label_points(
             # from the point to the middle of the text, and to where a line to it ends
             near = np.array([math.cos(angle), math.sin(angle)]) * radius * pixels
             middle = near + np.sign(near.round(6)) * (size.width / 2, size.height / 2)
-            box = _box(point + middle, size.width, size.height)
+            box = _box(point + middle, size.width + 4, size.height + 2)
             joined = radius > NEAR
             way = _boxes_along([point + near * 8 / radius, point + near]) if joined else []
             fits = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
@@ -435,9 +440,12 @@ def label_points(
 
 
 def _ways_round(farthest: float) -> Iterator[tuple[float, float]]:
-    """(distance, angle) of places to try for a label, the nearest first; points, radians."""
+    """(distance, angle) of places to try for a label, in points and radians.
+
+    The nearest first, and oblique ones first: on level ones are the bars of standard errors.
+    """
     for distance in range(NEAR, int(farthest), 8):
-        for sixteenth in (0, 8, 4, 12, 2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11):
+        for sixteenth in (2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11, 0, 8, 4, 12):
             yield distance, sixteenth * math.pi / 8
 
 
@@ -500,9 +508,10 @@ def _frontier_caption(frontier: "Frontier") -> str:
         )
     return (
         f'"{frontier.prompt}", {len(frontier.points)} pairs of alphas, seeds {seeds}. '
-        f"Recommended: content alpha {content_alpha:g}, style alpha {style_alpha:g}, the point of "
-        "the frontier whose smaller score is the highest; scores count to two decimals, ties go "
-        f"to the alphas nearest 1. {noise} Pictures: seed {frontier.seeds[0]}."
+        f"Recommended: content alpha {content_alpha:g}, style alpha {style_alpha:g}. Both scores "
+        "are scaled from their lowest (0) to their highest (1), and the point is taken whose "
+        f"smaller one is the highest; ties go to the alphas nearest 1. {noise} Pictures: seed "
+        f"{frontier.seeds[0]}, from most content to most style."
     )
 
 

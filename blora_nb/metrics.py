@@ -32,6 +32,7 @@ JUDGE = DATA / "judge"
 SIDE = 48  # pixels the judge looks at
 PHOTO, IN_STYLE = "A photo of a {}", "A picture in {} style"  # what CLIP is asked
 DECIMALS = 2  # scores that differ by less count as equal where one is recommended
+SMALLEST_RANGE = 0.05  # of scores that differ at all
 
 
 class Scorer(Protocol):
@@ -281,17 +282,39 @@ def non_dominated(first: Sequence[float], second: Sequence[float]) -> list[int]:
     ]
 
 
+def balance(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """For each pair of scores the smaller one, each scaled from its lowest (0) to its highest (1).
+
+    Scaled, because content kept and style moved have other lowest and highest values, above all as
+    cosines. A range of less than 0.05 is mostly noise and counts as 0.05, from the highest down.
+
+    >>> balance([0.7, 0.8, 0.9], [0.5, 0.4, 0.1])
+    [0.0, 0.5, 0.0]
+    """
+    scaled = [_from_lowest_to_highest(first), _from_lowest_to_highest(second)]
+    return [min(pair) for pair in zip(*scaled, strict=True)]
+
+
+def _from_lowest_to_highest(scores: Sequence[float]) -> list[float]:
+    rounded = [round(score, DECIMALS) for score in scores]
+    highest = max(rounded)
+    span = max(highest - min(rounded), SMALLEST_RANGE)
+    # rounded again: equal scores are to stay equal
+    return [round(1 - (highest - score) / span, 6) for score in rounded]
+
+
 def most_balanced(
     first: Sequence[float], second: Sequence[float], distances: Sequence[float]
 ) -> int:
-    """The place of the pair of scores whose smaller one is the highest, among the non-dominated.
+    """The place of the non-dominated pair of scores with the highest `balance`.
 
     Scores count to two decimals. Ties go to the smallest distance.
 
-    >>> most_balanced([0.9, 0.7, 0.704], [0.2, 0.6, 0.6], [0, 2, 1])
+    >>> most_balanced([0.9, 0.7, 0.704, 0.2], [0.2, 0.6, 0.6, 0.7], [0, 2, 1, 0])
     2
     """
-    one = [round(score, DECIMALS) for score in first]
-    two = [round(score, DECIMALS) for score in second]
-    best = non_dominated(one, two)
-    return min(best, key=lambda place: (-min(one[place], two[place]), distances[place], place))
+    rounded = [[round(score, DECIMALS) for score in scores] for scores in (first, second)]
+    balances = balance(first, second)
+    return min(
+        non_dominated(*rounded), key=lambda place: (-balances[place], distances[place], place)
+    )
