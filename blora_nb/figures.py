@@ -18,13 +18,14 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import Tensor
 
+from blora_nb.checkpoint_scores import CheckpointScores, recommended
 from blora_nb.files.images import read_image
 from blora_nb.files.paths import free_path
 from blora_nb.files.safe_files import complete_file
 from blora_nb.files.saved_images import read_settings
 from blora_nb.generation import Seeds, generate, sample, seed_list
 from blora_nb.lora import Given, apply, set_alphas
-from blora_nb.metrics import DECIMALS, ranked
+from blora_nb.metrics import DECIMALS, mean_and_error, ranked
 from blora_nb.registry import pipeline_lock
 from blora_nb.validation import SHEET, validated
 
@@ -273,6 +274,70 @@ def checkpoint_grid(folder: str | Path) -> NotebookFigure:
     first = next(iter(found.values()))[0]
     caption = f'"{read_settings(first)["prompt"]}" at {len(rows)} checkpoints'
     return picture_grid(rows, steps, seeds, caption, side=1.5)
+
+
+def checkpoint_curve(
+    scores: Sequence[CheckpointScores], chosen: str | Path | None = None
+) -> NotebookFigure:
+    """Content kept and style moved over the steps of a training, with the recommended checkpoint.
+
+    Args:
+        scores: from `checkpoint_scores.score_checkpoints`.
+        chosen: the folder of a checkpoint to be marked by a line.
+    """
+    figure, ax = _chart("training step", "score")
+    best = recommended(scores)
+    steps = [one.step for one in scores]
+    content = [mean_and_error(one.content_scores) for one in scores]
+    style = [mean_and_error(one.style_scores) for one in scores]
+    curves = {"content kept": content, "style moved": style}
+    for (name, values), colour, marker in zip(curves.items(), COLOURS, MARKERS):
+        means = [mean for mean, _ in values]
+        errors = [error or 0 for _, error in values]
+        ax.errorbar(
+            steps,
+            means,
+            yerr=errors,
+            color=colour,
+            ecolor=to_rgba(colour, 0.5),
+            marker=marker,
+            markersize=4,
+            elinewidth=0.8,
+            label=name,
+        )
+    starred = [best.content_kept, best.style_moved]
+    star: dict[str, Any] = {
+        "marker": "*",
+        "markersize": 13,
+        "color": "0.1",
+        "linestyle": "none",
+        "zorder": 4,
+    }
+    ax.plot([best.step] * 2, starred, label="recommended", **star)
+    for one in scores:
+        if chosen is not None and one.checkpoint == Path(chosen):
+            ax.axvline(one.step, color="0.6", linestyle="--", zorder=0, label="chosen")
+    ax.set_ylim(bottom=min(0, ax.get_ylim()[0]) if min(starred) < 0 else 0)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.add_caption(_curve_caption(scores, best), "")
+    return figure
+
+
+def _curve_caption(scores: Sequence[CheckpointScores], best: CheckpointScores) -> str:
+    """What was scored, the rule of the recommendation, and how far it is to be trusted."""
+    count = len(best.content_scores)
+    if best.halves_apart:
+        what = "content half alone in another style, style half alone on another object"
+    else:
+        what = "pictures of both halves: how far the training picture is drawn again"
+    noise = "a single picture, which says nothing of the noise"
+    if count > 1:
+        noise = f"{count} pictures each, bars: ± one standard error; few pictures are noisy"
+    return (
+        f"{what[0].upper()}{what[1:]}; {noise}. Recommended: step {best.step}, the earliest at "
+        "which the smaller score, scaled from its lowest (0) to its highest (1), is within 0.1 of "
+        "the best."
+    )
 
 
 def write_validation_sheet(folder: str | Path) -> Path:
