@@ -41,6 +41,7 @@ GAP = 0.05  # inches between pictures
 # Okabe and Ito's colours, which the colour-blind can tell apart
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 MARKERS = "os^D"
+MOST_TICKS = 12
 NEAR = 7  # points of type from a point of a chart to a label that needs no line to it
 
 
@@ -291,7 +292,8 @@ def checkpoint_curve(
     content = [mean_and_error(one.content_scores) for one in scores]
     style = [mean_and_error(one.style_scores) for one in scores]
     curves = {"content kept": content, "style moved": style}
-    for (name, values), colour, marker in zip(curves.items(), COLOURS, MARKERS):
+    # dashed, so that both show where they are the same
+    for (name, values), colour, marker, line in zip(curves.items(), COLOURS, MARKERS, ("-", "--")):
         means = [mean for mean, _ in values]
         errors = [error or 0 for _, error in values]
         ax.errorbar(
@@ -302,6 +304,7 @@ def checkpoint_curve(
             ecolor=to_rgba(colour, 0.5),
             marker=marker,
             markersize=4,
+            linestyle=line,
             elinewidth=0.8,
             label=name,
         )
@@ -316,9 +319,23 @@ def checkpoint_curve(
     ax.plot([best.step] * 2, starred, label="recommended", **star)
     for one in scores:
         if chosen is not None and one.checkpoint == Path(chosen):
-            ax.axvline(one.step, color="0.6", linestyle="--", zorder=0, label="chosen")
-    ax.set_ylim(bottom=min(0, ax.get_ylim()[0]) if min(starred) < 0 else 0)
-    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+            ax.axvline(one.step, color="0.6", linestyle=":", zorder=0, label="chosen")
+    low, high = ax.get_ylim()
+    # cosines can be negative; room for the star above the highest
+    ax.set_ylim(min(low, 0) if min(starred) < 0 else 0, high + 0.08 * (high - min(low, 0)))
+    if len(steps) <= MOST_TICKS:
+        ax.set_xticks(steps)
+    handles, names = ax.get_legend_handles_labels()
+    entries = dict(zip(names, handles))
+    order = [*curves, *(name for name in entries if name not in curves)]
+    ax.legend(
+        [entries[name] for name in order],
+        order,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        frameon=False,
+        fontsize=8,
+    )
     figure.add_caption(_curve_caption(scores, best), "")
     return figure
 
@@ -330,11 +347,11 @@ def _curve_caption(scores: Sequence[CheckpointScores], best: CheckpointScores) -
         what = "content half alone in another style, style half alone on another object"
     else:
         what = "pictures of both halves: how far the training picture is drawn again"
-    noise = "a single picture, which says nothing of the noise"
+    noise = "One picture each says nothing of the noise."
     if count > 1:
-        noise = f"{count} pictures each, bars: ± one standard error; few pictures are noisy"
+        noise = f"Bars: ± one standard error over {count} pictures; few pictures are noisy."
     return (
-        f"{what[0].upper()}{what[1:]}; {noise}. Recommended: step {best.step}, the earliest at "
+        f"{what[0].upper()}{what[1:]}. {noise} Recommended: step {best.step}, the earliest at "
         "which the smaller score, scaled from its lowest (0) to its highest (1), is within 0.1 of "
         "the best."
     )
