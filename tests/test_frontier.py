@@ -239,6 +239,7 @@ NEGATIVE = {(1, 1): [(-0.5, 0.1)], (1, 0.5): [(0.2, -0.3)]}
 def test_labels_cover_neither_points_nor_each_other(numbers):
     found = made_of(numbers)
     figure = frontier_figure(found)
+    figure.draw_without_rendering()
     ax = figure.axes[0]
     texts = [text for text in ax.texts if text.get_text()]
     boxes = [text.get_window_extent() for text in texts]
