@@ -230,12 +230,16 @@ CLUSTERED = {
     for c in (0.5, 0.75, 1, 1.25)
     for s in (0.5, 0.75, 1, 1.25)
 }
+PERCENT = {
+    pair: [(100 * kept, 100 * moved) for kept, moved in by_seed]
+    for pair, by_seed in CLUSTERED.items()
+}
 SATURATED = {pair: [(1, 1), (1, 1)] for pair in CLUSTERED} | {(0.5, 0.5): [(0, 0), (1, 0)]}
 ONE = {(1, 1): [(0.5, 0.5)]}
 NEGATIVE = {(1, 1): [(-0.5, 0.1)], (1, 0.5): [(0.2, -0.3)]}
 
 
-@pytest.mark.parametrize("numbers", [CLUSTERED, SATURATED, ONE, NEGATIVE])
+@pytest.mark.parametrize("numbers", [CLUSTERED, PERCENT, SATURATED, ONE, NEGATIVE])
 def test_labels_cover_neither_points_nor_each_other(numbers):
     found = made_of(numbers)
     figure = frontier_figure(found)
