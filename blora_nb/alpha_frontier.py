@@ -175,7 +175,7 @@ def frontier(
         seeds: the same ones at every pair.
         num_inference_steps: by default what suits the pipeline.
         scorer: by default `metrics.scorer_for(pipe)`: the judge for the teaching model (0 to 1),
-            DINO for everything else (cosines).
+            DINO for everything else (cosines), which is loaded anew unless you give the scorer.
         progress: a progress bar over the pictures.
         sampling: the other fields of `generation.Sampling`.
 

@@ -37,6 +37,8 @@ METHOD = (
     "settings",
     "structure",
     "metrics",
+    "alpha_frontier",
+    "checkpoint_scores",
     "figures",
 )
 
