@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from blora_nb.alpha_frontier import frontier
     from blora_nb.cli.check import print_check
     from blora_nb.course.examples import example_blora, example_names, example_picture
+    from blora_nb.diagram import unet_diagram
     from blora_nb.figures import (
         alpha_grid,
         heat_map,
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from blora_nb.lora import BLoRA, apply, combine, from_original_alpha, remove, set_alphas
     from blora_nb.metrics import scorer_for
     from blora_nb.pipeline import encode_prompt, load_pipeline
+    from blora_nb.rebuilding import rebuild
     from blora_nb.settings import TrainingSettings
     from blora_nb.training import train
     from blora_nb.validation import validation_pictures
+    from blora_nb.widgets.pad import DrawingPad
     from blora_nb.widgets.panels import AlphaPanel, SeedPanel
     from blora_nb.widgets.picker import CheckpointPicker
 
@@ -38,6 +41,7 @@ __version__ = "0.1.0"
 NAMES = {
     "blora_nb.cli.check": ("print_check",),
     "blora_nb.course.examples": ("example_blora", "example_names", "example_picture"),
+    "blora_nb.diagram": ("unet_diagram",),
     "blora_nb.figures": (
         "alpha_grid",
         "heat_map",
@@ -62,9 +66,11 @@ NAMES = {
     ),
     "blora_nb.metrics": ("scorer_for",),
     "blora_nb.pipeline": ("encode_prompt", "load_pipeline"),
+    "blora_nb.rebuilding": ("rebuild",),
     "blora_nb.settings": ("TrainingSettings",),
     "blora_nb.training": ("train",),
     "blora_nb.validation": ("validation_pictures",),
+    "blora_nb.widgets.pad": ("DrawingPad",),
     "blora_nb.widgets.panels": ("AlphaPanel", "SeedPanel"),
     "blora_nb.widgets.picker": ("CheckpointPicker",),
 }
@@ -74,6 +80,7 @@ __all__ = [
     "AlphaPanel",
     "BLoRA",
     "CheckpointPicker",
+    "DrawingPad",
     "SeedPanel",
     "TrainingSettings",
     "alpha_grid",
@@ -95,6 +102,7 @@ __all__ = [
     "print_check",
     "prompt_per_block",
     "read_image",
+    "rebuild",
     "record_attention",
     "remove",
     "sample",
@@ -103,6 +111,7 @@ __all__ = [
     "seed_ranking",
     "set_alphas",
     "train",
+    "unet_diagram",
     "validation_pictures",
 ]
 

@@ -382,7 +382,7 @@ def frontier_figure(frontier: "Frontier") -> NotebookFigure:
         smooth = "nearest" if picture.width < 128 else "antialiased"
         ax.imshow(np.asarray(picture), interpolation=smooth)
         ax.set(xticks=[], yticks=[], frame_on=point is best)
-        ax.spines[:].set(color=COLOURS[1], linewidth=2.5)
+        ax.spines[:].set(color=BEST, linewidth=2.5)
         ax.set_xlabel(
             f"content {point.content_alpha:g}, style {point.style_alpha:g}\n"
             f"kept {point.content_kept:.2f}, moved {point.style_moved:.2f}",
@@ -402,8 +402,8 @@ def _draw_frontier(ax: Axes, frontier: "Frontier") -> None:
     star = dot | {"marker": "*", "markersize": 15, "zorder": 4}
     for points, name, colour, look in (
         (off_it, "dominated", "0.6", dot),
-        (on_it, "frontier", COLOURS[0], line),
-        ([best], "recommended", COLOURS[1], star),
+        (on_it, "frontier", COLOURS[2], line),
+        ([best], "recommended", BEST, star),
     ):
         if points:
             places = np.array([_place(point) for point in points])

@@ -18,7 +18,13 @@ from blora_nb.lora import BLoRA, apply, remove
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
-LEARNT = 3.0  # dB above one flat colour: from here on the thing is recognisable
+# dB above one flat colour
+LEARNT = 3.0
+ROUGHLY = 1.0
+REMEDY = (
+    "Try a drawing of one thing in few colours that fills most of the frame, "
+    "or more training steps."
+)
 
 
 @dataclass(frozen=True)
@@ -36,18 +42,22 @@ class Rebuilt:
     flat_psnr: float
 
     @property
+    def gain(self) -> float:
+        """How much nearer to the picture it is than one flat colour, in dB."""
+        return self.psnr - self.flat_psnr
+
+    @property
     def learnt(self) -> bool:
-        """Whether the drawing is better than one flat colour by 3 dB or more."""
-        return self.psnr - self.flat_psnr >= LEARNT
+        """Whether the gain is 3 dB or more."""
+        return self.gain >= LEARNT
 
     def __str__(self) -> str:
         numbers = f"rebuilt to {self.psnr:.1f} dB, one flat colour reaches {self.flat_psnr:.1f} dB"
         if self.learnt:
             return f"{numbers}: learnt."
-        return (
-            f"{numbers}: not learnt. Try a drawing of one thing in few colours that fills most of "
-            "the frame, or more training steps."
-        )
+        if self.gain >= ROUGHLY:
+            return f"{numbers}: roughly learnt. {REMEDY}"
+        return f"{numbers}: not learnt. {REMEDY}"
 
 
 def rebuild(

@@ -56,10 +56,12 @@ class Muon(torch.optim.Optimizer):
 def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon takes it: kernels and linear layers, not what the network reads and writes with.
 
-    The first and the last layer, embeddings, biases and norms stay with AdamW.
+    The first and the last layer, embeddings, biases and norms stay with AdamW. So do the tutors:
+    Muon gave the one strongest direction of a style, its lightness, all of their weights.
     """
     layer = name.split(".")[-2] if "." in name else ""
-    return parameter.ndim in (2, 4) and layer not in ("conv_in", "conv_out", "speak", "")
+    outer = layer in ("conv_in", "conv_out", "") or name.startswith("tutors.")
+    return parameter.ndim in (2, 4) and not outer
 
 
 class MatrixMuon:

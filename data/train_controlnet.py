@@ -29,7 +29,7 @@ from train_unet import noise_schedule, save, size_words, timesteps, words_per_bl
 from world.latents import components, to_latents
 from world.painting import SIDE, paint
 from world.paths import WORK
-from world.samples import Shapes, training_styles
+from world.samples import Shapes, Shares, training_styles
 from world.tutors import Tutors
 
 BATCH = 32
@@ -99,7 +99,7 @@ def main() -> None:
         optimizer.param_groups[0]["lr"] = args.learning_rate * factor
         generator = torch.Generator().manual_seed(step)
         placed, _ = shapes.draw(BATCH, generator)
-        styles, others = (training_styles(BATCH, 0.03, generator) for _ in range(2))
+        styles, others = (training_styles(BATCH, Shares(plain=0.03), generator) for _ in range(2))
         hint = outlines(paint(placed, others))
         x = to_latents(paint(placed, styles), parts)
         noise = torch.randn(x.shape, generator=generator)

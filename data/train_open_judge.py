@@ -23,7 +23,7 @@ from world.captions import canonical_shapes, nouns
 from world.judge import JUDGE, SIDE, Judge
 from world.painting import paint, place, random_poses
 from world.paths import WORK
-from world.samples import Shapes, training_styles
+from world.samples import Shapes, Shares, training_styles
 from world.styles import HELD_OUT_NAMED_STYLES, NAMED_STYLES, PLAIN, random_styles
 
 TEMPERATURE = 0.08
@@ -109,8 +109,8 @@ def batch(shapes: Shapes, count: int, generator: torch.Generator) -> tuple[Tenso
     nearly[:, 0] *= 1 + 0.06 * jitter(count)
     nearly[:, 1:3] += 0.05 * jitter(count, 2)
     nearly[:, 3] += 0.05 * jitter(count)
-    styles = training_styles(count, 0.05, generator)
-    others = training_styles(count, 0.15, generator)
+    styles = training_styles(count, Shares(plain=0.05), generator)
+    others = training_styles(count, Shares(plain=0.15), generator)
     first = paint(place(shapes.coverage[rows], poses), styles)
     same_shape = paint(place(shapes.coverage[rows], nearly), others)
     elsewhere, _ = shapes.draw(count, generator)

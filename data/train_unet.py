@@ -42,7 +42,7 @@ from processes import (
 from world.latents import CHANNELS, PATCH, SIDE, components, smaller, to_latents, to_pictures
 from world.painting import paint
 from world.paths import WORK
-from world.samples import Pool, Shapes
+from world.samples import Pool, Shapes, Shares
 from world.styles import PLAIN, get, random_styles, without_patterns
 from world.tutors import HALF, Tutors
 
@@ -62,7 +62,7 @@ def build_unet() -> UNet2DConditionModel:
         transformer_layers_per_block=(1, 1, 2),
         attention_head_dim=(4, 4, 4),
         cross_attention_dim=2 * HALF,
-        norm_num_groups=8,
+        norm_num_groups=4,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=32,
@@ -158,17 +158,17 @@ def natural_words(
 # ---------------------------------------------------------------- the curriculum
 
 
-def shares(progress: float) -> tuple[float, float]:
-    """The share of one plain style, and the share of flat colours among the other styles.
+def shares(progress: float) -> Shares:
+    """Which styles are painted at this share of the training.
 
-    Shapes are found first, by one plain style: with all styles from the start a silhouette is now
-    lighter, now darker than its ground, and the content tutor's message says nothing about any
-    pixel until the model knows how to combine both. Then come the colours of the parts, and only
-    then patterns and textures.
+    First every ground is light and every object dark, in any hue: with all colours from the start a
+    silhouette is now lighter, now darker than its ground, and the content tutor's message says
+    nothing about any pixel until the model knows how to combine both. Then come all colours, and
+    only then patterns and textures. (With black on white at first, the model never learnt hues.)
     """
-    plain = min(1.0, max(0.04, 1 - progress / 0.12))
+    ordered = min(1.0, max(0.0, 1.2 - progress / 0.15))
     flat = min(1.0, max(0.3, 1 - 0.7 * (progress - 0.25) / 0.3))
-    return plain, flat
+    return Shares(plain=0.03, ordered=ordered, flat=max(flat, ordered))
 
 
 def timesteps(count: int, progress: float, generator: torch.Generator) -> Tensor:
@@ -191,7 +191,7 @@ def learning_rate(progress: float, steps_without_pause: int) -> float:
 
     Where momentum was lost there is a warm-up again.
     """
-    return min(1.0, (steps_without_pause + 1) / 100, (1 - progress) / 0.3)
+    return min(1.0, (steps_without_pause + 1) / 60, (1 - progress) / 0.3)
 
 
 # ---------------------------------------------------------------- training
@@ -236,6 +236,8 @@ def one_step_quality(
         result[name + "_one_colour"] = psnr(flat.expand_as(pictures), pictures)
         result[name + "_latents"] = psnr(held, pictures)
         if name == "flat":
+            ground = (maps.sum(1) < 0.02).float()
+            result["ground"] = explained(drawn, ground, get(styles, "ground_1"))
             result |= {p: explained(drawn, maps[:, i], get(styles, c)) for i, p, c in PARTS}
     return result
 
@@ -299,8 +301,8 @@ def main() -> None:
     add("--pictures", type=int, default=2_000_000, help="training pictures seen in all")
     add("--batch-size", type=int, default=64, help="of all processes together")
     add("--natural", action="store_true", help="every block hears everything")
-    add("--learning-rate", type=float, default=0.02, help="of Muon, for the matrices")
-    add("--weight-decay", type=float, default=0.4, help="of the matrices")
+    add("--learning-rate", type=float, default=0.015, help="of Muon, for the matrices")
+    add("--weight-decay", type=float, default=0.1, help="of the matrices")
     add("--start-from", type=Path, help="averaged weights to start from where there is no state")
     add("--minutes-between-states", type=float, default=10)
     add("--report-every", type=int, default=250, help="steps")

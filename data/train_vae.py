@@ -22,7 +22,7 @@ from train_unet import psnr, psnr_of_each, save
 from world.latents import CHANNELS, PATCH, SIDE, components, smaller, to_latents
 from world.painting import paint
 from world.paths import WORK
-from world.samples import Shapes, training_styles
+from world.samples import Shapes, Shares, training_styles
 from world.styles import random_styles
 
 NOISE = 0.03  # standard deviation of the posterior, in latent units
@@ -66,7 +66,9 @@ class Pictures:
     def painted(self) -> Tensor:
         """New pictures [fresh, 3, SIDE, SIDE]."""
         placed, _ = self.shapes.draw(self.fresh, self.generator)
-        return smaller(paint(placed, training_styles(self.fresh, 0.02, self.generator)))
+        return smaller(
+            paint(placed, training_styles(self.fresh, Shares(plain=0.02), self.generator))
+        )
 
     def crops(self, count: int, crop: int, step: int) -> Tensor:
         """Random crops [count, 3, crop, crop] whose corners lie on the grid of latents."""

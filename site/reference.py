@@ -23,7 +23,7 @@ NAMES = {
     "Look inside": ("prompt_per_block", "record_attention", "overlay"),
     "Measure and rank": ("scorer_for", "seed_ranking", "frontier"),
     "Draw figures": ("picture_grid", "alpha_grid", "heat_map", "line_figure", "loss_curve"),
-    "Turn things live": ("AlphaPanel", "SeedPanel", "CheckpointPicker"),
+    "Turn things live": ("AlphaPanel", "SeedPanel", "CheckpointPicker", "DrawingPad"),
     "Use the course's examples": ("example_names", "example_picture", "example_blora"),
 }
 # the modules that are shown with all their public names, in reading order

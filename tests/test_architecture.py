@@ -12,7 +12,7 @@ FLOORS = (
     ("__main__", "cli"),
     ("widgets",),
     ("course",),
-    ("alpha_frontier",),
+    ("diagram", "alpha_frontier"),
     ("figures",),
     ("checkpoint_scores",),
     ("validation", "rebuilding"),

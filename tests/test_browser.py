@@ -15,12 +15,19 @@ from io import BytesIO
 
 import nbformat
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from blora_nb.course import drawings
+from blora_nb.widgets.pad import COLOURS
 from conftest import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+WHITE, BLACK, RED, GREEN = (
+    ImageColor.getrgb(colour)
+    for colour in ("#ffffff", *(COLOURS[name] for name in ("black", "red", "green")))
+)
 
 
 def find_chromium():
@@ -99,6 +106,18 @@ def served(arguments, folder, path):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def lab(folder):
+    """The arguments that serve a folder in JupyterLab."""
+    return [
+        "jupyterlab",
+        "--allow-root",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+
+
 @pytest.fixture
 def serve():
     """`served`, until the page is closed."""
@@ -154,6 +173,54 @@ def upload(page, panel, button, name, content):
     chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
 
 
+def stroke(page, pad, *places):
+    """Draw a line with the mouse through places on the paper, (0, 0) to (1, 1)."""
+    paper = pad.locator("canvas")
+    paper.scroll_into_view_if_needed()
+    box = paper.bounding_box()
+    x, y, width, height = (box[name] for name in ("x", "y", "width", "height"))
+    for number, (across, down) in enumerate(places):
+        page.mouse.move(x + across * width, y + down * height, steps=5)
+        if number == 0:
+            page.mouse.down()
+    page.mouse.up()
+
+
+def swipe(page, pad, *places):
+    """Draw a line with a finger."""
+    box = pad.locator("canvas").bounding_box()
+    x, y, width, height = (box[name] for name in ("x", "y", "width", "height"))
+    touch = page.context.new_cdp_session(page)
+    for number, (across, down) in enumerate(places):
+        point = {"x": x + across * width, "y": y + down * height}
+        kind = "touchMove" if number else "touchStart"
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def on_paper(pad):
+    """The drawing, RGB, as the browser has it."""
+    address = pad.locator("canvas").evaluate("canvas => canvas.toDataURL()")
+    return Image.open(BytesIO(base64.b64decode(address.split(",")[1]))).convert("RGB")
+
+
+def colour_at(pad, across, down):
+    drawn = on_paper(pad)
+    return drawn.getpixel((int(across * drawn.width), int(down * drawn.height)))
+
+
+def requests_elsewhere(page):
+    """A list that fills with the addresses of other hosts that the page asks from now on."""
+    elsewhere = []
+
+    def note(request):
+        if not request.url.startswith(("http://localhost:", "data:", "blob:")):
+            elsewhere.append(request.url)
+
+    page.on("request", note)
+    return elsewhere
+
+
 def use(page, panel):
     """Generate, drag, see the picture change, go back, cancel; generate from the keyboard."""
     set_number(panel, "Seed", 11)
@@ -201,10 +268,7 @@ def use(page, panel):
 @pytest.mark.slow
 def test_the_panel_of_lesson_3_in_jupyterlab(page, serve, tmp_path):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    lab = ["jupyterlab", "--allow-root", "--IdentityProvider.token="]
-    lab += [f"--ServerApp.root_dir={tmp_path}", "--LabApp.news_url=None"]
-    lab += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    page.goto(serve(lab, tmp_path, "lab/tree/notebooks/03_style_transfer.ipynb"))
+    page.goto(serve(lab(tmp_path), tmp_path, "lab/tree/notebooks/03_style_transfer.ipynb"))
     idle = page.get_by_text("Python 3 (ipykernel) | Idle")
     idle.wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -214,6 +278,98 @@ def test_the_panel_of_lesson_3_in_jupyterlab(page, serve, tmp_path):
     idle.wait_for(timeout=600_000)
     panel.scroll_into_view_if_needed()
     use(page, panel)
+
+
+PAD_CELLS = (
+    "from blora_nb import DrawingPad\npad = DrawingPad()\npad",
+    "pad.picture.save('drawn.png')",
+)
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_pad_in_jupyterlab(page, serve, tmp_path):
+    """Drawn by mouse, chosen by keyboard, and saved by the next cell."""
+    cells = [nbformat.v4.new_code_cell(source) for source in PAD_CELLS]
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / "pad.ipynb")
+    page.goto(serve(lab(tmp_path), tmp_path, "lab/tree/pad.ipynb"))
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    page.locator(".jp-Cell").first.click()
+    elsewhere = requests_elsewhere(page)
+    page.keyboard.press("Shift+Enter")
+    pad = page.locator(".blora-pad")
+    pad.wait_for()
+    stroke(page, pad, (0.2, 0.5), (0.8, 0.5))
+    pad.get_by_role("button", name="red", exact=True).press("Enter")
+    pad.get_by_role("button", name="Fill").press("Space")
+    stroke(page, pad, (0.5, 0.2))
+    assert colour_at(pad, 0.1, 0.9) == RED
+    assert colour_at(pad, 0.5, 0.5) == BLACK
+    pad.get_by_role("button", name="Fill").press("Control+z")
+    assert colour_at(pad, 0.1, 0.9) == WHITE
+    pad.get_by_role("button", name="Clear").click()
+    assert colour_at(pad, 0.5, 0.5) == WHITE
+    pad.get_by_role("button", name="Undo").click()
+
+    page.locator(".jp-Cell .cm-content").nth(1).click()
+    page.keyboard.press("Shift+Enter")
+    file = tmp_path / "drawn.png"
+    end = time.time() + 30
+    while not file.exists() and time.time() < end:
+        page.wait_for_timeout(200)
+    page.wait_for_timeout(500)
+    assert Image.open(file).tobytes() == on_paper(pad).tobytes()
+    assert elsewhere == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [320, 1280])
+def test_a_drawing_on_the_app_page(page, serve, tmp_path, width):
+    """Drawn, undone, drawn again, used, learnt; on a phone's page with a finger."""
+    shutil.copytree(ROOT / "app", tmp_path / "app")
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(serve(["voila", "blora.ipynb"], tmp_path / "app", ""))
+    panel = page.locator(".blora-panel:visible")
+    panel.wait_for()
+    elsewhere = requests_elsewhere(page)
+    press(panel, "Draw content")
+    pad = panel.locator(".blora-pad")
+    pad.wait_for()
+    box = pad.bounding_box()
+    assert box["x"] + box["width"] <= width
+    paper = pad.locator("canvas").bounding_box()
+    assert paper["width"] == pytest.approx(paper["height"], abs=1)
+    assert panel.get_by_role("button", name="Use this drawing").is_disabled()
+
+    draw = swipe if width < 400 else stroke
+    pad.locator("canvas").scroll_into_view_if_needed()
+    draw(page, pad, (0.2, 0.2), (0.5, 0.2), (0.8, 0.2))
+    assert colour_at(pad, 0.5, 0.2) == BLACK
+    pad.get_by_role("button", name="Undo").click()
+    assert colour_at(pad, 0.5, 0.2) == WHITE
+    pad.get_by_role("button", name="green").click()
+    pad.get_by_role("button", name="broad pen").click()
+    draw(page, pad, (0.2, 0.6), (0.5, 0.6), (0.8, 0.6))
+    assert colour_at(pad, 0.5, 0.6) == GREEN
+    page.screenshot(path=tmp_path / f"pad_{width}.png")
+    press(panel, "Use this drawing")
+    says(panel, "to learn drawing 1")
+    assert not pad.is_visible()
+    assert panel.get_by_label("Content", exact=True).input_value() == "drawing 1"
+    picture = panel.get_by_alt_text("content picture: drawing 1").get_attribute("src")
+    used = Image.open(BytesIO(base64.b64decode(picture.split(",")[1])))
+    near = zip(used.getpixel((used.width // 2, int(0.6 * used.height))), GREEN)
+    assert all(abs(one - other) < 8 for one, other in near)
+    press(panel, "Train content")
+    says(panel, "step")
+    press(panel, "Cancel")
+    says(panel, "Cancelled")
+    press(panel, "Draw content")
+    assert colour_at(pad, 0.5, 0.6) == GREEN
+    assert elsewhere == []
 
 
 def test_the_app_page_lists_the_words_of_the_model():

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from blora_nb.assets import DATA
+from blora_nb.blocks import TRANSFORMER_BLOCKS
+from blora_nb.diagram import parts_of, unet_diagram
 from blora_nb.figures import alpha_grid, picture_grid, seed_ranking, seed_sweep
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
@@ -106,3 +108,18 @@ def test_a_figure_keeps_its_colours(picture):
     assert wrong.mean() < 4
     assert np.percentile(wrong, 99.5) < 40
     assert (np.abs(shown - (0, 255, 0)).max(-1) < 30).sum() >= 40
+
+
+def test_the_diagram_has_every_block_where_the_latents_pass_it(pipe):
+    parts = parts_of(pipe.unet)
+    names = [part.name for part in parts]
+    assert [name for name in names if name in TRANSFORMER_BLOCKS] == list(TRANSFORMER_BLOCKS)
+    residual = [
+        name for name, _ in pipe.unet.named_modules() if name.split(".")[-2:-1] == ["resnets"]
+    ]
+    assert {part.name for part in parts if part.kind == "res"} == set(residual)
+    figure = unet_diagram(pipe)
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert {"W4", "content", "W5", "style", "latents", "prediction"} <= set(written)
+    assert "up_blocks.0.attentions.1" in figure.caption
+    assert Image.open(io.BytesIO(figure.png())).width > 800

@@ -18,13 +18,15 @@ import torch
 from PIL import Image
 
 from blora_nb.files.metadata import picture_metadata
+from blora_nb.files.paper import paper_white, with_margin
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, applied
 from blora_nb.metrics import scorer_for
 from blora_nb.registry import pipeline_lock
 from blora_nb.settings import TrainingSettings
 from blora_nb.widgets import panel as panels
-from blora_nb.widgets.gallery import Gallery, Source, example_gallery
+from blora_nb.widgets.gallery import MARGIN, Gallery, Source, example_gallery
+from blora_nb.widgets.markup import png_address
 from blora_nb.widgets.panels import AlphaPanel, SeedPanel
 from blora_nb.widgets.worker import Cancelled, threads_reach_the_page
 
@@ -178,6 +180,85 @@ def test_an_own_picture_is_uploaded_learnt_kept_and_offered_in_other_panels(
     upload(other.choosers["style"].upload, "my star.png", png(picture.rotate(90)))
     assert other.choosers["style"].choice.value == "my star-2"
     assert chooser.choice.value == "my star"
+
+
+def test_a_drawing_is_used_and_learnt(panel, picture):
+    chooser = panel.choosers["content"]
+    assert chooser.pad is None, "made when it is asked for"
+    chooser.draw.set_state({"value": True})
+    assert chooser.pad in all_widgets(panel)
+    assert chooser.use_drawing.disabled, "nothing is drawn yet"
+    chooser.pad.set_state({"drawn": png_address(png(picture))})
+    assert not chooser.use_drawing.disabled
+    chooser.use_drawing.click()
+    assert chooser.choice.value == "drawing 1"
+    assert chooser.source.picture.tobytes() == picture.tobytes()
+    assert not chooser.draw.value
+    assert chooser.below.layout.display == "none"
+    assert "to learn drawing 1" in status(panel)
+    chooser.train.click()
+    assert panel.errors == []
+    assert panel.gallery.sources["drawing 1"].blora
+
+    pad = chooser.pad
+    chooser.draw.set_state({"value": True})
+    assert chooser.pad is pad, "the drawing is still there, to be changed"
+    assert chooser.below.layout.display != "none"
+    pad.set_state({"drawn": png_address(png(picture.rotate(90)))})
+    chooser.use_drawing.click()
+    assert chooser.choice.value == "drawing 2"
+    assert panel.gallery.sources["drawing 1"].picture.tobytes() == picture.tobytes()
+    pad.set_state({"drawn": ""})
+    assert chooser.use_drawing.disabled
+
+
+def test_colab_shows_no_pad_in_a_panel(pipe, examples, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    panel = AlphaPanel(pipe, "star sunset", gallery=examples)
+    assert panel.choosers["content"].draw not in all_widgets(panel)
+
+
+def test_paper_is_made_white_and_a_margin_is_added(panel, picture):
+    chooser, other = panel.choosers["content"], panel.choosers["style"]
+    white, margin = chooser.boxes["white_paper"], chooser.boxes["margin"]
+    assert chooser.preparation.layout.display == "none", "only for uploaded pictures"
+    dim = picture.point(lambda value: value * 0.6)
+    upload(chooser.upload, "sketch.png", png(dim))
+    assert chooser.preparation.layout.display == ""
+    assert (white.value, margin.value) == (False, False)
+    before = chooser.thumbnail.value
+    white.set_state({"value": True})
+    assert chooser.source.picture.tobytes() == paper_white(dim).tobytes()
+    assert chooser.thumbnail.value != before
+    margin.set_state({"value": True})
+    both = with_margin(paper_white(dim), MARGIN)
+    assert chooser.source.picture.tobytes() == both.tobytes()
+
+    # the boxes belong to the picture, whoever chooses it
+    other.choice.value = "sketch"
+    assert other.boxes["margin"].value
+    chooser.choice.value = "star sunset"
+    assert not margin.value
+    chooser.choice.value = "sketch"
+    assert margin.value
+    other.boxes["margin"].set_state({"value": False})
+    assert not margin.value
+    assert chooser.source.picture.tobytes() == paper_white(dim).tobytes()
+    white.set_state({"value": False})
+    assert chooser.source.picture.tobytes() == dim.tobytes()
+    assert panel.errors == []
+
+
+def test_a_learnt_picture_is_prepared_no_more(panel, picture):
+    chooser = panel.choosers["content"]
+    upload(chooser.upload, "sketch.png", png(picture))
+    chooser.boxes["margin"].set_state({"value": True})
+    learnt = chooser.source.picture
+    chooser.train.click()
+    assert panel.errors == []
+    assert chooser.source.blora
+    assert chooser.source.picture is learnt
+    assert chooser.preparation.layout.display == "none"
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all", "truncated"])

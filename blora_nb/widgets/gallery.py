@@ -1,6 +1,7 @@
 """Where a half comes from: pictures and the B-LoRAs trained from them, and a gallery of these."""
 
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,24 @@ from blora_nb.course.examples import example_names, example_picture
 from blora_nb.files.images import read_with_remarks
 from blora_nb.files.locating import HUB_ID
 from blora_nb.files.metadata import thumbnail
+from blora_nb.files.paper import paper_white, with_margin
 from blora_nb.lora import BLoRA, mix
+
+MARGIN = 0.1  # of the picture's long side
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """A picture as it was uploaded, and what was asked to be done with it before it is learnt."""
+
+    picture: Image.Image
+    white_paper: bool = False
+    margin: bool = False
+
+    def prepared(self) -> Image.Image:
+        """The picture with all that done."""
+        picture = paper_white(self.picture) if self.white_paper else self.picture
+        return with_margin(picture, MARGIN) if self.margin else picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +39,14 @@ class Source:
 
     Args:
         remarks: what was left out or assumed when the picture was read.
+        upload: what `picture` was made from, as long as that can be changed.
     """
 
     name: str
     picture: Image.Image | None = None
     blora: BLoRA | None = None
     remarks: tuple[str, ...] = ()
+    upload: Upload | None = None
 
     @classmethod
     def of(cls, thing: Any, half: str) -> "Source":
@@ -83,9 +103,29 @@ class Gallery(traitlets.HasTraits):
         self.sources = {**self.sources, name: replace(source, name=name)}
         return name
 
-    def add_trained(self, name: str, blora: BLoRA) -> None:
-        """Give the named picture its B-LoRA."""
-        self.sources = {**self.sources, name: replace(self.sources[name], blora=blora)}
+    def add_drawing(self, picture: Image.Image) -> str:
+        """Add a picture as "drawing 1", "drawing 2", …; returns the name."""
+        names = (f"drawing {number}" for number in count(1))
+        free = next(name for name in names if name not in self.sources)
+        return self.add(Source(free, picture))
+
+    def prepare(self, name: str, **asked: bool) -> None:
+        """Make the picture of an upload anew.
+
+        Args:
+            asked: fields of its `Upload`, e.g. `white_paper=True`.
+        """
+        source = self.sources[name]
+        if source.upload is None:
+            return
+        upload = replace(source.upload, **asked)
+        prepared = replace(source, picture=upload.prepared(), upload=upload)
+        self.sources = {**self.sources, name: prepared}
+
+    def add_trained(self, name: str, blora: BLoRA, picture: Image.Image) -> None:
+        """Give the named source its B-LoRA, and the picture that this was trained from."""
+        trained = replace(self.sources[name], picture=picture, blora=blora, upload=None)
+        self.sources = {**self.sources, name: trained}
 
 
 def example_gallery() -> Gallery:

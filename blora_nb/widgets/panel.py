@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 # in pixels: the picture on the page, five for each of the teaching model's, and the controls
 SIDE, CONTROLS = 480, 476
+# an input for a number, below the others
+NUMBER = {
+    "layout": {"width": f"calc({INDENT} + 110px)"},
+    "style": {"description_width": "calc(100% - 110px)"},
+}
 REMEMBERED = 100  # pictures a panel keeps
 PREVIEW = 1.0  # seconds of waiting after which a panel shows what is there so far
 PROMPTS = {
@@ -137,8 +142,8 @@ class Panel(widgets.VBox):
         )
 
     def _make_controls(self, prompt: str, seed: int, steps: int) -> None:
-        indented = {"description_width": f"{INDENT}px"}
-        self.worker.progress.style.description_width = f"{INDENT}px"
+        indented = {"description_width": INDENT}
+        self.worker.progress.style.description_width = INDENT
         self.prompt = widgets.Text(
             prompt,
             description="Prompt",
@@ -151,8 +156,7 @@ class Panel(widgets.VBox):
             min=0,
             max=2**31 - 1,
             description="Seed",
-            layout={"width": f"{INDENT + 110}px"},
-            style=indented,
+            **NUMBER,
         )
         self.steps = widgets.BoundedIntText(
             steps,
@@ -178,7 +182,7 @@ class Panel(widgets.VBox):
         numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=WRAPPED)
         buttons = widgets.HBox(
             [self.generate, self.worker.cancel, self.save],
-            layout=WRAPPED | {"margin": f"6px 0 6px {INDENT + 8}px"},
+            layout=WRAPPED | {"margin": f"6px 0 6px calc({INDENT} + 8px)"},
         )
         controls = widgets.VBox(
             [*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved],

@@ -9,9 +9,8 @@ from PIL import Image
 from blora_nb.figures import NotebookFigure, seed_ranking
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.metrics import ranked, scorer_for
-from blora_nb.widgets.chooser import INDENT
 from blora_nb.widgets.markup import WRAPPED, picture_html, reduced
-from blora_nb.widgets.panel import Drawing, Panel
+from blora_nb.widgets.panel import NUMBER, Drawing, Panel
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -98,8 +97,7 @@ class SeedPanel(Panel):
             min=1,
             max=64,
             description="How many",
-            layout={"width": f"{INDENT + 110}px"},
-            style={"description_width": f"{INDENT}px"},
+            **NUMBER,
         )
         self.cards = widgets.HBox(layout=WRAPPED | {"margin": "14px 0 0 0"})
         super().__init__(pipe, *args, **kwargs)

@@ -2,7 +2,9 @@
 
 Their standard deviations are made a little more alike. The strongest three channels are, in effect,
 the patch's mean colour; the rest is detail of falling strength. Noise hides the detail first, so
-the U-Net sees silhouettes at timesteps at which textures are still hidden. The encoder of the
+the U-Net sees silhouettes at timesteps at which textures are still hidden. Of the three, the second
+and the third are colour, which is louder than in pictures: a U-Net learns what is lighter and what
+is darker long before it learns red from green. The encoder of the
 `AutoencoderKL` learns to compute these channels, its decoder learns to draw from them.
 """
 
@@ -19,6 +21,7 @@ from world.styles import random_styles
 SIDE = 96  # pixels of the model's pictures; the world is painted larger
 CHANNELS = 12
 PATCH = 4
+COLOUR = 1.8  # how much louder than that the two channels of colour are
 EVENING = 0.75  # 1 keeps the components' own standard deviations, 0 makes all equal
 FILE = WORK / "components.safetensors"
 
@@ -43,6 +46,7 @@ def fit_components(pictures: Tensor) -> dict[str, Tensor]:
     # the sign of a component is arbitrary and differs between machines
     basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
     strength = deviation**EVENING
+    strength[1:3] *= COLOUR
     # all channels together have variance 1
     scale = strength / strength.square().mean().sqrt() / deviation
     shape = CHANNELS, 3, PATCH, PATCH

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +10,14 @@ from torch import Tensor
 
 from world.painting import paint, place, put_on_badges, random_poses
 from world.paths import WORK
-from world.styles import NAMED_STYLES, NUMBERS, PLAIN, random_styles, without_patterns
+from world.styles import (
+    NAMED_STYLES,
+    NUMBERS,
+    PLAIN,
+    dark_on_light,
+    random_styles,
+    without_patterns,
+)
 
 # how often a drawing of each set is taken, beside one of an emoji set
 SET_WEIGHTS = {"ph": 0.5, "lucide": 0.5, "letters": 0.5}
@@ -49,23 +57,35 @@ class Shapes:
         return put_on_badges(placed, generator), rows
 
 
-def training_styles(
-    count: int, plain_share: float, generator: torch.Generator, flat_share: float = 0.0
-) -> Tensor:
-    """Styles [count, NUMBERS]: random ones, some named ones, and a share of one plain style.
+class Shares(NamedTuple):
+    """What share of the styles is of a simple kind.
 
-    A share of the random ones has flat colours and lines only.
+    Attributes:
+        plain: the one plain style, black and grey on white.
+        ordered: a light ground and a dark object, in any hue; of the others.
+        flat: flat colours and lines only; of the others.
     """
+
+    plain: float = 0.0
+    ordered: float = 0.0
+    flat: float = 0.0
+
+
+def training_styles(count: int, shares: Shares, generator: torch.Generator) -> Tensor:
+    """Styles [count, NUMBERS]: random ones, some named ones, and shares of simple kinds."""
+
+    def chosen(share: float) -> Tensor:
+        return torch.rand(count, generator=generator) < share
+
     styles = random_styles(count, generator)
-    flat = torch.rand(count, generator=generator) < flat_share
-    styles = torch.where(flat[:, None], without_patterns(styles), styles)
     named = torch.stack(list(NAMED_STYLES.values()))
-    which = torch.rand(count, generator=generator)
     rows = torch.randint(len(named), (count,), generator=generator)
-    named_here = (which < NAMED_SHARE) & ~flat
-    styles = torch.where(named_here[:, None], named[rows], styles)
-    plain = torch.rand(count, generator=generator) < plain_share
-    return torch.where(plain[:, None], PLAIN, styles)
+    is_named, is_flat = chosen(NAMED_SHARE), chosen(shares.flat)
+    is_ordered, is_plain = chosen(shares.ordered), chosen(shares.plain)
+    styles = torch.where(is_flat[:, None], without_patterns(styles), styles)
+    styles = torch.where(is_ordered[:, None], dark_on_light(styles), styles)
+    styles = torch.where((is_named & ~is_flat & ~is_ordered)[:, None], named[rows], styles)
+    return torch.where(is_plain[:, None], PLAIN, styles)
 
 
 class Pool:
@@ -89,11 +109,10 @@ class Pool:
         self.coverage: Tensor | None = None
         self.latents: Tensor | None = None
 
-    def add(self, count: int, shares: tuple[float, float], generator: torch.Generator) -> None:
+    def add(self, count: int, shares: Shares, generator: torch.Generator) -> None:
         """Paint new samples, in place of the oldest ones."""
-        plain_share, flat_share = shares
         placed, _ = self.shapes.draw(count, generator)
-        styles = training_styles(count, plain_share, generator, flat_share)
+        styles = training_styles(count, shares, generator)
         latents = self.encode(self.shrink(paint(placed, styles)))
         placed = self.shrink(placed)
         if self.latents is None or self.coverage is None:
@@ -107,12 +126,9 @@ class Pool:
         self.filled = min(self.size, self.filled + count)
 
     def batch(
-        self, count: int, shares: tuple[float, float], generator: torch.Generator
+        self, count: int, shares: Shares, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Shapes [count, 4, side, side] in 0..1, their styles [count, NUMBERS] and their latents.
-
-        `shares` of the plain style, and of flat colours among the others.
-        """
+        """Shapes [count, 4, side, side] in 0..1, styles [count, NUMBERS], and their latents."""
         self.add(max(1, round(count / self.uses)), shares, generator)
         assert self.latents is not None
         assert self.coverage is not None

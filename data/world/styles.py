@@ -227,6 +227,27 @@ def without_patterns(styles: Tensor) -> Tensor:
     return flat
 
 
+def dark_on_light(styles: Tensor) -> Tensor:
+    """The same styles [count, NUMBERS], from light to dark: ground, accent, second, main.
+
+    They keep a part of their hues.
+    """
+    ordered = styles.clone()
+    changes = {
+        "ground": (0.65, 0.35),
+        "accent": (0.1, 0.4),
+        "second": (-0.35, 0.4),
+        "main": (-0.6, 0.4),
+        "line": (-0.75, 0.25),
+    }
+    for field in FIELDS:
+        middle, share = changes.get(field.removesuffix("_1").removesuffix("_2"), (0.0, 1.0))
+        numbers = get(ordered, field)
+        if FIELDS[field] == 3:
+            numbers.copy_((middle + share * numbers).clamp(-1, 1))
+    return ordered
+
+
 # ---------------------------------------------------------------- named styles
 
 

@@ -1,0 +1,59 @@
+"""Has a B-LoRA learnt its picture? What a person is told after a training on the teaching model."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from blora_nb import example_blora, example_picture
+from blora_nb.errors import ImageError
+from blora_nb.files.images import remarks_on_square
+from blora_nb.rebuilding import psnr, rebuild
+
+
+def test_a_picture_is_compared_with_its_own_b_lora(pipe):
+    """The B-LoRA of the star has learnt the star, and not the ghost."""
+    blora = example_blora(pipe, "star_sunset")
+    own = rebuild(pipe, blora, example_picture("star_sunset"))
+    other = rebuild(pipe, blora, example_picture("ghost_tiger"))
+    assert own.learnt
+    assert not other.learnt
+    assert own.image == other.image
+    assert str(own).endswith("dB: learnt.")
+    assert "not learnt. Try" in str(other)
+    assert not getattr(pipe.unet, "peft_config", None)
+
+
+def test_a_picture_that_cannot_be_read_is_named(pipe, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="broken.png"):
+        rebuild(pipe, example_blora(pipe, "star_sunset"), broken)
+
+
+def test_psnr_is_that_of_the_definition():
+    black = np.zeros((4, 4, 3))
+    assert psnr(black + 0.1, black) == pytest.approx(20)
+    assert psnr(black + 1, black) == pytest.approx(0)
+    assert psnr(black, black) == 100
+
+
+@pytest.mark.parametrize(
+    ("size", "thing", "words"),
+    [
+        ((300, 200), (10, 80, 60, 120), "left and right of it, 33% of the picture"),
+        ((200, 300), (80, 10, 120, 60), "above and below it, 33% of the picture"),
+        ((300, 200), (120, 80, 180, 120), None),  # what is cut off is empty paper
+        ((202, 200), (0, 80, 60, 120), None),  # a pixel at each end
+    ],
+)
+def test_what_is_cut_off_is_said(size, thing, words):
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((90, 90, 150, 150), fill="blue")
+    draw.rectangle(thing, fill="red")
+    said = " ".join(remarks_on_square(picture, 96))
+    if words is None:
+        assert said == ""
+    else:
+        assert words in said
+        assert "cut off" in said
