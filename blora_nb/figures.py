@@ -41,6 +41,7 @@ GAP = 0.05  # inches between pictures
 # Okabe and Ito's colours, which the colour-blind can tell apart
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 MARKERS = "os^D"
+BEST = "0.1"  # the colour of what is recommended
 MOST_TICKS = 12
 NEAR = 7  # points of type from a point of a chart to a label that needs no line to it
 
@@ -292,8 +293,9 @@ def checkpoint_curve(
     content = [mean_and_error(one.content_scores) for one in scores]
     style = [mean_and_error(one.style_scores) for one in scores]
     curves = {"content kept": content, "style moved": style}
-    # dashed, so that both show where they are the same
-    for (name, values), colour, marker, line in zip(curves.items(), COLOURS, MARKERS, ("-", "--")):
+    # as in `diagram`, content orange and style blue; dashed, so that both show where they meet
+    colours = (COLOURS[1], COLOURS[0])
+    for (name, values), colour, marker, line in zip(curves.items(), colours, MARKERS, ("-", "--")):
         means = [mean for mean, _ in values]
         errors = [error or 0 for _, error in values]
         ax.errorbar(
@@ -312,7 +314,7 @@ def checkpoint_curve(
     star: dict[str, Any] = {
         "marker": "*",
         "markersize": 13,
-        "color": "0.1",
+        "color": BEST,
         "linestyle": "none",
         "zorder": 4,
     }
