@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from blora_nb.alpha_frontier import frontier
     from blora_nb.cli.check import print_check
     from blora_nb.course.examples import example_blora, example_names, example_picture
     from blora_nb.diagram import unet_diagram
@@ -50,6 +51,7 @@ NAMES = {
         "picture_grid",
         "seed_ranking",
     ),
+    "blora_nb.alpha_frontier": ("frontier",),
     "blora_nb.files.images": ("read_image",),
     "blora_nb.files.saved_images": ("save_picture",),
     "blora_nb.generation": ("generate", "sample"),
@@ -89,6 +91,7 @@ __all__ = [
     "example_names",
     "example_picture",
     "from_original_alpha",
+    "frontier",
     "generate",
     "heat_map",
     "line_figure",

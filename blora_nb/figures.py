@@ -1,25 +1,31 @@
 """Grids of pictures, sweeps over alphas and seeds, heat maps and curves, as matplotlib figures."""
 
 import io
+import math
 import textwrap
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import Tensor
 
+from blora_nb.checkpoint_scores import CheckpointScores, recommended
 from blora_nb.files.images import read_image
 from blora_nb.files.paths import free_path
 from blora_nb.files.safe_files import complete_file
 from blora_nb.files.saved_images import read_settings
 from blora_nb.generation import Seeds, generate, sample, seed_list
 from blora_nb.lora import Given, apply, set_alphas
-from blora_nb.metrics import ranked
+from blora_nb.metrics import DECIMALS, mean_and_error, ranked
 from blora_nb.registry import pipeline_lock
 from blora_nb.validation import SHEET, validated
 
@@ -27,12 +33,17 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from ipywidgets import Widget
 
+    from blora_nb.alpha_frontier import Frontier, FrontierPoint
+
 Rows = Sequence[Sequence[Image.Image | None]]
 
 GAP = 0.05  # inches between pictures
 # Okabe and Ito's colours, which the colour-blind can tell apart
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 MARKERS = "os^D"
+BEST = "0.1"  # the colour of what is recommended
+MOST_TICKS = 12
+NEAR = 7  # points of type from a point of a chart to a label that needs no line to it
 
 
 def widget_data(widget: "Widget", text: str) -> dict[str, Any]:
@@ -267,6 +278,87 @@ def checkpoint_grid(folder: str | Path) -> NotebookFigure:
     return picture_grid(rows, steps, seeds, caption, side=1.5)
 
 
+def checkpoint_curve(
+    scores: Sequence[CheckpointScores], chosen: str | Path | None = None
+) -> NotebookFigure:
+    """Content kept and style moved over the steps of a training, with the recommended checkpoint.
+
+    Args:
+        scores: from `checkpoint_scores.score_checkpoints`.
+        chosen: the folder of a checkpoint to be marked by a line.
+    """
+    figure, ax = _chart("training step", "score")
+    best = recommended(scores)
+    steps = [one.step for one in scores]
+    content = [mean_and_error(one.content_scores) for one in scores]
+    style = [mean_and_error(one.style_scores) for one in scores]
+    curves = {"content kept": content, "style moved": style}
+    # as in `diagram`, content orange and style blue; dashed, so that both show where they meet
+    colours = (COLOURS[1], COLOURS[0])
+    for (name, values), colour, marker, line in zip(curves.items(), colours, MARKERS, ("-", "--")):
+        means = [mean for mean, _ in values]
+        errors = [error or 0 for _, error in values]
+        ax.errorbar(
+            steps,
+            means,
+            yerr=errors,
+            color=colour,
+            ecolor=to_rgba(colour, 0.5),
+            marker=marker,
+            markersize=4,
+            linestyle=line,
+            elinewidth=0.8,
+            label=name,
+        )
+    starred = [best.content_kept, best.style_moved]
+    star: dict[str, Any] = {
+        "marker": "*",
+        "markersize": 13,
+        "color": BEST,
+        "linestyle": "none",
+        "zorder": 4,
+    }
+    ax.plot([best.step] * 2, starred, label="recommended", **star)
+    for one in scores:
+        if chosen is not None and one.checkpoint == Path(chosen):
+            ax.axvline(one.step, color="0.6", linestyle=":", zorder=0, label="chosen")
+    low, high = ax.get_ylim()
+    # cosines can be negative; room for the star above the highest
+    ax.set_ylim(min(low, 0) if min(starred) < 0 else 0, high + 0.08 * (high - min(low, 0)))
+    if len(steps) <= MOST_TICKS:
+        ax.set_xticks(steps)
+    handles, names = ax.get_legend_handles_labels()
+    entries = dict(zip(names, handles))
+    order = [*curves, *(name for name in entries if name not in curves)]
+    ax.legend(
+        [entries[name] for name in order],
+        order,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        frameon=False,
+        fontsize=8,
+    )
+    figure.add_caption(_curve_caption(scores, best), "")
+    return figure
+
+
+def _curve_caption(scores: Sequence[CheckpointScores], best: CheckpointScores) -> str:
+    """What was scored, the rule of the recommendation, and how far it is to be trusted."""
+    count = len(best.content_scores)
+    if best.halves_apart:
+        what = "content half alone in another style, style half alone on another object"
+    else:
+        what = "pictures of both halves: how far the training picture is drawn again"
+    noise = "One picture each says nothing of the noise."
+    if count > 1:
+        noise = f"Bars: ± one standard error over {count} pictures; few pictures are noisy."
+    return (
+        f"{what[0].upper()}{what[1:]}. {noise} Recommended: step {best.step}, the earliest at "
+        "which the smaller score, scaled from its lowest (0) to its highest (1), is within 0.1 of "
+        "the best."
+    )
+
+
 def write_validation_sheet(folder: str | Path) -> Path:
     """Write the `SHEET` of a training into its folder, beside older ones; returns its path."""
     sheet = checkpoint_grid(folder).png()
@@ -274,6 +366,237 @@ def write_validation_sheet(folder: str | Path) -> Path:
     with complete_file(path) as part:
         part.write_bytes(sheet)
     return path
+
+
+def frontier_figure(frontier: "Frontier") -> NotebookFigure:
+    """Content kept against style moved for pairs of alphas, and pictures along the frontier.
+
+    Points at the same place, to two decimals, have one label. A dominated point has one where there
+    is room.
+    """
+    figure = NotebookFigure(figsize=(9.2, 4.1), dpi=110)
+    _draw_frontier(figure.add_axes((0, 0, 0.5, 1)), frontier)
+    best = frontier.best_point
+    for number, point in enumerate(_along(frontier.frontier, best, 4)):
+        row, column = divmod(number, 2)
+        ax = figure.add_axes((0.55 + 0.235 * column, 0.61 - 0.59 * row, 0.2, 0.45))
+        picture = point.images[0]
+        smooth = "nearest" if picture.width < 128 else "antialiased"
+        ax.imshow(np.asarray(picture), interpolation=smooth)
+        ax.set(xticks=[], yticks=[], frame_on=point is best)
+        ax.spines[:].set(color=BEST, linewidth=2.5)
+        ax.set_xlabel(
+            f"content {point.content_alpha:g}, style {point.style_alpha:g}\n"
+            f"kept {point.content_kept:.2f}, moved {point.style_moved:.2f}",
+            fontsize=8,
+            fontweight="bold" if point is best else "normal",
+        )
+    figure.add_caption(_frontier_caption(frontier), "")
+    return figure
+
+
+def _draw_frontier(ax: Axes, frontier: "Frontier") -> None:
+    """The points with their standard errors and labels, and a line through the frontier."""
+    best, on_it = frontier.best_point, frontier.frontier
+    off_it = [point for point in frontier.points if point not in on_it]
+    dot: dict[str, Any] = {"marker": "o", "markersize": 5, "linestyle": "none", "elinewidth": 0.7}
+    line = dot | {"linestyle": "-", "linewidth": 1.2}
+    star = dot | {"marker": "*", "markersize": 15, "zorder": 4}
+    for points, name, colour, look in (
+        (off_it, "dominated", "0.6", dot),
+        (on_it, "frontier", COLOURS[2], line),
+        ([best], "recommended", BEST, star),
+    ):
+        if points:
+            places = np.array([_place(point) for point in points])
+            ax.errorbar(
+                places[:, 0],
+                places[:, 1],
+                xerr=[point.content_error or 0 for point in points],
+                yerr=[point.style_error or 0 for point in points],
+                color=colour,
+                ecolor=to_rgba(colour, 0.35),
+                label=name,
+                **look,
+            )
+    ax.set(xlabel="content kept", ylabel="style moved")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(0.12)
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+        title="labels: content alpha / style alpha",
+        title_fontsize=8,
+        alignment="left",
+    )
+    labels = _labels(frontier, [best, *on_it, *off_it])
+    label_points(ax, labels, [_place(point) for point in on_it])
+
+
+def _place(point: "FrontierPoint") -> tuple[float, float]:
+    """Its content kept and style moved, as they count."""
+    return round(point.content_kept, DECIMALS), round(point.style_moved, DECIMALS)
+
+
+@dataclass(frozen=True)
+class PointLabel:
+    """A text for a point of a chart.
+
+    Attributes:
+        x, y: the point, in the units of the axes.
+        needed: may stand far from its point; others are left out where there is no room near it.
+    """
+
+    x: float
+    y: float
+    text: str
+    needed: bool = True
+
+
+def _labels(frontier: "Frontier", points: Sequence["FrontierPoint"]) -> list[PointLabel]:
+    """One label for all points at one place; the first of them is named."""
+    places: dict[tuple[float, float], list[FrontierPoint]] = {}
+    for point in points:
+        there = places.setdefault(_place(point), [])
+        if point not in there:
+            there.append(point)
+    on_it = frontier.frontier
+    labels = []
+    for place, (first, *others) in places.items():
+        text = f"{first.content_alpha:g} / {first.style_alpha:g}"
+        text += f" and {len(others)} more" if others else ""
+        labels.append(PointLabel(*place, text, needed=first in on_it))
+    return labels
+
+
+def label_points(
+    ax: Axes, labels: Sequence[PointLabel], line: Sequence[tuple[float, float]] = ()
+) -> None:
+    """Write labels beside their points so that no text covers a point, a line, or another text.
+
+    A label that has to stand away from its point is joined to it by a thin line. The first labels
+    choose first. Nothing may be drawn afterwards that changes the limits of the axes.
+
+    Args:
+        line: the (x, y) of a line through points, in the units of the axes.
+    """
+    figure = ax.get_figure()
+    assert figure is not None
+    pixels = figure.dpi / 72  # of a point of type
+    inside = ax.get_window_extent()
+    # matplotlib puts it off until drawing
+    ax.autoscale_view()
+    points = ax.transData.transform([(label.x, label.y) for label in labels])
+    taken = [_box(point, 9 * pixels, 9 * pixels) for point in points]
+    if line:
+        taken += _boxes_along(ax.transData.transform(line))
+    for label, point in zip(labels, points):
+        text = ax.annotate(
+            label.text,
+            (label.x, label.y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8 if label.needed else 7,
+            color="0.15" if label.needed else "0.5",
+        )
+        size = text.get_window_extent()
+        for radius, angle in _ways_round(farthest=200 if label.needed else 30):
+            # from the point to the middle of the text, and to where a line to it ends
+            near = np.array([math.cos(angle), math.sin(angle)]) * radius * pixels
+            middle = near + np.sign(near.round(6)) * (size.width / 2, size.height / 2)
+            box = _box(point + middle, size.width + 4, size.height + 2)
+            joined = radius > NEAR
+            way = _boxes_along([point + near * 8 / radius, point + near]) if joined else []
+            fits = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
+            if fits and not any(one.overlaps(other) for one in (box, *way) for other in taken):
+                text.set_position(tuple(middle / pixels))
+                taken += [box, *way]
+                if joined:
+                    _join(ax, label, near / pixels)
+                break
+        else:
+            text.remove()
+
+
+def _ways_round(farthest: float) -> Iterator[tuple[float, float]]:
+    """(distance, angle) of places to try for a label, in points and radians.
+
+    The nearest first, and oblique ones first: on level ones are the bars of standard errors.
+    """
+    for distance in range(NEAR, int(farthest), 8):
+        for sixteenth in (2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11, 0, 8, 4, 12):
+            yield distance, sixteenth * math.pi / 8
+
+
+def _box(middle: np.ndarray, width: float, height: float) -> Bbox:
+    """A box round its middle (x, y)."""
+    half = np.array([width, height]) / 2
+    return Bbox([middle - half, middle + half])
+
+
+def _boxes_along(line: Sequence[np.ndarray] | np.ndarray) -> list[Bbox]:
+    """Small boxes that cover a line through points, in pixels."""
+    return [
+        _box(point, 3, 3)
+        for start, end in pairwise(line)
+        for point in np.linspace(start, end, 2 + int(np.hypot(*(end - start)) / 3))
+    ]
+
+
+def _join(ax: Axes, label: PointLabel, offset: np.ndarray) -> None:
+    """A thin line from a label to its point; `offset` from the point to the label, in points."""
+    ax.annotate(
+        "",
+        (label.x, label.y),
+        xytext=tuple(offset),
+        textcoords="offset points",
+        arrowprops={
+            "arrowstyle": "-",
+            "color": "0.6",
+            "linewidth": 0.6,
+            "shrinkA": 0,
+            "shrinkB": 4,
+        },
+    )
+
+
+def _along(
+    points: Sequence["FrontierPoint"], best: "FrontierPoint", count: int
+) -> list["FrontierPoint"]:
+    """At most `count` points, evenly spaced among those given, the recommended one among them."""
+    if len(points) <= count:
+        return list(points)
+    places = {round(i * (len(points) - 1) / (count - 1)) for i in range(count)}
+    wanted = points.index(best)
+    if wanted not in places:
+        places.remove(min(places, key=lambda place: abs(place - wanted)))
+        places.add(wanted)
+    return [points[place] for place in sorted(places)]
+
+
+def _frontier_caption(frontier: "Frontier") -> str:
+    """What was drawn, the rule of the recommendation, and how far the scores are to be trusted."""
+    content_alpha, style_alpha = frontier.best
+    seeds = ", ".join(str(seed) for seed in frontier.seeds)
+    if len(frontier.seeds) == 1:
+        noise = "One seed says nothing of the noise: other seeds may give another order."
+    else:
+        noise = (
+            f"Bars: ± one standard error over {len(frontier.seeds)} seeds; scores over few seeds "
+            "are noisy, and points nearer than that may change places."
+        )
+    return (
+        f'"{frontier.prompt}", {len(frontier.points)} pairs of alphas, seeds {seeds}. '
+        f"Recommended: content alpha {content_alpha:g}, style alpha {style_alpha:g}. Both scores "
+        "are scaled from their lowest (0) to their highest (1), and the point is taken whose "
+        f"smaller one is the highest; ties go to the alphas nearest 1. {noise} Pictures: seed "
+        f"{frontier.seeds[0]}, from most content to most style."
+    )
 
 
 def heat_map(

@@ -5,7 +5,8 @@ import json
 import math
 import os
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -491,6 +492,31 @@ def set_alphas(
     strengths = [alphas[half] for half in halves] + [1.0 for _ in in_training]
     with unwrapped(pipe):
         unet.set_adapters(halves + in_training, strengths)
+
+
+@contextmanager
+def only_half(pipe: "StableDiffusionXLPipeline", half: str) -> Iterator[None]:
+    """Inside, of all LoRA on a pipeline one half acts and the other does nothing.
+
+    Also of a B-LoRA in training, of which both halves are one adapter.
+
+    Args:
+        half: the one that acts, "content" or "style".
+    """
+    with unwrapped(pipe):
+        silent = [
+            module
+            for name, module in pipe.unet.named_modules()
+            if hasattr(module, "lora_A") and half_of(name) not in (None, half)
+        ]
+    before = [dict(module.scaling) for module in silent]
+    try:
+        for module in silent:
+            module.scaling.update(dict.fromkeys(module.scaling, 0.0))
+        yield
+    finally:
+        for module, scaling in zip(silent, before):
+            module.scaling.update(scaling)
 
 
 def applied(pipe: "StableDiffusionXLPipeline") -> list[str]:

@@ -6,10 +6,12 @@ SDXL are scored by DINO, as in the paper's table 1, and by CLIP, as in its block
 4.1). The numbers of the two scorers are not comparable.
 """
 
+import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,18 @@ Images: TypeAlias = Sequence[Image.Image]
 JUDGE = DATA / "judge"
 SIDE = 48  # pixels the judge looks at
 PHOTO, IN_STYLE = "A photo of a {}", "A picture in {} style"  # what CLIP is asked
+DECIMALS = 2  # scores that differ by less count as equal where one is recommended
+SMALLEST_RANGE = 0.05  # of scores that differ at all
+
+
+class Scorer(Protocol):
+    """What compares pictures with a picture: `JudgeScorer`, `EncoderScorer`, or one of your own."""
+
+    def content_kept(self, images: Images, content_picture: Image.Image) -> list[float]:
+        """A number for each image; higher is better."""
+
+    def style_moved(self, images: Images, style_picture: Image.Image) -> list[float]:
+        """A number for each image; higher is better."""
 
 
 class Judge(nn.Module):
@@ -85,6 +99,15 @@ class JudgeScorer:
     def __init__(self, judge: Judge | None = None) -> None:
         self.judge = judge or Judge.load()
 
+    @property
+    def identity(self) -> str:
+        """A text that is the same only for the same judge: it names scores that are kept."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.judge.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return f"judge {digest.hexdigest()[:12]}"
+
     def content_kept(self, images: Images, content_picture: Image.Image) -> list[float]:
         """For each image: the probability that it shows the object of the content picture."""
         expected, _ = self.judge.probabilities([content_picture])
@@ -130,6 +153,8 @@ class EncoderScorer:
         from transformers import AutoImageProcessor, CLIPModel, CLIPProcessor, ViTModel
 
         self.device = device or default_device()
+        # a text that is the same only for the same models: it names scores that are kept
+        self.identity = f"DINO {dino}, CLIP {clip}"
         vit = ViTModel.from_pretrained(dino, add_pooling_layer=False, use_safetensors=True)
         self.dino = vit.eval().to(self.device)
         self.clip = CLIPModel.from_pretrained(clip, use_safetensors=True).eval().to(self.device)
@@ -209,3 +234,87 @@ def ranked(*scores: Sequence[float]) -> list[int]:
     """
     weakest = [min(numbers) for numbers in zip(*scores)]
     return sorted(range(len(weakest)), key=lambda i: -weakest[i])
+
+
+def check_scores(name: str, scores: Sequence[float], count: int) -> list[float]:
+    """The scores of `count` pictures as Python's numbers.
+
+    Raises:
+        ValueError: another number of scores, or one that is no ordinary number.
+    """
+    numbers = [float(score) for score in scores]
+    if len(numbers) != count:
+        raise ValueError(
+            f"{name} gave {len(numbers)} scores for {count} pictures. A scorer returns one number "
+            "for each picture, in their order."
+        )
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(
+            f"{name} gave {numbers}, with which nothing can be compared. Look at the pictures; if "
+            "the scorer runs in float16, load it in float32."
+        )
+    return numbers
+
+
+def mean_and_error(scores: Sequence[float]) -> tuple[float, float | None]:
+    """The mean of scores over seeds and its standard error, which is None for a single seed."""
+    count = len(scores)
+    mean = math.fsum(scores) / count
+    if count < 2:
+        return mean, None
+    variance = math.fsum((score - mean) ** 2 for score in scores) / (count - 1)
+    return mean, math.sqrt(variance / count)
+
+
+def non_dominated(first: Sequence[float], second: Sequence[float]) -> list[int]:
+    """The places of the pairs of scores that no other pair dominates, in their order.
+
+    A pair dominates another that is higher in neither score and lower in at least one.
+
+    >>> non_dominated([0.9, 0.5, 0.4, 0.9], [0.1, 0.5, 0.5, 0.1])
+    [0, 1, 3]
+    """
+    pairs = list(zip(first, second, strict=True))
+    return [
+        place
+        for place, (one, two) in enumerate(pairs)
+        if not any(a >= one and b >= two and (a, b) != (one, two) for a, b in pairs)
+    ]
+
+
+def balance(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """For each pair of scores the smaller one, each scaled from its lowest (0) to its highest (1).
+
+    Scaled, because content kept and style moved have other lowest and highest values, above all as
+    cosines. A range of less than 0.05 is mostly noise and counts as 0.05, from the highest down.
+
+    >>> balance([0.7, 0.8, 0.9], [0.5, 0.4, 0.1])
+    [0.0, 0.5, 0.0]
+    """
+    scaled = [_from_lowest_to_highest(first), _from_lowest_to_highest(second)]
+    return [min(pair) for pair in zip(*scaled, strict=True)]
+
+
+def _from_lowest_to_highest(scores: Sequence[float]) -> list[float]:
+    rounded = [round(score, DECIMALS) for score in scores]
+    highest = max(rounded)
+    span = max(highest - min(rounded), SMALLEST_RANGE)
+    # rounded again: equal scores are to stay equal
+    return [round(1 - (highest - score) / span, 6) for score in rounded]
+
+
+def most_balanced(
+    first: Sequence[float], second: Sequence[float], distances: Sequence[float]
+) -> int:
+    """The place of the non-dominated pair of scores with the highest `balance`.
+
+    Scores count to two decimals. Ties go to the smallest distance.
+
+    >>> most_balanced([0.9, 0.7, 0.704, 0.2], [0.2, 0.6, 0.6, 0.7], [0, 2, 1, 0])
+    2
+    """
+    rounded = [[round(score, DECIMALS) for score in scores] for scores in (first, second)]
+    balances = balance(first, second)
+    return min(
+        non_dominated(*rounded), key=lambda place: (-balances[place], distances[place], place)
+    )

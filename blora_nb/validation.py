@@ -3,11 +3,14 @@
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blora_nb.blocks import HALVES
 from blora_nb.files.paths import safe_name
 from blora_nb.files.saved_images import save_image
+from blora_nb.lora import only_half
 from blora_nb.running.checkpoints import checkpoints
 
 if TYPE_CHECKING:
@@ -15,31 +18,54 @@ if TYPE_CHECKING:
 
 SHEET = "validation.png"  # the pictures of all checkpoints side by side
 PICTURE = re.compile(r"_seed(-?\d+)\.png$")
+PICTURE_OF_HALF = {half: re.compile(rf"_seed(-?\d+)_{half}\.png$") for half in HALVES}
 
 
 def validation_pictures(
-    pipe: "StableDiffusionXLPipeline", prompt: str, count: int
+    pipe: "StableDiffusionXLPipeline",
+    prompt: str,
+    count: int,
+    content_prompt: str | None = None,
+    style_prompt: str | None = None,
 ) -> Callable[["StableDiffusionXLPipeline", Path], None]:
     """A function for `train(on_checkpoint=…)` that draws a prompt into each checkpoint's folder.
 
     The seeds are always 0, 1, … Side by side the pictures show which checkpoint to take: early ones
     keep the base model's variety, late ones the picture's detail.
 
+        validate = validation_pictures(
+            pipe, "A [v]", 4, "A [v] in gold style", "A rocket in [v] style"
+        )
+
     Args:
+        prompt: drawn with both halves.
         count: of seeds.
+        content_prompt: also drawn, with the content half alone; name another style in it.
+        style_prompt: also drawn, with the style half alone; name another object in it. With both of
+            these, `checkpoint_scores.score_checkpoints` measures each half by itself.
     """
     from blora_nb.generation import encode, pictures
 
-    embeds = encode(pipe, prompt, None)
+    prompts = {"": prompt, "content": content_prompt, "style": style_prompt}
+    encoded = [
+        (half, text, encode(pipe, text, None)) for half, text in prompts.items() if text is not None
+    ]
 
     def validate(pipe: "StableDiffusionXLPipeline", folder: Path) -> None:
-        files = {seed: folder / f"{safe_name(prompt)}_seed{seed}.png" for seed in range(count)}
-        # some may be there from a training that was stopped
-        missing = [seed for seed, file in files.items() if not file.exists()]
-        try:
-            for seed, image in zip(missing, pictures(pipe, embeds, missing, progress=False)):
-                save_image(image, files[seed], {"prompt": prompt, "seed": seed})
         # the training is worth more than its pictures
+        try:
+            for half, text, embeds in encoded:
+                ending = f"_{half}.png" if half else ".png"
+                stem = safe_name(text)
+                files = {n: folder / f"{stem}_seed{n}{ending}" for n in range(count)}
+                # some may be there from a training that was stopped
+                missing = [seed for seed, file in files.items() if not file.exists()]
+                with only_half(pipe, half) if half else nullcontext():
+                    for seed, image in zip(
+                        missing, pictures(pipe, embeds, missing, progress=False)
+                    ):
+                        settings = {"prompt": text, "seed": seed}
+                        save_image(image, files[seed], settings | ({"half": half} if half else {}))
         except (OSError, MemoryError, ValueError) as error:
             warnings.warn(
                 f"The pictures at {folder} could not all be made or written ({error}). "
@@ -56,15 +82,19 @@ def validated(folder: str | Path) -> dict[Path, list[Path]]:
     Raises:
         FileNotFoundError: there is none with pictures.
     """
-    found = {}
-    for checkpoint in checkpoints(folder):
-        matches = ((PICTURE.search(file.name), file) for file in checkpoint.iterdir())
-        seeds = {file: int(match[1]) for match, file in matches if match}
-        if seeds:
-            found[checkpoint] = sorted(seeds, key=lambda file: seeds[file])
+    found = {checkpoint: pictures_at(checkpoint) for checkpoint in checkpoints(folder)}
+    found = {checkpoint: files for checkpoint, files in found.items() if files}
     if not found:
         raise FileNotFoundError(
             f"{folder} has no checkpoint with pictures. They are made with --validation_prompt, "
             "from Python with train(…, output_dir=…, on_checkpoint=validation_pictures(…))."
         )
     return found
+
+
+def pictures_at(checkpoint: Path, half: str | None = None) -> list[Path]:
+    """The pictures made at a checkpoint with both halves, or with one alone, by their seeds."""
+    pattern = PICTURE_OF_HALF[half] if half else PICTURE
+    matches = ((pattern.search(file.name), file) for file in checkpoint.iterdir())
+    seeds = {file: int(match[1]) for match, file in matches if match}
+    return sorted(seeds, key=lambda file: seeds[file])

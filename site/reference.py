@@ -21,7 +21,7 @@ NAMES = {
     ),
     "Draw pictures": ("generate", "sample", "read_image", "save_picture"),
     "Look inside": ("prompt_per_block", "record_attention", "overlay"),
-    "Measure and rank": ("scorer_for", "seed_ranking"),
+    "Measure and rank": ("scorer_for", "seed_ranking", "frontier"),
     "Draw figures": ("picture_grid", "alpha_grid", "heat_map", "line_figure", "loss_curve"),
     "Turn things live": ("AlphaPanel", "SeedPanel", "CheckpointPicker", "DrawingPad"),
     "Use the course's examples": ("example_names", "example_picture", "example_blora"),
@@ -37,6 +37,8 @@ METHOD = (
     "settings",
     "structure",
     "metrics",
+    "alpha_frontier",
+    "checkpoint_scores",
     "figures",
 )
 

@@ -10,13 +10,15 @@ from PIL import Image
 from blora_nb.figures import checkpoint_grid, write_validation_sheet
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
+from blora_nb.metrics import scorer_for
 from blora_nb.training import train
-from blora_nb.validation import validation_pictures
+from blora_nb.validation import pictures_at, validation_pictures
 from blora_nb.widgets.picker import CheckpointPicker
 from blora_nb.widgets.uploads import picture_from_bytes
 
 pytestmark = pytest.mark.slow
 STEPS = ["step 10", "step 20", "step 30"]
+IN_GOLD, ROCKET = "A [v] in gold style", "A rocket in [v] style"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def folder(pipe, picture, tmp_path_factory):
         picture,
         progress=False,
         output_dir=folder,
-        on_checkpoint=validation_pictures(pipe, "A [v]", 2),
+        on_checkpoint=validation_pictures(pipe, "A [v]", 2, IN_GOLD, ROCKET),
         max_train_steps=30,
         checkpointing_steps=10,
     )
@@ -50,6 +52,38 @@ def test_the_slider_shows_the_pictures_of_a_checkpoint_and_gives_its_weights(pip
     bundle, about = picker._repr_mimebundle_()
     assert set(bundle) == {"text/plain", "image/png", "application/vnd.jupyter.widget-view+json"}
     assert "3 checkpoints" in bundle["text/plain"] == about["image/png"]["alt"]
+
+
+@pytest.mark.parametrize(("half", "prompt"), [("content", IN_GOLD), ("style", ROCKET)])
+def test_each_half_alone_is_drawn_as_generate_draws_it(pipe, folder, half, prompt):
+    files = pictures_at(folder / "checkpoint-20", half)
+    blora = BLoRA.load(folder / "checkpoint-20")
+    made = generate(pipe, prompt, **{half: blora}, seeds=[0, 1], progress=False)
+    assert [Image.open(file).tobytes() for file in files] == [one.tobytes() for one in made]
+    assert json.loads(Image.open(files[0]).text["blora_nb"])["half"] == half
+
+
+def test_drawing_halves_alone_changes_nothing_of_the_training(pipe, picture, folder, tmp_path):
+    plain = train(
+        pipe,
+        picture,
+        progress=False,
+        output_dir=tmp_path,
+        on_checkpoint=validation_pictures(pipe, "A [v]", 1),
+        max_train_steps=20,
+        checkpointing_steps=10,
+    )
+    # the training of the folder has a checkpoint more, and the same steps until then
+    assert BLoRA.load(folder / "checkpoint-20").fingerprint == plain.fingerprint
+
+
+def test_the_judge_scores_real_checkpoints(pipe, picture, folder):
+    picker = CheckpointPicker(folder, picture, scorer_for(pipe), progress=False)
+    assert all(one.halves_apart for one in picker.scores)
+    files = pictures_at(folder / "checkpoint-10", "style")
+    expected = scorer_for(pipe).style_moved([Image.open(file) for file in files], picture)
+    assert picker.scores[0].style_scores == pytest.approx(expected)
+    assert picker.blora.fingerprint == BLoRA.load(picker.recommended).fingerprint
 
 
 def test_the_sheet_has_a_row_for_each_checkpoint(folder):

@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from blora_nb.files.images import ImageSource, read_with_remarks
 
 if TYPE_CHECKING:
@@ -93,3 +95,17 @@ def picture_metadata(picture: ImageSource) -> dict[str, str]:
     image.save(jpeg, format="JPEG", quality=80)
     data = base64.b64encode(jpeg.getvalue()).decode()
     return {"picture_sha256": sha256, "modelspec.thumbnail": f"data:image/jpeg;base64,{data}"}
+
+
+def thumbnail(metadata: dict[str, str]) -> Image.Image | None:
+    """The small copy of its picture that the file of a B-LoRA may hold; None without one."""
+    data = metadata.get("modelspec.thumbnail", "")
+    if not THUMBNAIL.fullmatch(data):
+        return None
+    file = io.BytesIO(base64.b64decode(data.split(",")[1]))
+    try:
+        with Image.open(file, formats=("JPEG", "PNG", "WEBP")) as opened:
+            return read_with_remarks(opened)[0]
+    # a damaged one says nothing about the weights
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None

@@ -1,6 +1,5 @@
 """Where a half comes from: pictures and the B-LoRAs trained from them, and a gallery of these."""
 
-import base64
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -13,10 +12,9 @@ from blora_nb.assets import DATA
 from blora_nb.course.examples import example_names, example_picture
 from blora_nb.files.images import read_with_remarks
 from blora_nb.files.locating import HUB_ID
-from blora_nb.files.metadata import THUMBNAIL
+from blora_nb.files.metadata import thumbnail
 from blora_nb.files.paper import paper_white, with_margin
 from blora_nb.lora import BLoRA, mix
-from blora_nb.widgets.uploads import picture_from_bytes
 
 MARGIN = 0.1  # of the picture's long side
 
@@ -89,13 +87,7 @@ def names_weights(source: str | Path) -> bool:
 
 def thumbnail_of(blora: BLoRA) -> Image.Image | None:
     """The small copy of its picture that a B-LoRA's file may hold."""
-    data = blora.metadata.get("modelspec.thumbnail", "")
-    if not THUMBNAIL.fullmatch(data):
-        return None
-    try:
-        return picture_from_bytes("thumbnail", base64.b64decode(data.split(",")[1]))[0]
-    except ValueError:  # a damaged one says nothing about the weights
-        return None
+    return thumbnail(blora.metadata)
 
 
 class Gallery(traitlets.HasTraits):

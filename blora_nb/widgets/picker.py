@@ -6,13 +6,16 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from blora_nb.figures import checkpoint_grid
-from blora_nb.files.images import read_image
+from blora_nb.checkpoint_scores import kept_scores, recommended, score_checkpoints
+from blora_nb.figures import NotebookFigure, checkpoint_curve, checkpoint_grid
+from blora_nb.files.images import ImageSource, read_image
 from blora_nb.lora import BLoRA
+from blora_nb.metrics import Scorer
 from blora_nb.validation import validated
-from blora_nb.widgets.markup import picture_html, reduced, small_print
+from blora_nb.widgets.markup import picture_html, png_address, reduced, small_print
 
 SIDE = 180  # pixels of a picture
+CURVE = 640  # pixels of the curve's width, with legend and caption
 
 
 class CheckpointPicker(widgets.VBox):
@@ -20,37 +23,69 @@ class CheckpointPicker(widgets.VBox):
 
         validate = validation_pictures(pipe, "A [v]", 4)
         train(pipe, "cat.png", output_dir="outputs/cat", on_checkpoint=validate)
-        picker = CheckpointPicker("outputs/cat")
+        picker = CheckpointPicker("outputs/cat", picture="cat.png", scorer=scorer_for(pipe))
         picker.blora
 
     Early checkpoints follow other words of a prompt more freely; late ones keep more of the
-    picture.
+    picture. With a picture and a scorer, a curve under the slider shows content kept and style
+    moved over the steps (`checkpoint_scores.score_checkpoints` says what they mean), and one
+    checkpoint is recommended: the earliest at which the smaller score, scaled from its lowest (0)
+    to its highest (1), is within 0.1 of the best. The scores are kept in the checkpoints' folders,
+    and shown from then on without picture and scorer, too.
 
     Args:
         folder: the `output_dir` of a training.
+        picture: that the B-LoRA was trained on, a path or a PIL image.
+        scorer: compares with it, by `content_kept(images, picture)` and `style_moved(images,
+            picture)`; as a rule `scorer_for(pipe)`.
+        progress: a progress bar over the checkpoints that are scored.
 
     Attributes:
         checkpoint: the folder of the one chosen. blora: its `BLoRA`.
+        scores: a `CheckpointScores` for each checkpoint; empty without any.
+        recommended: the folder of the recommended checkpoint, which is chosen first; None without
+            scores, when the last is.
 
     Raises:
         FileNotFoundError: no checkpoint with pictures in the folder.
+        ValueError: a picture without a scorer, or a scorer without a picture.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        picture: ImageSource | None = None,
+        scorer: Scorer | None = None,
+        progress: bool = True,
+    ) -> None:
+        if (picture is None) != (scorer is None):
+            raise ValueError(
+                "Pictures are scored by a scorer against the picture of the training: give both, "
+                "picture=… and scorer=scorer_for(pipe), or neither."
+            )
         self.folder = folder
         self.pictures = validated(folder)
+        if picture is not None and scorer is not None:
+            self.scores = score_checkpoints(folder, picture, scorer, progress)
+        else:
+            self.scores = kept_scores(folder)
+        self.recommended = recommended(self.scores).checkpoint if self.scores else None
         steps = [(f"step {path.name.partition('-')[2]}", path) for path in self.pictures]
         self.slider = widgets.SelectionSlider(
             options=steps,
-            value=steps[-1][1],
+            value=self.recommended or steps[-1][1],
             description="Checkpoint",
             layout={"width": "420px"},
             style={"description_width": "90px"},
         )
         self.shown = widgets.HTML()
+        self.curve_shown = widgets.HTML()
         self.usage = widgets.HTML()
+        # checkpoint to the page's image of the curve: moving the slider back is quick
+        self.curves: dict[Path, str] = {}
         self.slider.observe(lambda _: self._show_chosen(), "value")
-        super().__init__([self.slider, self.shown, self.usage], layout={"padding": "8px"})
+        children = [self.slider, self.curve_shown, self.shown, self.usage]
+        super().__init__(children, layout={"padding": "8px"})
         self._show_chosen()
 
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below
@@ -63,8 +98,33 @@ class CheckpointPicker(widgets.VBox):
     def blora(self) -> BLoRA:
         return BLoRA.load(self.checkpoint)
 
+    def curve(self) -> NotebookFigure:
+        """The scores over the steps as a figure, with the chosen checkpoint marked.
+
+        Raises:
+            ValueError: there are no scores.
+        """
+        if not self.scores:
+            raise ValueError(
+                "The pictures have no scores. Give the picker picture=… (that of the training) and "
+                "scorer=scorer_for(pipe)."
+            )
+        return checkpoint_curve(self.scores, self.checkpoint)
+
+    def _show_curve(self) -> None:
+        if not self.scores:
+            return
+        if self.checkpoint not in self.curves:
+            figure = self.curve()
+            alt = html.escape(figure.caption)
+            source = png_address(figure.png())
+            style = f"width:100%;max-width:{CURVE}px;display:block"
+            self.curves[self.checkpoint] = f'<img alt="{alt}" src="{source}" style="{style}">'
+        self.curve_shown.value = self.curves[self.checkpoint]
+
     def _show_chosen(self) -> None:
-        """Show the pictures of the chosen checkpoint, and how it is used."""
+        """Show the pictures of the chosen checkpoint, mark it on the curve, say how it is used."""
+        self._show_curve()
         cards = []
         for number, file in enumerate(self.pictures[self.checkpoint]):
             alt = f"{self.checkpoint.name}, picture {number}"
