@@ -67,7 +67,7 @@ def score_checkpoints(
     much, such as an object that shows in the style half's pictures: so look at them as well.
 
     Scores are kept in each checkpoint's folder, and computed again only for other pictures or
-    another scorer.
+    another scorer; those of a scorer without an `identity` are computed every time.
 
     Args:
         folder: the `output_dir` of a training.
@@ -83,12 +83,13 @@ def score_checkpoints(
     from tqdm.auto import tqdm
 
     compared = read_image(picture)
-    made_with = {"scorer": _identity(scorer), "picture": _pixels_hash(compared)}
+    identity = _identity(scorer)
+    made_with = {"scorer": identity or "", "picture": _pixels_hash(compared)}
     scores = []
     found = _pictures_to_score(folder)
     for checkpoint, files in tqdm(found.items(), desc="scoring", disable=not progress):
         kept = _read(checkpoint, files)
-        if kept and made_with.items() <= kept.items():
+        if identity and kept and made_with.items() <= kept.items():
             scores.append(_scores(checkpoint, files, kept))
             continue
         images = {half: [read_image(file) for file in files[half]] for half in files}
@@ -121,7 +122,12 @@ def recommended(scores: Sequence[CheckpointScores]) -> CheckpointScores:
     Content kept and style moved are scaled from their lowest (0) to their highest (1) of the
     training, and of each checkpoint the smaller counts; nearly as good is 0.1 less at most.
     Earlier checkpoints follow other words of a prompt more freely.
+
+    Raises:
+        ValueError: there are no scores.
     """
+    if not scores:
+        raise ValueError("There are no scores: call score_checkpoints(folder, picture, scorer).")
     balances = balance([one.content_kept for one in scores], [one.style_moved for one in scores])
     enough = max(balances) - NEARLY
     return next(one for one, value in zip(scores, balances) if value >= enough)
@@ -154,10 +160,10 @@ def _scores(checkpoint: Path, files: Files, kept: dict[str, Any]) -> CheckpointS
     )
 
 
-def _identity(scorer: Scorer) -> str:
-    """A text that is the same only for the same scorer."""
-    kind = f"{type(scorer).__module__}.{type(scorer).__qualname__}"
-    return f"{kind} {getattr(scorer, 'identity', '')}".strip()
+def _identity(scorer: Scorer) -> str | None:
+    """A text that is the same only for the same scorer; None for one that does not name itself."""
+    identity = getattr(scorer, "identity", None)
+    return f"{type(scorer).__module__}.{type(scorer).__qualname__} {identity}" if identity else None
 
 
 def _pixels_hash(image: Image.Image) -> str:

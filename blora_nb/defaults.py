@@ -53,9 +53,9 @@ TINY_DEFAULTS = Defaults(
 
 # said before a training on it
 TEACHING_MODEL_LEARNS = (
-    "The teaching model knows 16 things in 12 styles, like those that the command examples writes, "
-    "and learns pictures that are near to them. A drawing of your own is hardly learnt; a "
-    "photograph, text or fine detail is not: use SDXL for those."
+    "The teaching model knows 16 things in 12 styles, those of the course's examples, and learns "
+    "pictures that are near to them. Of another drawing it learns the colours, and hardly the "
+    "shape; of a photograph, text or fine detail next to nothing: use SDXL for those."
 )
 
 

@@ -71,7 +71,9 @@ class NotebookFigure(Figure):
         lines = textwrap.wrap(caption, int(15 * max(drawn.width, 5)))
         x = (drawn.x0 + drawn.x1) / 2 / self.get_figwidth()
         y = (drawn.y0 - 0.08) / self.get_figheight()
-        self.text(x, y, "\n".join(lines), ha="center", va="top", fontsize=8, color="0.35")
+        # a prompt may have dollar signs, which are no mathematics
+        shown = self.text(x, y, "\n".join(lines), ha="center", va="top", fontsize=8, color="0.35")
+        shown.set_parse_math(False)
 
     def savefig(self, *args: Any, **options: Any) -> None:
         """As matplotlib's, but labels and caption outside of the axes always belong to it."""
@@ -324,7 +326,8 @@ def checkpoint_curve(
             ax.axvline(one.step, color="0.6", linestyle=":", zorder=0, label="chosen")
     low, high = ax.get_ylim()
     # cosines can be negative; room for the star above the highest
-    ax.set_ylim(min(low, 0) if min(starred) < 0 else 0, high + 0.08 * (high - min(low, 0)))
+    lowest = min(min(one.content_kept, one.style_moved) for one in scores)
+    ax.set_ylim(min(low, 0) if lowest < 0 else 0, high + 0.08 * (high - min(low, 0)))
     if len(steps) <= MOST_TICKS:
         ax.set_xticks(steps)
     handles, names = ax.get_legend_handles_labels()
@@ -344,13 +347,14 @@ def checkpoint_curve(
 
 def _curve_caption(scores: Sequence[CheckpointScores], best: CheckpointScores) -> str:
     """What was scored, the rule of the recommendation, and how far it is to be trusted."""
-    count = len(best.content_scores)
+    counts = {len(one.content_scores) for one in scores}
+    count = " to ".join(map(str, sorted({min(counts), max(counts)})))
     if best.halves_apart:
         what = "content half alone in another style, style half alone on another object"
     else:
         what = "pictures of both halves: how far the training picture is drawn again"
     noise = "One picture each says nothing of the noise."
-    if count > 1:
+    if max(counts) > 1:
         noise = f"Bars: ± one standard error over {count} pictures; few pictures are noisy."
     return (
         f"{what[0].upper()}{what[1:]}. {noise} Recommended: step {best.step}, the earliest at "

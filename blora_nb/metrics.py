@@ -36,7 +36,11 @@ SMALLEST_RANGE = 0.05  # of scores that differ at all
 
 
 class Scorer(Protocol):
-    """What compares pictures with a picture: `JudgeScorer`, `EncoderScorer`, or one of your own."""
+    """What compares pictures with a picture: `JudgeScorer`, `EncoderScorer`, or one of your own.
+
+    One of your own may have an attribute `identity`, a text that changes whenever its numbers
+    would: only then are scores kept from one use to the next.
+    """
 
     def content_kept(self, images: Images, content_picture: Image.Image) -> list[float]:
         """A number for each image; higher is better."""

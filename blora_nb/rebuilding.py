@@ -1,5 +1,8 @@
 """Has a B-LoRA learnt its picture? Draw the picture again with both halves, and compare.
 
+Only on the teaching model: it draws a picture that it has learnt in its place. SDXL's B-LoRAs keep
+content and style of a picture and not where everything is, so that pixels cannot be compared.
+
 The comparison is pixel by pixel, in dB (PSNR). The best picture of one single colour is the measure
 of having learnt nothing: how many dB it reaches depends on the picture, so only the gain counts.
 """
@@ -11,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from blora_nb.defaults import is_teaching_model
 from blora_nb.files.images import centre_square, read_with_remarks
-from blora_nb.generation import sample
+from blora_nb.generation import Progress, sample
 from blora_nb.lora import BLoRA, apply, remove
+from blora_nb.registry import pipeline_lock
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -52,7 +57,7 @@ class Rebuilt:
         return self.gain >= LEARNT
 
     def __str__(self) -> str:
-        numbers = f"rebuilt to {self.psnr:.1f} dB, one flat colour reaches {self.flat_psnr:.1f} dB"
+        numbers = f"rebuilt to {self.psnr:.1f} dB (one flat colour reaches {self.flat_psnr:.1f} dB)"
         if self.learnt:
             return f"{numbers}: learnt."
         if self.gain >= ROUGHLY:
@@ -66,22 +71,31 @@ def rebuild(
     picture: str | Path | Image.Image,
     prompt: str = "A [v]",
     seed: int = 0,
+    progress: Progress = False,
 ) -> Rebuilt:
     """Draw a picture again with both halves of its B-LoRA, and compare the two.
 
     Args:
-        pipe: from `load_pipeline`; afterwards it is the plain model.
+        pipe: the teaching model, from `load_pipeline`; afterwards it is the plain model.
         picture: that the B-LoRA was trained on; its middle square is compared.
         prompt: that it was trained with.
+        progress: as in `generate`.
 
     Raises:
+        ValueError: another pipeline than the teaching model.
         ImageError: the picture cannot be read. BLoRAError: the B-LoRA does not fit the pipeline.
     """
-    apply(pipe, blora, blora)
-    try:
-        image = sample(pipe, prompt, (seed,), progress=False)[0]
-    finally:
-        remove(pipe)
+    if not is_teaching_model(pipe):
+        raise ValueError(
+            "Only pictures of the teaching model can be compared pixel by pixel. For SDXL use "
+            "scorer_for(pipe), which compares what they show and how they look."
+        )
+    with pipeline_lock(pipe):
+        apply(pipe, blora, blora)
+        try:
+            image = sample(pipe, prompt, (seed,), progress=progress)[0]
+        finally:
+            remove(pipe)
     square = centre_square(read_with_remarks(picture)[0], image.width)
     original, drawn = (np.asarray(shown, np.float64) / 255 for shown in (square, image))
     flat = np.broadcast_to(original.mean((0, 1)), original.shape)

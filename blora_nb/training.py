@@ -188,7 +188,7 @@ def _learn(
     back.
     """
     squares = squares_of(pictures, settings.resolution)
-    class_squares = squares_of(class_pictures(settings), settings.resolution)
+    class_squares = squares_of(class_pictures(settings), settings.resolution, silent=True)
     trained_on = fingerprints(pipe, squares, prompts, class_squares, content)
     metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
     metadata["learned"] = json.dumps(trained_on)

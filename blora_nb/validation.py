@@ -93,8 +93,14 @@ def validated(folder: str | Path) -> dict[Path, list[Path]]:
 
 
 def pictures_at(checkpoint: Path, half: str | None = None) -> list[Path]:
-    """The pictures made at a checkpoint with both halves, or with one alone, by their seeds."""
+    """The pictures made at a checkpoint with both halves, or with one alone, by their seeds.
+
+    Where it has pictures of several prompts, those of the one that was drawn last.
+    """
     pattern = PICTURE_OF_HALF[half] if half else PICTURE
     matches = ((pattern.search(file.name), file) for file in checkpoint.iterdir())
-    seeds = {file: int(match[1]) for match, file in matches if match}
-    return sorted(seeds, key=lambda file: seeds[file])
+    found = [(file.name[: match.start()], int(match[1]), file) for match, file in matches if match]
+    if not found:
+        return []
+    last, *_ = max(found, key=lambda each: each[2].stat().st_mtime_ns)
+    return [file for prompt, _, file in sorted(found, key=lambda each: each[1]) if prompt == last]

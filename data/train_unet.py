@@ -187,8 +187,8 @@ def timesteps(count: int, progress: float, generator: torch.Generator) -> Tensor
 
     At 999 the model must draw the picture from the words alone.
     """
-    late = min(1.0, max(0.0, (progress - 0.4) / 0.4))
-    pure, high = 0.5 - 0.25 * late, 0.35 - 0.05 * late
+    late = min(1.0, max(0.0, (progress - 0.4) / 0.2))
+    pure, high = 0.5 - 0.3 * late, 0.35 - 0.15 * late
     which = torch.rand(count, generator=generator)
     top = 900 + 100 * torch.rand(count, generator=generator)
     middle = 1000 * torch.sigmoid(1.4 + torch.randn(count, generator=generator))

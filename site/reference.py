@@ -21,8 +21,15 @@ NAMES = {
     ),
     "Draw pictures": ("generate", "sample", "read_image", "save_picture"),
     "Look inside": ("prompt_per_block", "record_attention", "overlay"),
-    "Measure and rank": ("scorer_for", "seed_ranking", "frontier"),
-    "Draw figures": ("picture_grid", "alpha_grid", "heat_map", "line_figure", "loss_curve"),
+    "Measure and rank": ("scorer_for", "seed_ranking", "frontier", "rebuild"),
+    "Draw figures": (
+        "picture_grid",
+        "alpha_grid",
+        "heat_map",
+        "line_figure",
+        "loss_curve",
+        "unet_diagram",
+    ),
     "Turn things live": ("AlphaPanel", "SeedPanel", "CheckpointPicker", "DrawingPad"),
     "Use the course's examples": ("example_names", "example_picture", "example_blora"),
 }
@@ -39,7 +46,9 @@ METHOD = (
     "metrics",
     "alpha_frontier",
     "checkpoint_scores",
+    "rebuilding",
     "figures",
+    "diagram",
 )
 
 

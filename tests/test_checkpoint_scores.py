@@ -4,6 +4,7 @@ The checkpoints hold pictures only, of one colour, which a scorer with known num
 """
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 from blora_nb.checkpoint_scores import SCORES, kept_scores, recommended, score_checkpoints
 from blora_nb.figures import checkpoint_curve
 from blora_nb.files.saved_images import save_image
+from blora_nb.validation import pictures_at
 from blora_nb.widgets.picker import CheckpointPicker
 
 TRAINED_ON = Image.effect_noise((32, 32), 90).convert("RGB")
@@ -197,3 +199,36 @@ def test_the_curve_marks_the_chosen_and_the_recommended(tmp_path, count):
     assert "how far the training picture is drawn again" in figure.caption
     assert ax.get_ylim()[0] == 0
     assert ax.get_ylim()[1] > 1
+
+
+def test_a_scorer_without_a_name_is_asked_every_time(tmp_path):
+    trained(tmp_path, RISING)
+    score(tmp_path, ByColour(identity=None))
+    again = ByColour(identity=None)
+    score(tmp_path, again)
+    assert again.scored == 2 * 2 * len(RISING)
+
+
+def test_no_scores_are_no_recommendation():
+    with pytest.raises(ValueError, match="call score_checkpoints"):
+        recommended([])
+
+
+def test_a_negative_score_is_on_the_curve(tmp_path):
+    trained(tmp_path, RISING)
+
+    class Cosines(ByColour):
+        def content_kept(self, images, picture):
+            return [score - 0.5 for score in super().content_kept(images, picture)]
+
+    figure = checkpoint_curve(score(tmp_path, Cosines()))
+    assert figure.axes[0].get_ylim()[0] < -0.5
+
+
+def test_of_two_prompts_the_last_drawn_counts(tmp_path):
+    folder = tmp_path / "checkpoint-10"
+    folder.mkdir()
+    write(folder / "A_v_seed0.png", 10, 10)
+    write(folder / "A_star_seed0.png", 90, 90)
+    os.utime(folder / "A_v_seed0.png", (1, 1))
+    assert [file.name for file in pictures_at(folder)] == ["A_star_seed0.png"]

@@ -30,6 +30,12 @@ def test_a_picture_that_cannot_be_read_is_named(pipe, tmp_path):
         rebuild(pipe, example_blora(pipe, "star_sunset"), broken)
 
 
+def test_other_models_are_refused_with_the_remedy(pipe, monkeypatch):
+    monkeypatch.setattr("blora_nb.rebuilding.is_teaching_model", lambda _: False)
+    with pytest.raises(ValueError, match="scorer_for"):
+        rebuild(pipe, example_blora(pipe, "star_sunset"), example_picture("star_sunset"))
+
+
 def test_psnr_is_that_of_the_definition():
     black = np.zeros((4, 4, 3))
     assert psnr(black + 0.1, black) == pytest.approx(20)

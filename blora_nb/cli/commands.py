@@ -273,7 +273,7 @@ def write_sheets(folders: list) -> None:
             continue
         try:
             sheet = write_validation_sheet(folder)
-        except (OSError, ValueError) as error:
+        except (ImportError, OSError, ValueError) as error:
             print(f"note: no sheet of validation pictures: {error}", file=sys.stderr)
         else:
             print("written:", sheet, "(a row for each checkpoint; use one by its folder)")

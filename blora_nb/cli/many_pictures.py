@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from blora_nb.cli.jobs import MANIFEST, Job
 from blora_nb.defaults import is_teaching_model
-from blora_nb.errors import BLoRAError, BLoRAWarning, CheckpointError, TrainingError
+from blora_nb.errors import (
+    BLoRAError,
+    CheckpointError,
+    PipelineWarning,
+    PromptWarning,
+    TrainingError,
+)
 from blora_nb.files.image_folders import find_images
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import free_path, safe_name, writable_folder
@@ -86,7 +92,9 @@ def report_rebuilt(
     [(picture, caption)] = job.pictures.items()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BLoRAWarning)  # given before the training
+            # given before the training
+            warnings.simplefilter("ignore", PromptWarning)
+            warnings.simplefilter("ignore", PipelineWarning)
             rebuilt = rebuild(pipe, blora, picture, caption or settings.instance_prompt)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"note: {job} was not drawn again, to compare: {error}", file=sys.stderr, flush=True)

@@ -102,8 +102,8 @@ def thumbnail(metadata: dict[str, str]) -> Image.Image | None:
     data = metadata.get("modelspec.thumbnail", "")
     if not THUMBNAIL.fullmatch(data):
         return None
-    file = io.BytesIO(base64.b64decode(data.split(",")[1]))
     try:
+        file = io.BytesIO(base64.b64decode(data.split(",")[1]))
         with Image.open(file, formats=("JPEG", "PNG", "WEBP")) as opened:
             return read_with_remarks(opened)[0]
     # a damaged one says nothing about the weights

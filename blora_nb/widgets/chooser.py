@@ -9,6 +9,7 @@ from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model, native_r
 from blora_nb.files.images import centre_square, remarks_on_square
 from blora_nb.files.paths import free_path, safe_name
 from blora_nb.guards.prompts import remarks_on_prompt
+from blora_nb.lora import BLoRA
 from blora_nb.rebuilding import rebuild
 from blora_nb.running.device import host
 from blora_nb.settings import TrainingSettings
@@ -221,7 +222,8 @@ class HalfChooser(widgets.VBox):
 
     def _train(self) -> None:
         """Train the B-LoRA of the chosen picture, write it, and add it to the gallery."""
-        source, remarks = self.source, self.remarks()
+        source = self.source
+        remarks = [remark for remark in self.remarks() if remark != TEACHING_MODEL_LEARNS]
         pipe, settings = self.worker.pipe, self.training_settings
         picture = source.picture
         if picture is None:
@@ -234,8 +236,16 @@ class HalfChooser(widgets.VBox):
             path = blora.save(free_path(self.folder, safe_name(source.name), ".safetensors"))
             said = f"{source.name} is trained, and kept in {path}."
             if is_teaching_model(pipe):
-                prompt = settings.instance_prompt if settings else "A [v]"
-                said = f"{said} It is {rebuild(pipe, blora, picture, prompt)}"
+                said = f"{said} {self._rebuilt(blora, picture)}"
             self.worker.say(said, remarks)
 
         self.worker.start(f"Learning {source.name}", work)
+
+    def _rebuilt(self, blora: BLoRA, picture: Image.Image) -> str:
+        """A sentence on how near a trained B-LoRA comes to its picture."""
+        settings = self.training_settings
+        prompt = settings.instance_prompt if settings else "A [v]"
+        try:
+            return f"It is {rebuild(self.worker.pipe, blora, picture, prompt)}"
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:
+            return f"It was not drawn again, to compare: {error}"

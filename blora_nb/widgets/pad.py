@@ -45,8 +45,8 @@ class DrawingPad(anywidget.AnyWidget):
 
     Attributes:
         drawn: what is on the paper, as the address of a PNG file that it holds ("data:image/png;…",
-            or "" for white paper). It changes after every stroke:
-            `pad.observe(lambda change: …, "drawn")`.
+            or "" before the first stroke). It changes after every stroke:
+            `pad.observe(lambda change: …, "drawn")`. Whether anything is drawn, `picture` says.
 
     Raises:
         ImageError: `start` cannot be read.

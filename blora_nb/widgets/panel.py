@@ -302,7 +302,7 @@ class Panel(widgets.VBox):
     def _remarks(self) -> list[str]:
         """Sentences on what is chosen and typed: pictures not learnt yet, and the prompt."""
         pictures = [remark for chooser in self.choosers.values() for remark in chooser.remarks()]
-        return [*pictures, *remarks_on_prompt(self.pipe, self.prompt.value)]
+        return [*dict.fromkeys(pictures), *remarks_on_prompt(self.pipe, self.prompt.value)]
 
     def _end_work(self) -> None:
         """Set the buttons; after a cancelled drawing, go back to the picture that was there."""
