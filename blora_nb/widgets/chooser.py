@@ -41,13 +41,19 @@ LARGEST_LINK = 10_000_000  # bytes of a file that a page takes as a link
 
 def wide_or_narrow(wide: int, narrow: int, width: int) -> str:
     """A length in CSS: `wide` pixels in a place of at least `width` pixels, otherwise `narrow`."""
+    if wide < narrow:
+        return f"clamp({wide}px, ({width}px - 100%) * 1000, {narrow}px)"
     return f"clamp({narrow}px, (100% - {width - 1}px) * 1000, {wide}px)"
 
 
 # where the inputs begin; on a narrow page the controls stand below the picture
 INDENT = wide_or_narrow(SIDE + 12 + LABEL, LABEL, SIDE + 12 + CONTROLS)
-INDENTED = {"margin": f"0 0 0 {LABEL + 8}px"}
-BOXES_INDENTED = {"margin": f"0 0 0 {wide_or_narrow(LABEL + 8, 0, CONTROLS)}"}
+INDENTED = {"margin": f"0 0 0 {wide_or_narrow(LABEL + 8, 0, CONTROLS)}"}
+# of a row of buttons below the choosers
+BUTTONS_INDENT = wide_or_narrow(SIDE + 12 + LABEL + 8, 0, SIDE + 12 + CONTROLS)
+# of a short number: beside another, or below it on a narrow page
+SHORT_NUMBER = wide_or_narrow(130, LABEL + 80, SIDE + 12 + CONTROLS)
+NARROW = AUTO | {"padding": "0 8px"}  # of buttons, so that two of them fit in a row
 
 NO_PICTURE = (
     f'<div style="width:{SIDE}px;height:{SIDE}px;line-height:{SIDE}px;text-align:center;'
@@ -104,15 +110,15 @@ class HalfChooser(widgets.VBox):
             "white_paper": self._box(f"{title}: paper made white"),
             "margin": self._box(f"{title}: add a margin"),
         }
-        self.preparation = widgets.VBox(list(self.boxes.values()), layout=BOXES_INDENTED)
-        self.download = widgets.Button(description=f"Download {half}", layout=AUTO)
+        self.preparation = widgets.VBox(list(self.boxes.values()), layout=INDENTED)
+        self.download = widgets.Button(description=f"Download {half}", layout=NARROW)
         self.link = widgets.HTML()
-        self.forget = widgets.Button(description=f"Forget {half} …", layout=AUTO)
+        self.forget = widgets.Button(description=f"Forget {half}", layout=NARROW)
         self.question = widgets.HTML()
         self.really_forget = widgets.Button(
-            description=f"Delete {half} files", button_style="danger", layout=AUTO
+            description=f"Delete {half}", button_style="danger", layout=NARROW
         )
-        self.keep = widgets.Button(description=f"Keep {half} files", layout=AUTO)
+        self.keep = widgets.Button(description=f"Keep {half}", layout=NARROW)
         self.confirmation = widgets.VBox(
             [self.question, widgets.HBox([self.really_forget, self.keep], layout=WRAPPED)],
             layout={"display": "none"},
@@ -150,10 +156,10 @@ class HalfChooser(widgets.VBox):
         """The thumbnail, and the controls beside it (below it on a narrow page)."""
         # Colab shows pads in cells of their own, but none inside of a panel
         draw = [] if host() == "Colab" else [self.draw]
-        buttons = widgets.HBox([self.upload, *draw, self.train], layout=WRAPPED | INDENTED)
-        files = widgets.HBox([self.download, self.forget], layout=WRAPPED)
-        about_files = widgets.VBox([files, self.link, self.confirmation], layout=INDENTED)
-        rows = [self.choice, buttons, self.preparation, about_files, self.alpha]
+        buttons = [self.upload, *draw, self.train, self.download, self.forget]
+        files = widgets.VBox([self.link, self.confirmation], layout=INDENTED)
+        row = widgets.HBox(buttons, layout=WRAPPED | INDENTED)
+        rows = [self.choice, row, files, self.preparation, self.alpha]
         controls = widgets.VBox(rows, layout={"flex": f"1 1 {CONTROLS}px"})
         return widgets.HBox([self.thumbnail, controls], layout=WRAPPED)
 
@@ -180,6 +186,7 @@ class HalfChooser(widgets.VBox):
         self.preparation.layout.display = "" if source.upload else "none"
         for name, box in self.boxes.items():
             box.value = bool(source.upload and getattr(source.upload, name))
+        self.train.layout.display = "none" if source.blora else ""
         self.download.layout.display = "" if source.blora else "none"
         self.forget.layout.display = "" if source.file else "none"
         if self._files_shown_of != source.name:

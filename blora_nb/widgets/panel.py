@@ -19,7 +19,7 @@ from blora_nb.generation import generate
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
-from blora_nb.widgets.chooser import INDENT, HalfChooser
+from blora_nb.widgets.chooser import BUTTONS_INDENT, INDENT, SHORT_NUMBER, HalfChooser
 from blora_nb.widgets.gallery import Gallery, Source
 from blora_nb.widgets.markup import (
     AUTO,
@@ -174,8 +174,8 @@ class Panel(widgets.VBox):
             min=1,
             max=1000,
             description="Steps",
-            layout={"width": "130px"},
-            style={"description_width": "50px"},
+            layout={"width": SHORT_NUMBER},
+            style={"description_width": "calc(100% - 80px)"},
         )
         self.generate = widgets.Button(
             description="Generate",
@@ -194,7 +194,7 @@ class Panel(widgets.VBox):
         numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=WRAPPED)
         buttons = widgets.HBox(
             [self.generate, self.worker.cancel, self.save],
-            layout=WRAPPED | {"margin": f"6px 0 6px calc({INDENT} + 8px)"},
+            layout=WRAPPED | {"margin": f"6px 0 6px {BUTTONS_INDENT}"},
         )
         controls = widgets.VBox(
             [
