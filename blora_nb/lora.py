@@ -430,7 +430,7 @@ def apply(
         set_alphas(pipe, content_alpha, style_alpha)
         return
     for blora in halves.values():
-        _check_fits(inner(pipe.unet), blora)
+        check_fits(inner(pipe.unet), blora)
     warn_of_other_adapters(pipe)
     remove(pipe)
     with unwrapped(pipe), warnings.catch_warnings():
@@ -450,7 +450,7 @@ def apply(
     set_alphas(pipe, content_alpha, style_alpha)
 
 
-def _check_fits(unet: "UNet2DConditionModel", blora: BLoRA) -> None:
+def check_fits(unet: "UNet2DConditionModel", blora: BLoRA) -> None:
     """Raise a BLoRAError unless every layer is in the U-Net, with the same size."""
     trained_on = base_of(blora.state_dict)
     for layer, (a, b) in blora.layers.items():

@@ -1,6 +1,7 @@
 """A panel in JupyterLab, and the app page in Voilà, used in a real browser."""
 
 import base64
+import json
 import os
 import shutil
 import signal
@@ -12,12 +13,15 @@ import urllib.error
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
+from pathlib import Path
 
 import nbformat
 import pytest
 from PIL import Image, ImageColor
 
+from blora_nb.assets import DATA
 from blora_nb.course import drawings
+from blora_nb.lora import BLoRA
 from blora_nb.widgets.pad import COLOURS
 from conftest import ROOT
 
@@ -168,9 +172,26 @@ def set_number(panel, name, value):
 
 
 def upload(page, panel, button, name, content):
+    upload_several(page, panel, button, {name: content})
+
+
+def upload_several(page, panel, button, files):
+    """Choose files, name to content, all at once."""
     with page.expect_file_chooser() as chooser:
         panel.get_by_role("button", name=button).click()
-    chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
+    chooser.value.set_files(
+        [
+            {"name": name, "mimeType": "image/png", "buffer": content}
+            for name, content in files.items()
+        ]
+    )
+
+
+def download(page, panel, name):
+    """Click on a link; the name and content of the file that the browser then has."""
+    with page.expect_download() as started:
+        panel.get_by_role("link", name=name).click()
+    return started.value.suggested_filename, Path(started.value.path()).read_bytes()
 
 
 def stroke(page, pad, *places):
@@ -411,3 +432,66 @@ def test_the_app_page(page, serve, tmp_path):
     says(panel, "step")
     press(panel, "Cancel")
     says(panel, "Cancelled")
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [380, 1280])
+def test_what_the_app_page_keeps(page, serve, tmp_path, width):
+    """B-LoRAs are brought, downloaded, there again after a reload, and forgotten."""
+    shutil.copytree(ROOT / "app", tmp_path / "app")
+    kept = tmp_path / "outputs" / "app"
+    star = BLoRA.load(DATA / "bloras" / "star_sunset.safetensors")
+    star.save(kept / "yesterday.safetensors")
+    (kept / "broken.safetensors").write_bytes(b"no weights")
+    picture = BytesIO()
+    drawings.draw("star", "sunset", 5, 96).save(picture, "PNG")
+    page.set_viewport_size({"width": width, "height": 900})
+    address = serve(["voila", "blora.ipynb"], tmp_path / "app", "")
+    page.goto(address)
+    panel = page.locator(".blora-panel:visible")
+    panel.wait_for()
+    assert "broken.safetensors" in panel.inner_text()
+    panel.get_by_label("Content", exact=True).select_option("yesterday")
+
+    weights = (kept / "yesterday.safetensors").read_bytes()
+    files = {"my star.safetensors": weights, "my star.png": picture.getvalue()}
+    upload_several(page, panel, "Own content", files)
+    says(panel, "my star.safetensors is a B-LoRA")
+    assert panel.get_by_label("Content", exact=True).input_value() == "my star"
+    panel.get_by_alt_text("content picture: my star").wait_for()
+    upload(page, panel, "Own style", "old.ckpt", b"PK anything")
+    says(panel, "old.ckpt is not opened")
+
+    press(panel, "Download content")
+    name, content = download(page, panel, "my_star")
+    assert name == "my_star.safetensors"
+    assert content == (kept / name).read_bytes()
+    set_number(panel, "Steps", 2)
+    says(panel, "press Generate")
+    press(panel, "Generate")
+    says(panel, "Done")
+    press(panel, "Save")
+    name, content = download(page, panel, "seed0.png")
+    assert content == (kept / name).read_bytes()
+    settings = json.loads(Image.open(BytesIO(content)).text["blora_nb"])
+    assert settings["num_inference_steps"] == 2
+    page.screenshot(path=tmp_path / f"kept_{width}.png", full_page=True)
+
+    page.goto(address)
+    panel.wait_for()
+    panel.get_by_label("Content", exact=True).select_option("my star")
+    panel.get_by_alt_text("content picture: my star").wait_for()
+    press(panel, "Forget content")
+    press(panel, "Delete content")
+    says(panel, "my star is forgotten")
+    assert sorted(file.name for file in kept.glob("*.safetensors")) == [
+        "broken.safetensors",
+        "yesterday.safetensors",
+    ]
+    page.goto(address)
+    panel.wait_for()
+    offered = panel.get_by_label("Content", exact=True).inner_text()
+    assert "yesterday" in offered
+    assert "my star" not in offered
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -17,7 +17,7 @@ from blora_nb.blocks import BLOCK_OF_HALF
 from blora_nb.errors import BLoRAError, BLoRAWarning
 from blora_nb.files.lora_settings import PEFT_CONFIG
 from blora_nb.files.state_dict_checks import base_of
-from blora_nb.lora import BLoRA, _check_fits, apply, combine, remove
+from blora_nb.lora import BLoRA, apply, check_fits, combine, remove
 from random_sdxl import unet_config
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -632,7 +632,7 @@ def test_every_layer_of_sdxls_two_blocks_is_known():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**unet_config("full"))
     blora = made(width=1280, context=2048, depth=10, rank=lambda layer: 1, feed_forward=True)
-    _check_fits(unet, blora)
+    check_fits(unet, blora)
     linears = {
         n
         for n, m in unet.named_modules()

@@ -4,6 +4,7 @@ import _thread
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blora_nb.files.images import centre_square
 from blora_nb.files.metadata import picture_metadata
 from blora_nb.files.paper import paper_white, with_margin
 from blora_nb.generation import generate
@@ -24,8 +26,10 @@ from blora_nb.lora import BLoRA, applied
 from blora_nb.metrics import scorer_for
 from blora_nb.registry import pipeline_lock
 from blora_nb.settings import TrainingSettings
+from blora_nb.widgets import chooser as chooser_module
 from blora_nb.widgets import panel as panels
 from blora_nb.widgets.gallery import MARGIN, Gallery, Source, example_gallery
+from blora_nb.widgets.kept import files_of, keep, remember
 from blora_nb.widgets.markup import png_address
 from blora_nb.widgets.panels import AlphaPanel, SeedPanel
 from blora_nb.widgets.worker import Cancelled, threads_reach_the_page
@@ -54,12 +58,22 @@ def panel(pipe, examples, tmp_path):
 
 def upload(widget, name, content):
     """What the browser sends when a file was chosen."""
+    upload_several(widget, {name: content})
+
+
+def upload_several(widget, files):
+    """What the browser sends when several files were chosen: name to content."""
+    contents = [memoryview(content) for content in files.values()]
+    about = [{"name": name, "type": "", "size": len(files[name])} for name in files]
     if ipywidgets.__version__.startswith("7"):
-        about = {"name": name, "type": "image/png", "size": len(content), "lastModified": 0}
-        state = {"data": [memoryview(content)], "metadata": [about], "_counter": 1}
+        metadata = [known | {"lastModified": 0} for known in about]
+        state = {"data": contents, "metadata": metadata, "_counter": len(files)}
     else:
-        about = {"name": name, "type": "image/png", "size": len(content), "last_modified": 0}
-        state = {"value": [about | {"content": memoryview(content)}]}
+        value = [
+            known | {"last_modified": 0, "content": content}
+            for known, content in zip(about, contents)
+        ]
+        state = {"value": value}
     widget.set_state(state)
 
 
@@ -112,6 +126,8 @@ def test_generate_draws_what_the_function_draws(panel, pipe, examples):
 def test_a_slow_picture_is_shown_while_it_is_drawn(panel, monkeypatch):
     seen = []
     panel.large.observe(lambda change: seen.append(change["new"]), "value")
+    # so that this one is fast on a machine with other work, too
+    monkeypatch.setattr(panels, "PREVIEW", 60)
     panel.generate.click()
     assert len(seen) == 1, "a fast one is not"
     seen.clear()
@@ -419,6 +435,275 @@ def test_save_writes_the_settings_and_overwrites_nothing(panel, tmp_path):
     panel.save.click()
     assert "Cannot write" in status(panel)
     assert len(panel.errors) == 1
+
+
+def weights_of(blora, folder, name="downloaded.safetensors"):
+    """The bytes of a file with this B-LoRA."""
+    return BLoRA(blora.state_dict, dict(blora.metadata)).save(folder / name).read_bytes()
+
+
+def again(panel, pipe):
+    """A gallery as a page that is loaded again makes it."""
+    return remember(Gallery(), panel.folder, pipe)
+
+
+def same_weights(one, other):
+    return one.fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_what_was_trained_is_remembered(panel, pipe, picture, drawn):
+    chooser = panel.choosers["content"]
+    if drawn:
+        chooser.draw.set_state({"value": True})
+        chooser.pad.set_state({"drawn": png_address(png(picture))})
+        chooser.use_drawing.click()
+    else:
+        upload(chooser.upload, "my star: <b>.png", png(picture))
+    name = chooser.choice.value
+    chooser.train.click()
+    assert panel.errors == []
+    (found,) = again(panel, pipe).sources.values()
+    assert found.name == name
+    assert same_weights(found.blora, chooser.source.blora)
+    assert found.picture.tobytes() == centre_square(picture, 96).tobytes()
+    assert files_of(found) == files_of(chooser.source)
+    assert len(files_of(found)) == 2
+
+
+def test_nothing_is_remembered_unless_asked(panel, pipe, picture):
+    upload(panel.choosers["content"].upload, "mine.png", png(picture))
+    panel.choosers["content"].train.click()
+    assert "mine" not in example_gallery().sources
+    other = AlphaPanel(pipe, picture, folder=panel.folder)
+    assert list(other.gallery.sources) == ["content picture"]
+
+
+def test_the_newest_is_remembered_last_and_names_stay_unique(pipe, examples, picture, tmp_path):
+    gallery = Gallery()
+    star = examples.sources["star sunset"].blora
+    for name, age in (("a", 3), ("b", 1), ("c", 2)):
+        gallery.add(Source(name, picture, star))
+        file = keep(gallery, name, tmp_path)
+        os.utime(file, (1e9 - age, 1e9 - age))
+    assert list(remember(Gallery(), tmp_path, pipe).sources) == ["a", "c", "b"]
+    twice = remember(remember(Gallery(), tmp_path, pipe), tmp_path, pipe)
+    assert list(twice.sources) == ["a", "c", "b", "a-2", "c-2", "b-2"]
+    (tmp_path / "b.safetensors").rename(tmp_path / "renamed.safetensors")
+    assert list(remember(Gallery(), tmp_path, pipe).sources) == ["a", "c", "renamed"]
+
+
+def test_a_picture_saved_under_the_same_name_is_not_taken_for_the_source(examples, tmp_path):
+    (tmp_path / "star.png").write_bytes(b"another picture")
+    gallery = Gallery()
+    gallery.add(Source("star", None, examples.sources["star sunset"].blora))
+    assert keep(gallery, "star", tmp_path).name == "star-2.safetensors"
+
+
+def test_a_folder_that_is_not_there_is_no_error(pipe, tmp_path):
+    gallery = remember(Gallery(), tmp_path / "nowhere", pipe)
+    assert (gallery.sources, gallery.remarks) == ({}, [])
+
+
+def larger(blora):
+    """A B-LoRA for a model that is larger in every direction."""
+    return BLoRA({key: t.repeat(2, 2) for key, t in blora.state_dict.items()})
+
+
+def test_files_that_cannot_be_used_are_left_out_and_named(pipe, examples, tmp_path):
+    star = examples.sources["star sunset"].blora
+    weights_of(star, tmp_path, "good.safetensors")
+    (tmp_path / "good.png").write_bytes(b"no picture")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    (tmp_path / "folder.safetensors").mkdir()
+    weights_of(larger(star), tmp_path, "large.safetensors")
+    gallery = remember(Gallery(), tmp_path, pipe)
+    assert list(gallery.sources) == ["good"]
+    assert "good.png" in gallery.sources["good"].remarks[-1]
+    assert len(gallery.remarks) == 2
+    told = AlphaPanel(pipe, "good", gallery=gallery).left_out.value
+    assert "broken.safetensors" in told
+    assert "large.safetensors was trained on a model with 208 channels" in told
+    assert str(tmp_path) not in told
+    for number in range(5):
+        (tmp_path / f"worse{number}.safetensors").write_bytes(b"nothing")
+    gallery = remember(Gallery(), tmp_path, pipe)
+    assert len(gallery.remarks) == 4
+    assert "4 more files" in gallery.remarks[-1]
+
+
+def test_one_is_forgotten_after_a_second_click(panel, pipe, examples, picture):
+    chooser, other = panel.choosers["content"], panel.choosers["style"]
+    assert chooser.forget.layout.display == "none", "examples stay"
+    upload(chooser.upload, "mine.png", png(picture))
+    assert chooser.forget.layout.display == "none", "there is no file yet"
+    chooser.train.click()
+    other.choice.value = "mine"
+    panel.generate.click()
+    drawn = panel.picture
+    assert chooser.confirmation.layout.display == "none"
+    chooser.really_forget.click()
+    assert "mine" in panel.gallery.sources, "a hidden button does nothing"
+    chooser.forget.click()
+    assert "mine.safetensors and mine.png" in chooser.question.value
+    assert chooser.confirmation.layout.display == ""
+    chooser.keep.click()
+    assert chooser.confirmation.layout.display == "none"
+    chooser.forget.click()
+    chooser.choice.value = "cat wood"
+    assert chooser.confirmation.layout.display == "none", "the question was about another"
+    chooser.choice.value = "mine"
+    chooser.forget.click()
+    chooser.really_forget.click()
+    assert panel.errors == []
+    assert "mine" not in panel.gallery.sources
+    assert "mine" not in (chooser.choice.value, other.choice.value)
+    assert list(Path(panel.folder).iterdir()) == []
+    assert again(panel, pipe).sources == {}
+    assert "forgotten" in status(panel)
+
+    # pictures drawn with it are not taken for those of another of its name
+    upload(chooser.upload, "mine.png", png(picture.rotate(90)))
+    chooser.train.click()
+    other.choice.value = chooser.choice.value
+    panel.generate.click()
+    assert panel.errors == []
+    assert panel.picture.tobytes() != drawn.tobytes()
+
+
+def test_the_last_source_is_not_forgotten(pipe, examples, tmp_path):
+    gallery = Gallery()
+    gallery.add(Source("only", None, examples.sources["cat wood"].blora))
+    keep(gallery, "only", tmp_path)
+    panel = AlphaPanel(pipe, "only", gallery=gallery, folder=tmp_path)
+    panel.choosers["content"].forget.click()
+    assert "all there is" in status(panel)
+    assert panel.choosers["content"].confirmation.layout.display == "none"
+
+
+def test_a_safetensors_file_is_uploaded_and_remembered(panel, pipe, examples, tmp_path):
+    chooser = panel.choosers["style"]
+    star = examples.sources["star sunset"].blora
+    upload(chooser.upload, "from a friend.safetensors", weights_of(star, tmp_path))
+    assert panel.errors == []
+    assert chooser.choice.value == "from a friend"
+    assert same_weights(chooser.source.blora, star)
+    assert chooser.source.picture is None
+    assert "no picture" in chooser.thumbnail.value
+    assert chooser.train.disabled
+    assert "is a B-LoRA" in status(panel)
+    panel.generate.click()
+    assert panel.errors == []
+    assert panel.drawn.style_B_LoRA == "from a friend"
+    (found,) = again(panel, pipe).sources.values()
+    assert found.name == "from a friend"
+    assert same_weights(found.blora, star)
+    assert found.picture is None
+
+
+def test_a_picture_of_the_same_name_belongs_to_an_uploaded_b_lora(
+    panel, pipe, picture, examples, tmp_path
+):
+    chooser = panel.choosers["content"]
+    star = weights_of(examples.sources["star sunset"].blora, tmp_path)
+    other = png(picture.rotate(90))
+    files = {"a.png": png(picture), "a.safetensors": star, "b.png": other}
+    upload_several(chooser.upload, files)
+    assert panel.errors == []
+    assert chooser.choice.value == "b"
+    assert "a-2" not in panel.gallery.sources
+    assert panel.gallery.sources["a"].picture.tobytes() == picture.tobytes()
+    assert panel.gallery.sources["b"].blora is None
+    (found,) = again(panel, pipe).sources.values()
+    assert found.picture.tobytes() == centre_square(picture, 96).tobytes()
+
+
+def test_uploads_of_other_kinds_are_refused_by_name(panel, pipe, examples, tmp_path):
+    chooser = panel.choosers["content"]
+    before = list(panel.gallery.sources)
+    star = examples.sources["star sunset"].blora
+    files = {
+        "old.ckpt": b"PK\x03\x04 anything",
+        "notes.txt": b"some text",
+        "cut.safetensors": weights_of(star, tmp_path)[:5000],
+        "zip.safetensors": b"PK\x03\x04 anything at all",
+        "sdxl.safetensors": weights_of(larger(star), tmp_path, "large.safetensors"),
+    }
+    upload_several(chooser.upload, files)
+    for name in files:
+        assert name in status(panel)
+    assert "run code" in status(panel)
+    assert "was trained on a model with 208 channels" in status(panel)
+    assert len(panel.errors) == 1
+    assert list(panel.gallery.sources) == before
+    assert not Path(panel.folder).exists()
+
+
+def test_half_a_b_lora_is_named_where_it_does_not_serve(panel, examples, tmp_path):
+    style = examples.sources["star sunset"].blora.style
+    upload(panel.choosers["content"].upload, "half.safetensors", weights_of(style, tmp_path))
+    assert "half has no content half; choose it as style" in status(panel)
+
+
+def downloaded(link):
+    """The name and the content behind a link for a download."""
+    name, data = re.search(r'download="([^"]+)" href="data:[^,]+,([^"]+)"', link.value).groups()
+    return name, base64.b64decode(data)
+
+
+def test_a_b_lora_is_downloaded(panel, picture, tmp_path):
+    chooser = panel.choosers["content"]
+    star = chooser.source.blora
+    chooser.download.click()
+    name, content = downloaded(chooser.link)
+    assert name == "star_sunset.safetensors"
+    (tmp_path / name).write_bytes(content)
+    assert same_weights(BLoRA.load(tmp_path / name), star)
+    chooser.choice.value = "cat wood"
+    assert chooser.link.value == "", "it was of another"
+    upload(chooser.upload, "mine.png", png(picture))
+    assert chooser.download.layout.display == "none", "there is nothing yet"
+    chooser.train.click()
+    chooser.download.click()
+    assert downloaded(chooser.link) == (chooser.source.file.name, chooser.source.file.read_bytes())
+
+
+def test_the_place_of_a_file_too_large_for_a_link_is_named(panel, picture, monkeypatch):
+    monkeypatch.setattr(chooser_module, "LARGEST_LINK", 1000)
+    chooser = panel.choosers["content"]
+    chooser.download.click()
+    assert "href" not in chooser.link.value
+    assert "star_sunset.safetensors" in chooser.link.value
+    assert str(Path(panel.folder).resolve()) in chooser.link.value
+    assert (Path(panel.folder) / "star_sunset.safetensors").exists()
+    chooser.download.click()
+    assert len(list(Path(panel.folder).iterdir())) == 1
+
+
+def test_a_saved_picture_is_downloaded_with_its_settings(panel):
+    panel.generate.click()
+    panel.save.click()
+    name, content = downloaded(panel.saved)
+    (file,) = Path(panel.folder).iterdir()
+    assert (name, content) == (file.name, file.read_bytes())
+    assert json.loads(Image.open(BytesIO(content)).text["blora_nb"])["seed"] == 0
+
+
+@pytest.mark.parametrize("prompt", ["", "   "])
+def test_an_empty_prompt_is_named(panel, prompt):
+    panel.prompt.set_state({"value": prompt})
+    assert "prompt is empty" in status(panel)
+    panel.generate.click()
+    assert panel.picture
+    assert "Done" in status(panel)
+    assert "prompt is empty" in status(panel)
+    assert "A [c] in [s] style" in status(panel)
+
+
+def test_unknown_words_are_named(panel):
+    panel.prompt.set_state({"value": "A [c] in xylophone style"})
+    panel.generate.click()
+    assert "never learnt the word xylophone" in status(panel)
 
 
 def test_what_is_not_learnt_is_shown_without_a_result(pipe, picture):

@@ -1,5 +1,7 @@
-"""The controls of one half: which source, an own picture or drawing, training, alpha."""
+"""The controls of one half: which source, an own picture or drawing, training, alpha, files."""
 
+import html
+from base64 import b64encode
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -7,32 +9,51 @@ from PIL import Image
 
 from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model, native_resolution
 from blora_nb.files.images import centre_square, remarks_on_square
-from blora_nb.files.paths import free_path, safe_name
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA
 from blora_nb.rebuilding import rebuild
 from blora_nb.running.device import host
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
-from blora_nb.widgets.gallery import Gallery, Source, Upload
-from blora_nb.widgets.markup import AUTO, EMPTY, WRAPPED, picture_html
+from blora_nb.widgets.gallery import Gallery, Source, Upload, thumbnail_of
+from blora_nb.widgets.kept import files_of, forget, keep, size_of, weights_file
+from blora_nb.widgets.markup import (
+    AUTO,
+    EMPTY,
+    WRAPPED,
+    download_link,
+    picture_html,
+    small_print,
+)
 from blora_nb.widgets.pad import DrawingPad
-from blora_nb.widgets.uploads import picture_from_bytes, uploaded_files
+from blora_nb.widgets.uploads import (
+    WEIGHTS,
+    blora_from_bytes,
+    picture_from_bytes,
+    uploaded_files,
+)
 from blora_nb.widgets.worker import Worker
 
 # in pixels: a source's picture, the words before a control, the least width of the controls
 SIDE, LABEL, CONTROLS = 96, 94, 300
+LARGEST_LINK = 10_000_000  # bytes of a file that a page takes as a link
 
 
 def wide_or_narrow(wide: int, narrow: int, width: int) -> str:
     """A length in CSS: `wide` pixels in a place of at least `width` pixels, otherwise `narrow`."""
+    if wide < narrow:
+        return f"clamp({wide}px, ({width}px - 100%) * 1000, {narrow}px)"
     return f"clamp({narrow}px, (100% - {width - 1}px) * 1000, {wide}px)"
 
 
 # where the inputs begin; on a narrow page the controls stand below the picture
 INDENT = wide_or_narrow(SIDE + 12 + LABEL, LABEL, SIDE + 12 + CONTROLS)
-INDENTED = {"margin": f"0 0 0 {LABEL + 8}px"}
-BOXES_INDENTED = {"margin": f"0 0 0 {wide_or_narrow(LABEL + 8, 0, CONTROLS)}"}
+INDENTED = {"margin": f"0 0 0 {wide_or_narrow(LABEL + 8, 0, CONTROLS)}"}
+# of a row of buttons below the choosers
+BUTTONS_INDENT = wide_or_narrow(SIDE + 12 + LABEL + 8, 0, SIDE + 12 + CONTROLS)
+# of a short number: beside another, or below it on a narrow page
+SHORT_NUMBER = wide_or_narrow(130, LABEL + 80, SIDE + 12 + CONTROLS)
+NARROW = AUTO | {"padding": "0 8px"}  # of buttons, so that two of them fit in a row
 
 NO_PICTURE = (
     f'<div style="width:{SIDE}px;height:{SIDE}px;line-height:{SIDE}px;text-align:center;'
@@ -48,7 +69,7 @@ class HalfChooser(widgets.VBox):
         chosen: a name in the gallery.
         worker: does the training.
         training_settings: None for those that suit the pipeline.
-        folder: where freshly trained weights are written.
+        folder: where trained and uploaded weights are written.
     """
 
     def __init__(
@@ -81,20 +102,35 @@ class HalfChooser(widgets.VBox):
             style=label,
         )
         own = f"Own {half}"
-        self.upload = widgets.FileUpload(accept="image/*", description=own, layout=AUTO)
+        accept = f"image/*,{WEIGHTS}"
+        self.upload = widgets.FileUpload(accept=accept, multiple=True, description=own, layout=AUTO)
         self.draw = widgets.ToggleButton(description=f"Draw {half}", layout=AUTO)
         self.train = widgets.Button(description=f"Train {half}", layout=AUTO)
         self.boxes = {
             "white_paper": self._box(f"{title}: paper made white"),
             "margin": self._box(f"{title}: add a margin"),
         }
-        self.preparation = widgets.VBox(list(self.boxes.values()), layout=BOXES_INDENTED)
+        self.preparation = widgets.VBox(list(self.boxes.values()), layout=INDENTED)
+        self.download = widgets.Button(description=f"Download {half}", layout=NARROW)
+        self.link = widgets.HTML()
+        self.forget = widgets.Button(description=f"Forget {half}", layout=NARROW)
+        self.question = widgets.HTML()
+        self.really_forget = widgets.Button(
+            description=f"Delete {half}", button_style="danger", layout=NARROW
+        )
+        self.keep = widgets.Button(description=f"Keep {half}", layout=NARROW)
+        self.confirmation = widgets.VBox(
+            [self.question, widgets.HBox([self.really_forget, self.keep], layout=WRAPPED)],
+            layout={"display": "none"},
+        )
         self.pad: DrawingPad | None = None
         self.use_drawing = widgets.Button(description="Use this drawing", layout=AUTO)
         self.below = widgets.VBox(layout={"align_items": "flex-start"})
         self.thumbnail = widgets.HTML(layout={"min_width": f"{SIDE + 8}px"})
         super().__init__([self._arranged(), self.below], layout={"margin": "0 0 10px 0"})
 
+        # the source that link and question are about
+        self._files_shown_of = chosen
         self._offer_sources()
         self.choice.value = chosen
         self.show_chosen()
@@ -105,8 +141,12 @@ class HalfChooser(widgets.VBox):
         for name, box in self.boxes.items():
             box.observe(lambda change, name=name: self._prepare(name, change.new), "value")
         self.train.on_click(lambda _: self._train())
+        self.download.on_click(lambda _: self._offer_download())
+        self.forget.on_click(lambda _: self._ask_to_forget())
+        self.keep.on_click(lambda _: self._close_question())
+        self.really_forget.on_click(lambda _: self._forget())
         gallery.observe(lambda _: self._offer_sources(), "sources")
-        worker.buttons.append(self.train)
+        worker.buttons += [self.train, self.forget, self.really_forget]
 
     @staticmethod
     def _box(description: str) -> widgets.Checkbox:
@@ -116,15 +156,24 @@ class HalfChooser(widgets.VBox):
         """The thumbnail, and the controls beside it (below it on a narrow page)."""
         # Colab shows pads in cells of their own, but none inside of a panel
         draw = [] if host() == "Colab" else [self.draw]
-        buttons = widgets.HBox([self.upload, *draw, self.train], layout=WRAPPED | INDENTED)
-        rows = [self.choice, buttons, self.preparation, self.alpha]
+        buttons = [self.upload, *draw, self.train, self.download, self.forget]
+        files = widgets.VBox([self.link, self.confirmation], layout=INDENTED)
+        row = widgets.HBox(buttons, layout=WRAPPED | INDENTED)
+        rows = [self.choice, row, files, self.preparation, self.alpha]
         controls = widgets.VBox(rows, layout={"flex": f"1 1 {CONTROLS}px"})
         return widgets.HBox([self.thumbnail, controls], layout=WRAPPED)
 
     @property
     def source(self) -> Source:
-        """The chosen source."""
-        return self.gallery.sources[self.choice.value]
+        """The chosen source; an empty one at the moment when it is forgotten."""
+        name = self.choice.value
+        return self.gallery.sources.get(name) or Source(name)
+
+    @property
+    def resolution(self) -> int:
+        """The side in pixels of the square that is trained on."""
+        settings = self.training_settings
+        return settings.resolution if settings else native_resolution(self.worker.pipe)
 
     def show_chosen(self) -> None:
         """Show the chosen picture, and offer training if there is no B-LoRA of it yet."""
@@ -137,6 +186,13 @@ class HalfChooser(widgets.VBox):
         self.preparation.layout.display = "" if source.upload else "none"
         for name, box in self.boxes.items():
             box.value = bool(source.upload and getattr(source.upload, name))
+        self.train.layout.display = "none" if source.blora else ""
+        self.download.layout.display = "" if source.blora else "none"
+        self.forget.layout.display = "" if source.file else "none"
+        if self._files_shown_of != source.name:
+            self._files_shown_of = source.name
+            self.link.value = ""
+            self._close_question()
         if not self.worker.busy:
             self.train.disabled = source.blora is not None
             self.train.button_style = "" if self.train.disabled else "primary"
@@ -144,40 +200,81 @@ class HalfChooser(widgets.VBox):
     def remarks(self) -> list[str]:
         """Sentences on the chosen picture, and on the prompt that it would be trained with."""
         source = self.source
-        if source.blora is not None or source.picture is None:
+        if source.blora is not None:
+            return [*source.remarks, *self._lacking(source.blora)]
+        if source.picture is None:
             return list(source.remarks)
         pipe, settings = self.worker.pipe, self.training_settings
-        side = settings.resolution if settings else native_resolution(pipe)
         prompt = settings.instance_prompt if settings else None
-        square = remarks_on_square(source.picture, side, source.name)
+        square = remarks_on_square(source.picture, self.resolution, source.name)
         limits = [TEACHING_MODEL_LEARNS] if is_teaching_model(pipe) else []
         return [*source.remarks, *square, *limits, *remarks_on_prompt(pipe, prompt)]
 
+    def _lacking(self, blora: BLoRA) -> list[str]:
+        """A sentence if a B-LoRA lacks the half that these controls are for."""
+        if self.half in blora.halves:
+            return []
+        (other,) = blora.halves
+        return [f"{self.choice.value} has no {self.half} half; choose it as {other}."]
+
     def _offer_sources(self) -> None:
-        """Offer all sources of the gallery, and keep the chosen one."""
+        """Offer all sources of the gallery, and keep the chosen one if it is still there."""
         names = tuple(self.gallery.sources)
         chosen = self.choice.value
         if names != self.choice.options:
             self.choice.options = names
-            self.choice.value = chosen or names[0]
+            self.choice.value = chosen if chosen in names else names[0]
         self.show_chosen()
 
     def _add_uploaded(self) -> None:
-        """Put an uploaded picture into the gallery, and choose it."""
-        for name, content in uploaded_files(self.upload):
+        """Put uploaded pictures and B-LoRAs into the gallery, and choose the last of them.
+
+        A picture with the same name as a B-LoRA, but for the ending, is shown as its picture.
+        """
+        files = dict(uploaded_files(self.upload))
+        beside = {}
+        for name in files:
+            picture = str(Path(name).with_suffix(".png"))
+            if _is_weights(name) and picture in files:
+                beside[name] = picture
+        errors: list[Exception] = []
+        for name, content in files.items():
             try:
-                picture, remarks = picture_from_bytes(name, content)
+                if _is_weights(name):
+                    picture = beside.get(name, "")
+                    self._add_weights(name, content, picture, files.get(picture))
+                elif name not in beside.values():
+                    self._add_picture(name, content)
             except Exception as error:
-                self.worker.show(error)
-            else:
-                source = Source(
-                    Path(name).stem or "picture",
-                    picture,
-                    remarks=tuple(remarks),
-                    upload=Upload(picture),
-                )
-                self.choice.value = self.gallery.add(source)
-                self._say_how_to_learn(name)
+                errors.append(error)
+        if len(errors) > 1:
+            errors = [ValueError(" ".join(map(str, errors)))]
+        # last, so that what was added does not hide it
+        for problem in errors:
+            self.worker.show(problem)
+
+    def _add_picture(self, name: str, content: bytes) -> None:
+        """Put an uploaded picture into the gallery, and choose it."""
+        picture, remarks = picture_from_bytes(name, content)
+        stem = Path(name).stem or "picture"
+        source = Source(stem, picture, remarks=tuple(remarks), upload=Upload(picture))
+        self.choice.value = self.gallery.add(source)
+        self._say_how_to_learn(name)
+
+    def _add_weights(
+        self, name: str, content: bytes, picture_name: str, picture_content: bytes | None
+    ) -> None:
+        """Put an uploaded B-LoRA into the gallery, choose it, and keep it in the folder."""
+        blora = blora_from_bytes(name, content, self.worker.pipe)
+        picture, square, remarks = thumbnail_of(blora), None, list(blora.notes)
+        if picture_content is not None:
+            picture, more = picture_from_bytes(picture_name, picture_content)
+            square = centre_square(picture, self.resolution)
+            remarks += more
+        added = self.gallery.add(Source(Path(name).stem, picture, blora, tuple(remarks)))
+        self.choice.value = added
+        path = keep(self.gallery, added, self.folder, square)
+        self.worker.say(f"{name} is a B-LoRA; it is kept in {path}.", self.remarks())
 
     def _say_how_to_learn(self, name: str) -> None:
         """Name the button that trains, and say what is known of the chosen picture."""
@@ -191,6 +288,57 @@ class HalfChooser(widgets.VBox):
             return
         self.gallery.prepare(self.choice.value, **{name: wanted})
         self._say_how_to_learn(self.choice.value)
+
+    def _offer_download(self) -> None:
+        """Show a link to the chosen B-LoRA, or say where its file lies if that is too large."""
+        source = self.source
+        if source.blora is None:
+            return
+        try:
+            size = size_of(source.blora)
+            if size > LARGEST_LINK:
+                file = source.file or keep(self.gallery, source.name, self.folder, None)
+                self.link.value = small_print(
+                    html.escape(
+                        f"{file.name} has {size / 1e6:.0f} MB, too many for a link. Copy it from "
+                        f"{file.resolve().parent}"
+                    )
+                )
+                return
+            name, content = weights_file(source, source.blora)
+        except OSError as error:
+            self.worker.show(error)
+            return
+        address = f"data:application/octet-stream;base64,{b64encode(content).decode()}"
+        self.link.value = download_link(name, address)
+
+    def _ask_to_forget(self) -> None:
+        """Name the files that would be deleted, and wait for a second click."""
+        name = self.choice.value
+        if len(self.gallery.sources) == 1:
+            self.worker.say(f"{name} is all there is to choose; it stays until there is more.")
+            return
+        files = " and ".join(file.name for file in files_of(self.source))
+        question = html.escape(f'Delete "{name}" for good ({files or "its files are gone"})?')
+        self.question.value = (
+            f'<div style="line-height:1.4;overflow-wrap:anywhere">{question}</div>'
+        )
+        self.confirmation.layout.display = ""
+
+    def _close_question(self) -> None:
+        self.confirmation.layout.display = "none"
+
+    def _forget(self) -> None:
+        """Delete the chosen source and its files."""
+        name = self.choice.value
+        if self.confirmation.layout.display == "none":
+            return
+        try:
+            forget(self.gallery, name)
+        except OSError as error:
+            self.worker.show(error)
+            return
+        self.worker.say(f"{name} is forgotten, and its files are deleted.", self.remarks())
 
     def _show_pad(self) -> None:
         """Show the pad below the other controls, or hide it; it is made when first asked for."""
@@ -222,7 +370,7 @@ class HalfChooser(widgets.VBox):
 
     def _train(self) -> None:
         """Train the B-LoRA of the chosen picture, write it, and add it to the gallery."""
-        source = self.source
+        source, side = self.source, self.resolution
         remarks = [remark for remark in self.remarks() if remark != TEACHING_MODEL_LEARNS]
         pipe, settings = self.worker.pipe, self.training_settings
         picture = source.picture
@@ -233,7 +381,8 @@ class HalfChooser(widgets.VBox):
             blora = train(pipe, picture, settings, progress=self.worker.step)
             # before a full disk could lose it
             self.gallery.add_trained(source.name, blora, picture)
-            path = blora.save(free_path(self.folder, safe_name(source.name), ".safetensors"))
+            square = centre_square(picture, side)
+            path = keep(self.gallery, source.name, self.folder, square)
             said = f"{source.name} is trained, and kept in {path}."
             if is_teaching_model(pipe):
                 said = f"{said} {self._rebuilt(blora, picture)}"
@@ -249,3 +398,8 @@ class HalfChooser(widgets.VBox):
             return f"It is {rebuild(self.worker.pipe, blora, picture, prompt)}"
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             return f"It was not drawn again, to compare: {error}"
+
+
+def _is_weights(name: str) -> bool:
+    """Whether the name of a file is that of weights."""
+    return Path(name).suffix.lower() == WEIGHTS

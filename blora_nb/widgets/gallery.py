@@ -40,6 +40,7 @@ class Source:
     Args:
         remarks: what was left out or assumed when the picture was read.
         upload: what `picture` was made from, as long as that can be changed.
+        file: the weights, where a panel has written them; see `kept`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Source:
     blora: BLoRA | None = None
     remarks: tuple[str, ...] = ()
     upload: Upload | None = None
+    file: Path | None = None
 
     @classmethod
     def of(cls, thing: Any, half: str) -> "Source":
@@ -91,22 +93,42 @@ def thumbnail_of(blora: BLoRA) -> Image.Image | None:
 
 
 class Gallery(traitlets.HasTraits):
-    """Sources by name. What one panel uploads or trains can be chosen in all that share it."""
+    """Sources by name. What one panel uploads or trains can be chosen in all that share it.
+
+    Attributes:
+        remarks: sentences on files that were left out; panels show them.
+    """
 
     sources = traitlets.Dict()
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.remarks: list[str] = []
+        # panels remember pictures by these names, so none is given twice
+        self._removed: set[str] = set()
+
     def add(self, source: Source) -> str:
-        """Add a source under its name, or with -2, -3, … if that is taken; returns the name."""
+        """Add a source under its name, or with -2, -3, … if that was ever taken.
+
+        Returns:
+            The name.
+        """
         name, number = source.name, 2
-        while name in self.sources:
+        while name in self.sources or name in self._removed:
             name, number = f"{source.name}-{number}", number + 1
         self.sources = {**self.sources, name: replace(source, name=name)}
         return name
 
+    def remove(self, name: str) -> None:
+        """Take a source out."""
+        self._removed.add(name)
+        self.sources = {key: source for key, source in self.sources.items() if key != name}
+
     def add_drawing(self, picture: Image.Image) -> str:
         """Add a picture as "drawing 1", "drawing 2", …; returns the name."""
         names = (f"drawing {number}" for number in count(1))
-        free = next(name for name in names if name not in self.sources)
+        taken = {*self.sources, *self._removed}
+        free = next(name for name in names if name not in taken)
         return self.add(Source(free, picture))
 
     def prepare(self, name: str, **asked: bool) -> None:

@@ -47,6 +47,13 @@ def png_address(content: bytes) -> str:
     return f"data:image/png;base64,{b64encode(content).decode()}"
 
 
+def download_link(name: str, address: str) -> str:
+    """A link that puts the file at an address into the browser's downloads, under a name."""
+    shown = html.escape(name)
+    style = "display:inline-block;line-height:1.4;text-decoration:underline;overflow-wrap:anywhere"
+    return f'<a download="{shown}" href="{address}" style="{style}">Download {shown}</a>'
+
+
 def small_print(markup: str) -> str:
     style = "line-height:1.4;font-size:12px;overflow-wrap:anywhere;opacity:.75"
     return f'<div style="{style}">{markup}</div>'

@@ -19,9 +19,17 @@ from blora_nb.generation import generate
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
-from blora_nb.widgets.chooser import INDENT, HalfChooser
+from blora_nb.widgets.chooser import BUTTONS_INDENT, INDENT, SHORT_NUMBER, HalfChooser
 from blora_nb.widgets.gallery import Gallery, Source
-from blora_nb.widgets.markup import AUTO, EMPTY, WRAPPED, picture_html, png_address, small_print
+from blora_nb.widgets.markup import (
+    AUTO,
+    EMPTY,
+    WRAPPED,
+    download_link,
+    picture_html,
+    png_address,
+    small_print,
+)
 from blora_nb.widgets.preview import LatentPreview, predicted_latents
 from blora_nb.widgets.worker import Worker
 
@@ -84,7 +92,8 @@ class Panel(widgets.VBox):
             by default what suits.
         gallery: a `Gallery` to choose from, possibly shared with other panels.
         training_settings: for the Train buttons; by default those that suit the pipeline.
-        folder: where Save and Train write; made if needed, and nothing in it is overwritten.
+        folder: where Save, Train and uploads of B-LoRAs write; made if needed, and nothing in it
+            is overwritten.
         background: see `Worker`.
 
     Attributes:
@@ -130,6 +139,8 @@ class Panel(widgets.VBox):
         self.add_class("blora-panel")
         self._observe_controls()
         self.worker.say("Ready.", self._remarks())
+        notes = "".join(f"<div>Note: {html.escape(text)}</div>" for text in self.gallery.remarks)
+        self.left_out.value = small_print(notes) if notes else ""
         self._show(None, None)
 
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below
@@ -163,8 +174,8 @@ class Panel(widgets.VBox):
             min=1,
             max=1000,
             description="Steps",
-            layout={"width": "130px"},
-            style={"description_width": "50px"},
+            layout={"width": SHORT_NUMBER},
+            style={"description_width": "calc(100% - 80px)"},
         )
         self.generate = widgets.Button(
             description="Generate",
@@ -176,16 +187,25 @@ class Panel(widgets.VBox):
         self.large = widgets.HTML()
         self.caption = widgets.HTML()
         self.saved = widgets.HTML()
+        self.left_out = widgets.HTML()
 
     def _arranged(self) -> list[widgets.Widget]:
         """The rows: controls beside the picture (above it on a narrow page), and what is below."""
         numbers = widgets.HBox([self.seed, self.steps, *self.more_controls()], layout=WRAPPED)
         buttons = widgets.HBox(
             [self.generate, self.worker.cancel, self.save],
-            layout=WRAPPED | {"margin": f"6px 0 6px calc({INDENT} + 8px)"},
+            layout=WRAPPED | {"margin": f"6px 0 6px {BUTTONS_INDENT}"},
         )
         controls = widgets.VBox(
-            [*self.choosers.values(), self.prompt, numbers, buttons, self.worker, self.saved],
+            [
+                *self.choosers.values(),
+                self.prompt,
+                numbers,
+                buttons,
+                self.worker,
+                self.saved,
+                self.left_out,
+            ],
             layout={"flex": f"0 1 {CONTROLS}px", "max_width": "100%", "margin": "0 24px 0 0"},
         )
         shown = widgets.VBox(
@@ -238,7 +258,7 @@ class Panel(widgets.VBox):
         """The picture of a `Drawing`, from memory or drawn now.
 
         Raises:
-            ValueError: a chosen picture has no B-LoRA yet.
+            ValueError: a chosen picture has no B-LoRA yet, or was forgotten meanwhile.
         """
         if wanted not in self.memory:
             content = self._blora("content", wanted.content_B_LoRA)
@@ -265,6 +285,8 @@ class Panel(widgets.VBox):
     def _blora(self, half: str, name: str | None) -> BLoRA | None:
         if name is None:
             return None
+        if name not in self.gallery.sources:
+            raise ValueError(f'"{name}" was forgotten meanwhile. Choose another {half}.')
         blora = self.gallery.sources[name].blora
         if blora is None:
             raise ValueError(
@@ -302,7 +324,16 @@ class Panel(widgets.VBox):
     def _remarks(self) -> list[str]:
         """Sentences on what is chosen and typed: pictures not learnt yet, and the prompt."""
         pictures = [remark for chooser in self.choosers.values() for remark in chooser.remarks()]
-        return [*dict.fromkeys(pictures), *remarks_on_prompt(self.pipe, self.prompt.value)]
+        return [*dict.fromkeys(pictures), *self.remarks_on(self.prompt.value)]
+
+    def remarks_on(self, prompt: str) -> list[str]:
+        """Sentences on the words of a prompt, or that there are none."""
+        if prompt.strip():
+            return remarks_on_prompt(self.pipe, prompt)
+        return [
+            "The prompt is empty, so nothing says what to draw. Type one, for instance "
+            f'"{PROMPTS[tuple(self.choosers)]}".'
+        ]
 
     def _end_work(self) -> None:
         """Set the buttons; after a cancelled drawing, go back to the picture that was there."""
@@ -320,11 +351,7 @@ class Panel(widgets.VBox):
             self.worker.show(error)
             return
         self.worker.say(f"Saved as {path}, with its settings inside.")
-        name, address = html.escape(path.name), png_address(path.read_bytes())
-        self.saved.value = (
-            f'<a download="{name}" href="{address}" style="text-decoration:underline">'
-            f"Download {name}</a>"
-        )
+        self.saved.value = download_link(path.name, png_address(path.read_bytes()))
 
     def still(self) -> NotebookFigure | None:
         """A figure of what went in and what came out, for places where widgets do not show."""

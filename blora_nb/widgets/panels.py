@@ -7,7 +7,6 @@ import ipywidgets as widgets
 from PIL import Image
 
 from blora_nb.figures import NotebookFigure, seed_ranking
-from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.metrics import ranked, scorer_for
 from blora_nb.widgets.markup import WRAPPED, picture_html, reduced
 from blora_nb.widgets.panel import NUMBER, Drawing, Panel
@@ -36,7 +35,7 @@ class AlphaPanel(Panel):
                 done = (
                     "Done; the controls have moved on since: press Generate for what they say now."
                 )
-            self.worker.say(done, remarks_on_prompt(self.pipe, wanted.prompt))
+            self.worker.say(done, self.remarks_on(wanted.prompt))
 
         self.worker.start("Drawing", work, background)
 
@@ -130,7 +129,7 @@ class SeedPanel(Panel):
                 f"Seed {self.order[0]} is the best of {len(images)}; the picture you pick is shown "
                 "large."
             )
-            self.worker.say(text, remarks_on_prompt(self.pipe, first.prompt))
+            self.worker.say(text, self.remarks_on(first.prompt))
 
         self.worker.start("Drawing", work)
 
@@ -160,7 +159,8 @@ class SeedPanel(Panel):
         return scores
 
     def _picture_of(self, name: str) -> Image.Image:
-        picture = self.gallery.sources[name].picture
+        source = self.gallery.sources.get(name)
+        picture = source.picture if source else None
         if picture is None:
             raise ValueError(
                 f'"{name}" has no picture to compare with. Give the panel '
