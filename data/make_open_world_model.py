@@ -5,7 +5,7 @@
 
 Each stage skips what is done already and resumes what was stopped; everything in between stands in
 outputs/teaching_model, the finished model in outputs/teaching_model/tiny_sdxl. Computed from its
-speed, about twelve hours on two cores; never run as a whole.
+speed, about six hours on two cores; never run as a whole.
 """
 
 import os
@@ -33,7 +33,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
     natural = "for the model trained without encouragement"
     add = parser.add_argument
-    add("--pictures", type=int, default=2_000_000, help="that the U-Net is trained on")
+    add("--pictures", type=int, default=400_000, help="that the U-Net is trained on")
     add("--natural-pictures", type=int, default=200_000, help=natural)
     add("--vae-steps", type=int, default=6000)
     add("--word-steps", type=int, default=3000)

@@ -15,6 +15,7 @@ from argparse import ArgumentParser
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Whitespace
@@ -25,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from train_unet import POOLED, build_unet, load_average
 from world.captions import Noun, canonical_shapes, caption, nouns, vocabulary
 from world.latents import smaller
-from world.paths import WORK
+from world.paths import KEPT, WORK
 from world.samples import Shapes
 from world.tutors import CONTENT_TOKENS, HALF, POSITIONS, STYLE_TOKENS, Tutors
 
@@ -162,10 +163,15 @@ def assemble(encoders: nn.ModuleDict, tokenizer: CLIPTokenizer, unet: nn.Module)
 
 
 def load_trained(name: str) -> tuple[nn.Module, Tutors]:
-    """The averaged U-Net and its tutors."""
+    """The averaged U-Net and its tutors: those trained here, else those kept in data/open_world."""
     trained = nn.ModuleDict({"unet": build_unet(), "tutors": Tutors()})
-    weights, _ = load_average(WORK / f"{name}.safetensors")
-    trained.load_state_dict(weights)
+    file = WORK / f"{name}.safetensors"
+    if file.exists():
+        trained.load_state_dict(load_average(file)[0])
+    else:
+        kept = load_file(KEPT / "unet" / "diffusion_pytorch_model.safetensors")
+        trained["unet"].load_state_dict(kept)
+        trained["tutors"].load_state_dict(load_file(KEPT / "tutors.safetensors"))
     return trained["unet"], trained["tutors"]
 
 

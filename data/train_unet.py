@@ -309,7 +309,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--name", default="unet", help="file name of the state, in outputs/teaching_model")
-    add("--pictures", type=int, default=2_000_000, help="training pictures seen in all")
+    add("--pictures", type=int, default=400_000, help="training pictures seen in all")
     add("--batch-size", type=int, default=64, help="of all processes together")
     add("--natural", action="store_true", help="every block hears everything")
     add("--learning-rate", type=float, default=0.015, help="of Muon, for the matrices")

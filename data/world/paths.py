@@ -5,3 +5,4 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORK = Path(os.environ.get("TEACHING_MODEL_WORK", ROOT / "outputs" / "teaching_model"))
+KEPT = Path(__file__).resolve().parent.parent / "open_world"  # what was trained and is in git
