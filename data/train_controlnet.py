@@ -26,14 +26,14 @@ from blora_nb.structure import outline
 from processes import half_precision
 from teach_words import load_trained
 from train_unet import noise_schedule, save, size_words, timesteps, words_per_block
-from world.latents import components, to_latents
-from world.painting import SIDE, paint
+from world.latents import SIDE, components, smaller, to_latents
+from world.painting import paint
 from world.paths import WORK
 from world.samples import Shapes, Shares, training_styles
 from world.tutors import Tutors
 
 BATCH = 32
-HINT_CHANNELS = (16, 24, 32, 48)  # of the layers that scale the outline down to the latents
+HINT_CHANNELS = (16, 24, 32)  # of the layers that scale the outline down to the latents
 TARGET = DATA / "tiny_controlnet"
 STATE = WORK / "controlnet.pt"
 
@@ -51,7 +51,7 @@ def outlines(pictures: Tensor) -> Tensor:
 def what_is_heard(
     tutors: Tutors, styles: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Words [batch, 32, 192] for the style block, and for all others.
+    """Words [batch, 64, 192] for the style block, and for all others.
 
     In seven of ten the style, in two nothing, in one the zeros of SDXL's empty prompt.
     """
@@ -100,10 +100,10 @@ def main() -> None:
         generator = torch.Generator().manual_seed(step)
         placed, _ = shapes.draw(BATCH, generator)
         styles, others = (training_styles(BATCH, Shares(plain=0.03), generator) for _ in range(2))
-        hint = outlines(paint(placed, others))
-        x = to_latents(paint(placed, styles), parts)
+        hint = outlines(smaller(paint(placed, others)))
+        x = to_latents(smaller(paint(placed, styles)), parts)
         noise = torch.randn(x.shape, generator=generator)
-        t = timesteps(BATCH, 10**6, generator)
+        t = timesteps(BATCH, 1.0, generator)
         noisy = schedule.add_noise(x, noise, t)
         for_style, for_others = what_is_heard(tutors, styles, generator)
         heard = {"encoder_hidden_states": for_others, "added_cond_kwargs": conditions}
