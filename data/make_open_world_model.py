@@ -35,7 +35,7 @@ def main() -> None:
     add = parser.add_argument
     add("--pictures", type=int, default=400_000, help="that the U-Net is trained on")
     add("--natural-pictures", type=int, default=200_000, help=natural)
-    add("--vae-steps", type=int, default=6000)
+    add("--vae-steps", type=int, default=2400)
     add("--word-steps", type=int, default=3000)
     add("--judge-steps", type=int, default=3000)
     add("--processes", type=int, default=os.cpu_count(), help="of the training, one a core")

@@ -86,8 +86,8 @@ class Pictures:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch-size", type=int, default=16, help="of all processes together")
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--batch-size", type=int, default=24, help="of all processes together")
     parser.add_argument("--crop", type=int, default=48, help="pixels")
     args = parser.parse_args()
     rank, world, _ = start_processes()
