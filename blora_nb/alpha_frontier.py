@@ -21,9 +21,9 @@ from blora_nb.guards.changed_pipelines import ready_to_draw
 from blora_nb.lora import BLoRA, Given, apply, check_strength, loaded, set_alphas
 from blora_nb.metrics import (
     DECIMALS,
+    KeptAndMoved,
     Scorer,
     check_scores,
-    mean_and_error,
     most_balanced,
     non_dominated,
     scorer_for,
@@ -38,7 +38,7 @@ ALPHAS = (0.5, 0.75, 1.0, 1.25)
 
 
 @dataclass(frozen=True, eq=False)
-class FrontierPoint:
+class FrontierPoint(KeptAndMoved):
     """What one pair of alphas gave.
 
     Attributes:
@@ -52,26 +52,6 @@ class FrontierPoint:
     content_scores: tuple[float, ...]
     style_scores: tuple[float, ...]
     images: tuple[Image.Image, ...]
-
-    @property
-    def content_kept(self) -> float:
-        """The mean over the seeds."""
-        return mean_and_error(self.content_scores)[0]
-
-    @property
-    def style_moved(self) -> float:
-        """The mean over the seeds."""
-        return mean_and_error(self.style_scores)[0]
-
-    @property
-    def content_error(self) -> float | None:
-        """The standard error of `content_kept`; None for a single seed."""
-        return mean_and_error(self.content_scores)[1]
-
-    @property
-    def style_error(self) -> float | None:
-        """The standard error of `style_moved`; None for a single seed."""
-        return mean_and_error(self.style_scores)[1]
 
     def __str__(self) -> str:
         kept = _with_error(self.content_kept, self.content_error)

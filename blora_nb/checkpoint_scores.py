@@ -14,7 +14,7 @@ from PIL import Image
 from blora_nb.errors import BLoRAError
 from blora_nb.files.images import ImageSource, read_image
 from blora_nb.files.safe_files import complete_file, read_json
-from blora_nb.metrics import Scorer, balance, check_scores, mean_and_error
+from blora_nb.metrics import KeptAndMoved, Scorer, balance, check_scores
 from blora_nb.running.checkpoints import step_of
 from blora_nb.validation import pictures_at, validated
 
@@ -23,7 +23,7 @@ NEARLY = 0.1  # of the way from the lowest score to the highest
 
 
 @dataclass(frozen=True)
-class CheckpointScores:
+class CheckpointScores(KeptAndMoved):
     """What the pictures at one checkpoint scored.
 
     Attributes:
@@ -40,16 +40,6 @@ class CheckpointScores:
     @property
     def step(self) -> int:
         return step_of(self.checkpoint) or 0
-
-    @property
-    def content_kept(self) -> float:
-        """The mean over the pictures."""
-        return mean_and_error(self.content_scores)[0]
-
-    @property
-    def style_moved(self) -> float:
-        """The mean over the pictures."""
-        return mean_and_error(self.style_scores)[0]
 
 
 def score_checkpoints(

@@ -270,6 +270,33 @@ def mean_and_error(scores: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(variance / count)
 
 
+class KeptAndMoved:
+    """What has content scores and style scores, a number for each picture; and their means."""
+
+    content_scores: tuple[float, ...]
+    style_scores: tuple[float, ...]
+
+    @property
+    def content_kept(self) -> float:
+        """The mean of the content scores."""
+        return mean_and_error(self.content_scores)[0]
+
+    @property
+    def style_moved(self) -> float:
+        """The mean of the style scores."""
+        return mean_and_error(self.style_scores)[0]
+
+    @property
+    def content_error(self) -> float | None:
+        """The standard error of `content_kept`; None for a single picture."""
+        return mean_and_error(self.content_scores)[1]
+
+    @property
+    def style_error(self) -> float | None:
+        """The standard error of `style_moved`; None for a single picture."""
+        return mean_and_error(self.style_scores)[1]
+
+
 def non_dominated(first: Sequence[float], second: Sequence[float]) -> list[int]:
     """The places of the pairs of scores that no other pair dominates, in their order.
 

@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from train_unet import POOLED, build_unet, load_average
 from world.captions import Noun, canonical_shapes, caption, nouns, vocabulary
-from world.latents import smaller
+from world.latents import smaller, use_kept_components
 from world.paths import KEPT, WORK
 from world.samples import Shapes
 from world.tutors import CONTENT_TOKENS, HALF, POSITIONS, STYLE_TOKENS, Tutors
@@ -96,9 +96,8 @@ class Lesson:
         nouns_by_row = {row: c[1] for row, c in enumerate(captions) if c[1] is not None}
         styles_by_row = {row: c[2] for row, c in enumerate(captions) if c[2] is not None}
         if nouns_by_row:
-            content[list(nouns_by_row), -CONTENT_TOKENS:] = self.content[
-                list(nouns_by_row.values())
-            ]
+            drawings = self.content[list(nouns_by_row.values())]
+            content[list(nouns_by_row), -CONTENT_TOKENS:] = drawings
         if styles_by_row:
             meanings = torch.stack(list(styles_by_row.values()))
             style[list(styles_by_row), -STYLE_TOKENS:] = self.tutors.style(meanings)
@@ -163,12 +162,20 @@ def assemble(encoders: nn.ModuleDict, tokenizer: CLIPTokenizer, unet: nn.Module)
 
 
 def load_trained(name: str) -> tuple[nn.Module, Tutors]:
-    """The averaged U-Net and its tutors: those trained here, else those kept in data/open_world."""
+    """The averaged U-Net and its tutors: those trained here, else those kept in data/open_world.
+
+    Raises:
+        FileNotFoundError: another U-Net is asked for, and has not been trained here.
+        ValueError: the components here are not those that the kept one was trained on.
+    """
     trained = nn.ModuleDict({"unet": build_unet(), "tutors": Tutors()})
     file = WORK / f"{name}.safetensors"
     if file.exists():
         trained.load_state_dict(load_average(file)[0])
+    elif name != "unet":
+        raise FileNotFoundError(f"{file} is not there: run train_unet.py --name {name} first.")
     else:
+        use_kept_components()
         kept = load_file(KEPT / "unet" / "diffusion_pytorch_model.safetensors")
         trained["unet"].load_state_dict(kept)
         trained["tutors"].load_state_dict(load_file(KEPT / "tutors.safetensors"))

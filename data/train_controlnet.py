@@ -78,8 +78,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    parts, shapes, schedule = components(), Shapes.load(), noise_schedule()
     unet, tutors = load_trained(args.name)
+    parts, shapes, schedule = components(), Shapes.load(), noise_schedule()
     unet.requires_grad_(False).set_attn_processor(AttnProcessor())
     tutors.requires_grad_(False)
     hint_channels = {"conditioning_embedding_out_channels": HINT_CHANNELS}

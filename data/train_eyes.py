@@ -1,6 +1,6 @@
 """Teach two networks to say, from a picture alone, what the tutors say of its shape and its style.
 
-    python data/train_eyes.py      # after train_unet.py; a quarter of an hour on one core
+    python data/train_eyes.py      # after train_unet.py; so far run for a few steps only
 
 Held-out shapes and styles are not seen. Resumes where it was stopped; writes
 outputs/teaching_model/eyes.safetensors.

@@ -19,7 +19,7 @@ def test_a_picture_is_compared_with_its_own_b_lora(pipe):
     assert not other.learnt
     assert own.image == other.image
     assert str(own).endswith("dB): learnt.")
-    assert "not learnt. Try" in str(other)
+    assert "not learnt. The teaching model" in str(other)
     assert not getattr(pipe.unet, "peft_config", None)
 
 

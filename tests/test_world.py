@@ -114,6 +114,7 @@ def test_a_shortened_training_makes_a_whole_pipeline(shapes, tmp_path):
     assert any(not torch.equal(first[name], second[name]) for name in first)
     run("train_vae.py", "--steps", 4, "--batch-size", 2)
     assert "psnr_mean_db" in json.loads((tmp_path / "vae_report.json").read_text(encoding="utf-8"))
+    assert "unexplained" in run("train_eyes.py", "--steps", 2, "--batch-size", 2)
     assert "nouns" in run("teach_words.py", "--steps", 2, "--batch-size", 4)
 
     from diffusers import StableDiffusionXLPipeline

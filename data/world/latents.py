@@ -8,13 +8,15 @@ is darker long before it learns red from green. The encoder of the
 `AutoencoderKL` learns to compute these channels, its decoder learns to draw from them.
 """
 
+import shutil
+
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from world.painting import paint
-from world.paths import WORK
+from world.paths import KEPT, WORK
 from world.samples import Shapes
 from world.styles import random_styles
 
@@ -72,6 +74,20 @@ def components() -> dict[str, Tensor]:
         save_file({name: tensor.contiguous() for name, tensor in fitted.items()}, part)
         part.rename(FILE)
     return load_file(FILE)
+
+
+def use_kept_components() -> None:
+    """Take the components in data/open_world, which what is trained there needs.
+
+    Raises:
+        ValueError: there are others already, and what was trained on them would be spoilt.
+    """
+    if not FILE.exists():
+        FILE.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(KEPT / FILE.name, FILE)
+    here, kept = load_file(FILE), load_file(KEPT / FILE.name)
+    if not all(torch.allclose(here[name], kept[name], atol=1e-4) for name in kept):
+        raise ValueError(f"{FILE} is not that of data/open_world: move it away.")
 
 
 def to_latents(pictures: Tensor, parts: dict[str, Tensor]) -> Tensor:
