@@ -2,9 +2,9 @@
 
     python benchmarks/recipes.py    # about 40 minutes on one core; writes recipes.md and .json
 
-Pictures and pairs are those of separation.py: combinations that the model has never seen. For each
-pair the halves are put together with the prompt "A [c] in [s] style"; the judge names object and
-style of what comes out.
+Pictures and pairs are those of course_drawings.py, which the model has never seen. For each pair
+the halves are put together with the prompt "A [c] in [s] style". Of the 24 pictures, which one is
+the result most like in shape, and which in style? The judge says.
 """
 
 import argparse
@@ -13,12 +13,12 @@ from typing import Any
 from blora_nb.assets import fingerprint
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
-from blora_nb.metrics import Judge
+from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
+from course_drawings import PROMPT, drawings, pairs, verdicts
 from report import PAIR_BY_PAIR, against, shares, summary, table, write
-from separation import PROMPT, held_out_pictures, pairs
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "asymmetric guidance": {"asymmetric_guidance": True},
@@ -29,27 +29,30 @@ X0 = "x0 loss in the second half"
 
 def measure(seeds: int) -> dict[str, dict[str, Any]]:
     """A row of numbers for each recipe, and for none ("plain")."""
-    pipe, judge, pictures = load_pipeline(device="cpu"), Judge.load(), held_out_pictures()
+    pipe, scorer, pictures = load_pipeline(device="cpu"), JudgeScorer(), drawings()
     half = TrainingSettings.for_pipeline(pipe).max_train_steps // 2
     rows = {}
 
-    def row(name: str, bloras: list[BLoRA], **options: Any) -> None:
-        verdicts = []
+    def row(name: str, bloras: dict[str, BLoRA], **options: Any) -> None:
+        found = []
         for i, j in pairs(pictures):
             halves = {"content": bloras[i], "style": bloras[j], "seeds": range(seeds)}
             images = generate(pipe, PROMPT, **halves, progress=False, **options)
-            verdicts += [(o == pictures[i][0], s == pictures[j][1]) for o, s in judge.name(images)]
-        rows[name] = summary(verdicts, seeds)
+            found += verdicts(scorer, images, i, j, pictures)
+        rows[name] = summary(found, seeds)
         print(name, rows[name], flush=True)
 
-    def trained(**changes: Any) -> list[BLoRA]:
-        return [train(pipe, picture, progress=False, **changes) for *_, picture in pictures]
+    def trained(**changes: Any) -> dict[str, BLoRA]:
+        return {
+            name: train(pipe, picture, progress=False, **changes)
+            for name, picture in pictures.items()
+        }
 
-    def two_step(first: list[BLoRA], **changes: Any) -> list[BLoRA]:
-        styles = []
-        for (*_, picture), content in zip(pictures, first):
-            styles.append(train(pipe, picture, progress=False, content=content, **changes))
-        return styles
+    def two_step(first: dict[str, BLoRA], **changes: Any) -> dict[str, BLoRA]:
+        return {
+            name: train(pipe, picture, progress=False, content=first[name], **changes)
+            for name, picture in pictures.items()
+        }
 
     plain = trained()
     row("plain", plain)
@@ -75,9 +78,9 @@ def main() -> None:
     text = f"""# Optional recipes on the teaching model
 
 Made by `python benchmarks/recipes.py`; model {fingerprint()}, {rows["plain"]["pictures"]} \
-pictures a row (24 pairs of held-out combinations, {args.seeds} seeds).
-Share of pictures in which the judge finds the content picture's object, the style picture's style,
-both; and the difference from plain, {PAIR_BY_PAIR}
+pictures a row (24 pairs of drawings that the model has never seen, {args.seeds} seeds).
+Share of pictures that are, of the 24, most like the content picture's object in shape, most like
+the style picture's style, both; and the difference from plain, {PAIR_BY_PAIR}
 
 {table(columns, cells)}"""
     write("recipes", text, {"model": fingerprint(), "rows": rows})

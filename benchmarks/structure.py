@@ -2,15 +2,14 @@
 
     python benchmarks/structure.py    # 8 minutes on one core; writes structure.md, .json and .png
 
-The same pictures and seeds with and without each. A B-LoRA is trained from a drawing of an object
-in a combination that the teaching model never saw; its pose is half as free as those that the
-ControlNet learnt, which the judge still understands. Its content half and another picture's style
-half are put together. The judge names object and style of what comes out, and the layout is
-compared with the same object drawn in the same pose: of the pixels that belong to either
-silhouette, the share that belongs to both (intersection over union). A silhouette is what differs
-from the picture's own background, the median colour of its rim. As one style draws lines and
-another fills, the object is drawn in the style that is wanted and in the content picture's own, and
-the larger overlap counts.
+The same pictures and seeds with and without each. A B-LoRA is trained from a drawing that the
+teaching model never saw, somewhere in the frame. Its content half and another picture's style half
+are put together. Of the content picture and 23 others, which is the result most like in shape, and
+which in style? And the layout is compared with the same object drawn in the same pose: of the
+pixels that belong to either silhouette, the share that belongs to both (intersection over union). A
+silhouette is what differs from the picture's own background, the median colour of its rim. As one
+style draws lines and another fills, the object is drawn in the style that is wanted and in the
+content picture's own, and the larger overlap counts.
 """
 
 import argparse
@@ -28,12 +27,12 @@ from blora_nb.course.drawings import Pose, draw, free_pose
 from blora_nb.defaults import native_resolution
 from blora_nb.figures import picture_grid
 from blora_nb.generation import generate
-from blora_nb.metrics import Judge
+from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import load_pipeline
 from blora_nb.structure import load_controlnet, outline
 from blora_nb.training import train
+from course_drawings import PROMPT, drawings, pairs, verdicts
 from report import HERE, PAIR_BY_PAIR, against, shares, summary, table, write
-from separation import PROMPT, held_out_pictures, pairs
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -82,31 +81,32 @@ def measure(
     count: int, seeds: int
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Image.Image]]]:
     """The rows of the table, and for each pair its pictures by name."""
-    pipe, judge, pictures = load_pipeline(device="cpu"), Judge.load(), held_out_pictures()
+    pipe, scorer, pictures = load_pipeline(device="cpu"), JudgeScorer(), drawings()
     side, controlnet = native_resolution(pipe), load_controlnet(pipe, "tiny")
-    verdicts: dict[str, list[tuple[bool, bool, float]]] = {}
+    found: dict[str, list[tuple[bool, bool, float]]] = {}
     shown = []
-    for number, other in pairs(pictures)[:: len(pictures) // count]:
-        object_name, its_style, _ = pictures[number]
-        _, style_name, style_picture = pictures[other]
+    chosen = pairs(pictures)[:: len(pictures) // count]
+    for number, (content, style) in enumerate(chosen):
+        object_name, its_style = content.split("_")
+        style_name, style_picture = style.split("_")[1], pictures[style]
         picture = draw(object_name, its_style, number, side, layout(number))
         wanted = draw(object_name, style_name, number, side, layout(number))
+        candidates = pictures | {content: picture}
         targets = silhouette(wanted), silhouette(picture)
         halves = [train(pipe, one, progress=False) for one in (picture, style_picture)]
         row = {"content picture": picture, "style picture": style_picture}
         for name, options in ways(controlnet, picture, outline(picture, side)).items():
             images = generate(pipe, PROMPT, *halves, seeds=range(seeds), progress=False, **options)
             row[name] = images[0]
-            for image, (found_object, found_style) in zip(images, judge.name(images)):
-                drawn = silhouette(image)
-                kept = max(overlap(drawn, target) for target in targets)
-                verdict = (found_object == object_name, found_style == style_name, kept)
-                verdicts.setdefault(name, []).append(verdict)
+            right = verdicts(scorer, images, content, style, candidates)
+            for image, (object_right, style_right) in zip(images, right):
+                kept = max(overlap(silhouette(image), target) for target in targets)
+                found.setdefault(name, []).append((object_right, style_right, kept))
         shown.append(row)
-        so_far = {name: np.mean(t, axis=0).round(2).tolist() for name, t in verdicts.items()}
-        print(object_name, its_style, "in", style_name, so_far, flush=True)
+        so_far = {name: np.mean(t, axis=0).round(2).tolist() for name, t in found.items()}
+        print(content, "in", style_name, so_far, flush=True)
     rows = {}
-    for name, of_name in verdicts.items():
+    for name, of_name in found.items():
         rows[name] = summary(of_name, seeds)
         rows[name]["layout"] = float(np.mean([kept for *_, kept in of_name]))
     return rows, shown
@@ -128,8 +128,8 @@ def main() -> None:
 
 Made by `python benchmarks/structure.py`; model {fingerprint()}, {rows[ALONE]["pictures"]} \
 pictures a row ({args.pictures} pairs, {args.seeds} seeds).
-Share of pictures in which the judge finds the content picture's object, the style picture's style,
-both; the difference from the halves alone, {PAIR_BY_PAIR}
+Share of pictures that are, of 24, most like the content picture's object in shape, most like the
+style picture's style, both; the difference from the halves alone, {PAIR_BY_PAIR}
 Layout is the mean overlap with the object drawn in the content picture's pose, in its own style or
 the one wanted (intersection over union of the silhouettes).
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blora_nb.alpha_frontier import frontier
+    from blora_nb.assets import known_words
     from blora_nb.cli.check import print_check
     from blora_nb.course.examples import example_blora, example_names, example_picture
     from blora_nb.diagram import unet_diagram
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from blora_nb.files.saved_images import save_picture
     from blora_nb.generation import generate, sample
     from blora_nb.inspection import prompt_per_block, record_attention
+    from blora_nb.instant import instant_blora
     from blora_nb.lora import BLoRA, apply, combine, from_original_alpha, remove, set_alphas
     from blora_nb.metrics import scorer_for
     from blora_nb.pipeline import encode_prompt, load_pipeline
@@ -52,10 +54,12 @@ NAMES = {
         "seed_ranking",
     ),
     "blora_nb.alpha_frontier": ("frontier",),
+    "blora_nb.assets": ("known_words",),
     "blora_nb.files.images": ("read_image",),
     "blora_nb.files.saved_images": ("save_picture",),
     "blora_nb.generation": ("generate", "sample"),
     "blora_nb.inspection": ("prompt_per_block", "record_attention"),
+    "blora_nb.instant": ("instant_blora",),
     "blora_nb.lora": (
         "BLoRA",
         "apply",
@@ -94,6 +98,8 @@ __all__ = [
     "frontier",
     "generate",
     "heat_map",
+    "instant_blora",
+    "known_words",
     "line_figure",
     "load_pipeline",
     "loss_curve",

@@ -1,6 +1,7 @@
 """Where the teaching model, the judge, the example pictures and their B-LoRAs are stored."""
 
 import hashlib
+import json
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -16,3 +17,8 @@ def fingerprint(folder: Path = TINY_SDXL) -> str:
     """
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+
+
+def known_words() -> dict[str, list[str]]:
+    """The words that the teaching model understands: "objects", "styles", "colours", "others"."""
+    return json.loads((TINY_SDXL / "words.json").read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from blora_nb.checkpoint_scores import CheckpointScores, recommended
@@ -632,13 +632,25 @@ def heat_map(
     return figure
 
 
-def overlay(image: Image.Image, weights: Tensor | np.ndarray) -> Image.Image:
-    """The picture, dimmed where the weights [height, width] are small, bright where largest."""
+def overlay(
+    image: Image.Image, weights: Tensor | np.ndarray, mark: tuple[int, int] | None = None
+) -> Image.Image:
+    """The picture, dimmed where the weights [height, width] are small, bright where largest.
+
+    Args:
+        mark: row and column of the weights, a position that gets a frame.
+    """
     weights = np.asarray(weights, dtype=np.float32)
     mask = Image.fromarray(weights / max(weights.max(), 1e-9))
     mask = mask.resize(image.size, Image.Resampling.BILINEAR)
     light = 0.15 + 0.85 * np.asarray(mask).clip(0, 1)[..., None]
-    return Image.fromarray((np.asarray(image.convert("RGB")) * light).round().astype(np.uint8))
+    shown = Image.fromarray((np.asarray(image.convert("RGB")) * light).round().astype(np.uint8))
+    if mark:
+        row, column = mark
+        high, wide = image.height / weights.shape[0], image.width / weights.shape[1]
+        corners = (column * wide, row * high, (column + 1) * wide - 1, (row + 1) * high - 1)
+        ImageDraw.Draw(shown).rectangle(corners, outline="white", width=max(1, image.width // 64))
+    return shown
 
 
 def loss_curve(losses: Sequence[float], window: int = 20, caption: str = "") -> NotebookFigure:

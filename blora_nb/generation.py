@@ -56,7 +56,7 @@ class Sampling:
             make only this share of the steps (img2img): the lower, the more of the picture is
             kept, its colours too.
         controlnet, control_image, controlnet_conditioning_scale: follow a drawn layout: a
-            ControlNet ("tiny" for the teaching model, id, folder, or one from
+            ControlNet (id, folder, or one from
             `structure.load_controlnet`), the layout as it wants it (see `structure.outline`), and
             how closely.
     """

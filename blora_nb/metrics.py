@@ -1,26 +1,25 @@
 """How well it worked, in numbers: how much of the content was kept, how far the style moved.
 
-There are two scorers with the same methods. Drawings of the teaching model are scored by a judge
-that knows only `course/drawings.py` (trained by `data/train_judge.py`). Photographs and pictures of
-SDXL are scored by DINO, as in the paper's table 1, and by CLIP, as in its block analysis (section
-4.1). The numbers of the two scorers are not comparable.
+There are two scorers with the same methods. Pictures of the teaching model are scored by a judge of
+drawings (`judge.py`). Photographs and pictures of SDXL are scored by DINO, as in the paper's table
+1, and by CLIP, as in its block analysis (section 4.1). The numbers of the two scorers are not
+comparable.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from blora_nb.assets import DATA
 from blora_nb.defaults import is_teaching_model
-from blora_nb.files.images import to_tensor
+from blora_nb.judge import JUDGE, Judge
 from blora_nb.running.device import default_device
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 Images: TypeAlias = Sequence[Image.Image]
 
-JUDGE = DATA / "judge"
-SIDE = 48  # pixels the judge looks at
 PHOTO, IN_STYLE = "A photo of a {}", "A picture in {} style"  # what CLIP is asked
 DECIMALS = 2  # scores that differ by less count as equal where one is recommended
 SMALLEST_RANGE = 0.05  # of scores that differ at all
@@ -49,56 +46,8 @@ class Scorer(Protocol):
         """A number for each image; higher is better."""
 
 
-class Judge(nn.Module):
-    """A small convolutional network with two heads, one for the object and one for the style."""
-
-    def __init__(self, objects: Sequence[str], styles: Sequence[str]) -> None:
-        super().__init__()
-        self.objects, self.styles = list(objects), list(styles)
-        layers: list[nn.Module] = []
-        width = 3
-        for out in (16, 32, 64, 96):
-            for channels in (width, out):
-                layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
-            layers.append(nn.MaxPool2d(2))
-            width = out
-        self.features = nn.Sequential(*layers)
-        self.object_head = nn.Linear(width * 9, len(self.objects))
-        self.style_head = nn.Linear(width * 9, len(self.styles))
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [batch, objects] and [batch, styles] for pixels [batch, 3, 48, 48] in -1..1."""
-        features = self.features(pixels).flatten(1)
-        return self.object_head(features), self.style_head(features)
-
-    @classmethod
-    def load(cls, folder: str | Path = JUDGE) -> "Judge":
-        """The judge of the course, or one that `data/train_judge.py` wrote into a folder."""
-        from safetensors.torch import load_file
-
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(Path(folder) / "judge.safetensors")
-        judge = cls(config["objects"], config["styles"])
-        judge.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-        return judge.eval()
-
-    @torch.no_grad()
-    def probabilities(self, images: Images) -> tuple[Tensor, Tensor]:
-        """[images, objects] and [images, styles] for PIL images of any size; each row sums to 1."""
-        small = [
-            image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images
-        ]
-        objects, styles = self(torch.cat([to_tensor(image) for image in small]))
-        return objects.softmax(1), styles.softmax(1)
-
-    def name(self, images: Images) -> list[tuple[str, str]]:
-        """[(object, style), …] for PIL images of any size."""
-        objects, styles = self.probabilities(images)
-        return _most_likely(objects, self.objects, styles, self.styles)
-
-
 class JudgeScorer:
-    """Scores drawings by the judge's probabilities, 0 to 1."""
+    """Scores drawings by the judge's cosines, from 0 (nothing alike) to 1 (the same)."""
 
     def __init__(self, judge: Judge | None = None) -> None:
         self.judge = judge or Judge.load()
@@ -113,30 +62,41 @@ class JudgeScorer:
         return f"judge {digest.hexdigest()[:12]}"
 
     def content_kept(self, images: Images, content_picture: Image.Image) -> list[float]:
-        """For each image: the probability that it shows the object of the content picture."""
-        expected, _ = self.judge.probabilities([content_picture])
-        objects, _ = self.judge.probabilities(images)
-        return objects[:, expected.argmax()].tolist()
+        """For each image: how much its shape is like that of the content picture."""
+        shapes, _ = self.judge.embed([content_picture, *images])
+        return _from_0(shapes[1:] @ shapes[0])
 
     def style_moved(self, images: Images, style_picture: Image.Image) -> list[float]:
-        """For each image: the probability that it has the style of the style picture."""
-        _, expected = self.judge.probabilities([style_picture])
-        _, styles = self.judge.probabilities(images)
-        return styles[:, expected.argmax()].tolist()
+        """For each image: how much its style is like that of the style picture."""
+        _, styles = self.judge.embed([style_picture, *images])
+        return _from_0(styles[1:] @ styles[0])
+
+    def find(self, images: Images, pictures: Mapping[str, Image.Image]) -> list[tuple[str, str]]:
+        """[(name, name), …]: of named pictures, the most like each image in shape, and in style."""
+        shapes, styles = self.judge.embed(images)
+        picture_shapes, picture_styles = self.judge.embed(list(pictures.values()))
+        names = list(pictures)
+        return _nearest(shapes @ picture_shapes.T, names, styles @ picture_styles.T, names)
 
     def name(self, images: Images) -> list[tuple[str, str]]:
-        """[(object, style), …]: the judge's verdict on each image."""
-        return self.judge.name(images)
+        """[(object, style), …]: of the names that the judge knows, the nearest to each image.
+
+        Some name is always the nearest, however far.
+        """
+        shapes, styles = self.judge.embed(images)
+        content = shapes @ self.judge.named_objects.T
+        style = styles @ self.judge.named_styles.T
+        return _nearest(content, self.judge.objects, style, self.judge.styles)
 
     def says_content(self, images: Images, object_name: str) -> list[float]:
-        """For each image: the probability that it shows this object."""
-        objects, _ = self.judge.probabilities(images)
-        return objects[:, self.judge.objects.index(object_name)].tolist()
+        """For each image: how much its shape is like the drawings of this object."""
+        shapes, _ = self.judge.embed(images)
+        return _from_0(shapes @ self.judge.named_objects[self.judge.objects.index(object_name)])
 
     def says_style(self, images: Images, style_name: str) -> list[float]:
-        """For each image: the probability that it has this style."""
-        _, styles = self.judge.probabilities(images)
-        return styles[:, self.judge.styles.index(style_name)].tolist()
+        """For each image: how much its style is like drawings in this style."""
+        _, styles = self.judge.embed(images)
+        return _from_0(styles @ self.judge.named_styles[self.judge.styles.index(style_name)])
 
 
 class EncoderScorer:
@@ -179,13 +139,22 @@ class EncoderScorer:
         """
         return self._dino_cosines(images, style_picture)
 
+    def find(self, images: Images, pictures: Mapping[str, Image.Image]) -> list[tuple[str, str]]:
+        """[(name, name), …]: of named pictures, the one most like each image.
+
+        Twice the same name, because DINO looks at the picture as a whole.
+        """
+        known = self._dino_embeddings(list(pictures.values()))
+        cosines, names = self._dino_embeddings(images) @ known.T, list(pictures)
+        return _nearest(cosines, names, cosines, names)
+
     def name(self, images: Images) -> list[tuple[str, str]]:
         """[(object, style), …]: which of the course's words CLIP finds nearest to each image."""
         known = json.loads((JUDGE / "config.json").read_text(encoding="utf-8"))
         objects, styles = known["objects"], known["styles"]
         content = self._clip_cosines(images, [PHOTO.format(name) for name in objects])
         style = self._clip_cosines(images, [IN_STYLE.format(name) for name in styles])
-        return _most_likely(content, objects, style, styles)
+        return _nearest(content, objects, style, styles)
 
     def says_content(self, images: Images, object_name: str) -> list[float]:
         """For each image: the cosine of its CLIP embedding with that of "A photo of a cat"."""
@@ -195,14 +164,17 @@ class EncoderScorer:
         """For each image: the cosine of its CLIP embedding with that of "A picture in … style"."""
         return self._clip_cosines(images, [IN_STYLE.format(style_name)])[:, 0].tolist()
 
-    @torch.no_grad()
     def _dino_cosines(self, images: Images, picture: Image.Image) -> list[float]:
-        rgb = [image.convert("RGB") for image in (picture, *images)]
-        pixels = self.dino_processor(rgb, return_tensors="pt").to(self.device)
-        class_tokens = self.dino(**pixels).last_hidden_state[:, 0]  # [1 + images, dim]
-        embeddings = F.normalize(class_tokens, dim=-1)
+        embeddings = self._dino_embeddings([picture, *images])
         # rounding can leave a little more than 1
         return (embeddings[1:] @ embeddings[0]).clamp(-1, 1).tolist()
+
+    @torch.no_grad()
+    def _dino_embeddings(self, images: Images) -> Tensor:
+        """[images, dim], of unit length."""
+        rgb = [image.convert("RGB") for image in images]
+        pixels = self.dino_processor(rgb, return_tensors="pt").to(self.device)
+        return F.normalize(self.dino(**pixels).last_hidden_state[:, 0], dim=-1)
 
     @torch.no_grad()
     def _clip_cosines(self, images: Images, texts: list[str]) -> Tensor:
@@ -213,14 +185,17 @@ class EncoderScorer:
         return outputs.image_embeds @ outputs.text_embeds.T  # CLIPModel has normalized both
 
 
-def _most_likely(
-    objects: Tensor, object_names: list[str], styles: Tensor, style_names: list[str]
+def _from_0(cosines: Tensor) -> list[float]:
+    """Numbers from 0 to 1: less alike than nothing in common is not of interest."""
+    return cosines.clamp(0, 1).tolist()
+
+
+def _nearest(
+    contents: Tensor, content_names: Sequence[str], styles: Tensor, style_names: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """The names with the highest scores, for scores [images, objects] and [images, styles]."""
-    return [
-        (object_names[o], style_names[s])
-        for o, s in zip(objects.argmax(1).tolist(), styles.argmax(1).tolist())
-    ]
+    """The names with the highest scores in each row of scores [images, names]."""
+    content, style = contents.argmax(1).tolist(), styles.argmax(1).tolist()
+    return [(content_names[c], style_names[s]) for c, s in zip(content, style)]
 
 
 def scorer_for(pipe: "StableDiffusionXLPipeline") -> JudgeScorer | EncoderScorer:

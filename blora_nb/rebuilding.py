@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 # dB above one flat colour
 LEARNT = 3.0
 ROUGHLY = 1.0
-REMEDY = "The teaching model learns pictures like the course's examples; for this one use SDXL."
+REMEDY = (
+    "The teaching model learns one thing in a few flat colours best, with a margin around it. Try "
+    "twice as many steps, a simpler picture, or SDXL."
+)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ LR_SCHEDULERS = (
     "cosine_with_restarts",
     "polynomial",
 )
+INIT_LORA_WEIGHTS = ("gaussian", "instant")
 GRADIENT_CHECKPOINTING = ("none", "partial", "full")
 
 
@@ -54,7 +55,14 @@ POSITIVE = {
     "adam_epsilon",
 }
 # settings whose default is what suits the pipeline
-SUITED = ("resolution", "rank", "learning_rate", "max_train_steps", "train_batch_size")
+SUITED = (
+    "resolution",
+    "rank",
+    "learning_rate",
+    "max_train_steps",
+    "train_batch_size",
+    "init_lora_weights",
+)
 
 
 def option(default: Any, help: str, group: str, **extra: Any) -> Any:
@@ -81,6 +89,13 @@ class TrainingSettings:
     max_train_steps: int = option(1000, "training steps", OPTIMIZER)
     train_batch_size: int = option(1, "noisy versions (or pictures) in each step", OPTIMIZER)
     seed: int = option(0, "of the LoRA's initial values, the noise and the timesteps", LEARNED)
+    init_lora_weights: str = option(
+        "gaussian",
+        "what the training starts from: gaussian, the unchanged model, as the original does; or "
+        "instant, what two small networks see in the picture (teaching model only)",
+        LEARNED,
+        choices=INIT_LORA_WEIGHTS,
+    )
     adam_weight_decay: float = option(1e-4, "how fast AdamW lets weights shrink", OPTIMIZER)
     max_grad_norm: float = option(1.0, "longer gradients are shortened to this norm", OPTIMIZER)
 
@@ -234,7 +249,7 @@ class TrainingSettings:
     @classmethod
     def for_pipeline(cls, pipe: "StableDiffusionXLPipeline", **changes: Any) -> "TrainingSettings":
         """The settings that suit a pipeline, with the given ones changed (None leaves one)."""
-        defaults = defaults_for(pipe)
+        defaults = defaults_for(pipe, changes.get("init_lora_weights"))
         values: dict[str, Any] = {"resolution": native_resolution(pipe)}
         for name in SUITED[1:]:
             values[name] = getattr(defaults, name)

@@ -79,7 +79,7 @@ def structure_of(
     if controlnet is not None and control_image is None:
         missing = "a control_image to follow (on the command line: --outline_of or --control_image)"
     if control_image is not None and controlnet is None:
-        missing = 'a controlnet that follows it ("tiny" for the teaching model)'
+        missing = "a controlnet that follows it (the id or folder of one)"
     if missing:
         raise ValueError(f"A ControlNet needs two things; name {missing}, too.")
     if image is None and controlnet is None:
@@ -145,11 +145,17 @@ def load_controlnet(
             of one for SDXL, or one that is loaded.
 
     Raises:
-        ValueError: it belongs to another base model.
+        ValueError: it belongs to another base model, or the teaching model's is not there.
     """
     from diffusers import ControlNetModel
 
     if isinstance(source, (str, Path)):
+        if str(source) == "tiny" and not TINY_CONTROLNET.exists():
+            raise ValueError(
+                "There is no ControlNet for this teaching model yet. To keep a layout, start from "
+                "the picture itself (image= and strength=; on the command line --image and "
+                "--strength); or train one: data/train_controlnet.py."
+            )
         folder = str(TINY_CONTROLNET if str(source) == "tiny" else source)
         options = dtype_argument(pipe.unet.dtype)
         with named_source(folder, "ControlNet"):
@@ -162,7 +168,7 @@ def load_controlnet(
         raise ValueError(
             f"The ControlNet {controlnet_name(model)} belongs to another base model (its text has "
             f"{theirs} numbers a word, that of the base {ours}). For SDXL take one made for SDXL, "
-            "for the teaching model: tiny"
+            "for the teaching model one made for it."
         )
     return model.to(pipe.device)
 

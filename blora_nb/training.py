@@ -28,6 +28,7 @@ from blora_nb.files.images import centre_square, to_tensor
 from blora_nb.files.metadata import training_metadata
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import changes, check_unchanged, uncompiled
+from blora_nb.instant import instant_change, start_from
 from blora_nb.lora import (
     ADAPTER,
     BLoRA,
@@ -112,13 +113,13 @@ def train(
     with pipeline_lock(pipe), uncompiled(pipe):
         check_unchanged(pipe, training=True)
         check_base(pipe)
-        settings = _settings_for(pipe, settings, changed_settings)
+        pictures, prompts = _pictures_and_prompts(image)
+        settings = _settings_for(pipe, settings, changed_settings, several=len(pictures) > 1)
         if output_dir is None and (resume_from_checkpoint or on_checkpoint):
             raise ValueError(
                 "Checkpoints are in a folder: resume_from_checkpoint and on_checkpoint need an "
                 "output_dir."
             )
-        pictures, prompts = _pictures_and_prompts(image)
         checkpoint = checkpoint_to_resume(output_dir, resume_from_checkpoint)
         kept = None if content is None else mix("content", content)
         reporting = Reporting(progress, output_dir, on_checkpoint)
@@ -143,13 +144,20 @@ def _settings_for(
     pipe: "StableDiffusionXLPipeline",
     settings: TrainingSettings | None,
     changed_settings: dict[str, Any],
+    several: bool,
 ) -> TrainingSettings:
     """The settings of a training; a resolution that the base model does not draw is warned of."""
     changed = {name: value for name, value in changed_settings.items() if value is not None}
     if settings is None:
+        if several:
+            changed.setdefault("init_lora_weights", "gaussian")
         settings = TrainingSettings.for_pipeline(pipe, **changed)
     else:
         settings = replace(settings, **changed)
+    if settings.init_lora_weights == "instant" and several:
+        raise ValueError(
+            "init_lora_weights instant is computed from one picture; for several use gaussian."
+        )
     native = native_resolution(pipe)
     if not native / 2 <= settings.resolution <= 2 * native:
         warnings.warn(
@@ -208,6 +216,9 @@ def _learn(
         parameters = attach_lora(pipe.unet, settings.rank, settings.seed)
     else:
         parameters = attach_style_beside(pipe, content, settings)
+    if settings.init_lora_weights == "instant":
+        prompt = (prompts and prompts[0]) or settings.instance_prompt
+        start_from(pipe.unet, instant_change(pipe, squares[0], prompt))
     state = start_state(pipe.unet, parameters, settings, trained_on)
     if checkpoint:
         resume(checkpoint, state, settings)

@@ -1,61 +1,58 @@
-"""Make the teaching model and the judge again, from nothing: one command, resumable, on the GPU
-when there is one.
+"""Make the teaching model and its judge again: one command, resumable.
 
+    pip install resvg-py scipy        # for the icons, which npm fetches
     python data/make_teaching_model.py
 
 Each stage skips what is done already and resumes what was stopped; everything in between stands in
-outputs/teaching_model. At the end the model replaces blora_nb/data/tiny_sdxl, whose card is kept.
+outputs/teaching_model, the finished model in outputs/teaching_model/tiny_sdxl. Computed from its
+speed, about six hours on two cores; never run as a whole.
 """
 
 import os
-import shutil
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
-import torch
-
-from blora_nb.assets import TINY_SDXL
-from training_pictures import WORK
+from world.paths import WORK
 
 HERE = Path(__file__).resolve().parent
 
 
-def run(script, *arguments):
-    processes = 1 if torch.cuda.is_available() else os.cpu_count()
-    launcher = (
-        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
-    )
+def run(script: str, *arguments: object, processes: int = 1) -> None:
+    """Run one of the scripts beside this one, in one process or several."""
+    launcher = []
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *launcher, str(HERE / script), *map(str, arguments)]
     print(">", script, *arguments, flush=True)
-    subprocess.run(
-        [sys.executable, *launcher, str(HERE / script), *arguments],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def publish(name, target):
-    """Copy a finished model to `target`, keeping the README.md there."""
-    for source in (WORK / name).rglob("*"):
-        if source.is_file():
-            goal = target / source.relative_to(WORK / name)
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, goal)
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    natural = "for the model trained without encouragement"
+    add = parser.add_argument
+    add("--pictures", type=int, default=400_000, help="that the U-Net is trained on")
+    add("--natural-pictures", type=int, default=200_000, help=natural)
+    add("--vae-steps", type=int, default=2400)
+    add("--word-steps", type=int, default=3000)
+    add("--judge-steps", type=int, default=1000)
+    add("--processes", type=int, default=os.cpu_count(), help="of the training, one a core")
+    args = parser.parse_args()
+    many = {"processes": args.processes}
+    if not (WORK / "shapes.npz").exists():
+        run("world/fetch_shapes.py")
+    run("train_unet.py", "--pictures", args.pictures, **many)
+    natural_flags = ("--name", "natural", "--natural")
+    run("train_unet.py", *natural_flags, "--pictures", args.natural_pictures, **many)
+    run("train_vae.py", "--steps", args.vae_steps, **many)
+    run("teach_words.py", "--steps", args.word_steps)
+    run("train_judge.py", "--steps", args.judge_steps)
+    print(f"The model and the judge are in {WORK}: tiny_sdxl and judge. To ship them, copy both to")
+    print("blora_nb/data and make what depends on them again: train_controlnet.py,")
+    print("train_examples.py, then make bench and make notebooks.")
 
 
 if __name__ == "__main__":
-    run("train_autoencoder.py")
-    run("train_tiny_sdxl.py")
-    run(
-        "train_tiny_sdxl.py", "--name", "tiny_sdxl_natural", "--routed", "0", "--pictures", "100000"
-    )
-    subprocess.run([sys.executable, str(HERE / "train_judge.py")], check=True)
-    publish("tiny_sdxl", TINY_SDXL)
-    print(
-        "The B-LoRAs and the ControlNet in blora_nb/data belong to the model before. Remove "
-        "them and make them again:"
-    )
-    print(
-        "python data/train_examples.py; python data/train_tiny_controlnet.py. Then measure all "
-        "of it: make bench; and make notebooks"
-    )
+    main()

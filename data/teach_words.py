@@ -23,11 +23,22 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from blora_nb.assets import TINY_SDXL
+from blora_nb.course.drawings import COLOURS
 from train_unet import POOLED, build_unet, load_average
-from world.captions import Noun, canonical_shapes, caption, nouns, vocabulary
+from world.captions import (
+    FILL_WORDS,
+    TEXTURE_WORDS,
+    Noun,
+    canonical_shapes,
+    caption,
+    nouns,
+    vocabulary,
+)
 from world.latents import smaller, use_kept_components
 from world.paths import KEPT, WORK
 from world.samples import Shapes
+from world.styles import NAMED_STYLES
 from world.tutors import CONTENT_TOKENS, HALF, POSITIONS, STYLE_TOKENS, Tutors
 
 
@@ -132,8 +143,21 @@ def teach(encoders: nn.ModuleDict, lesson: Lesson, steps: int, batch: int) -> No
             print(f"step {step + 1}/{steps} {losses} {seconds:.0f} s", flush=True)
 
 
-def assemble(encoders: nn.ModuleDict, tokenizer: CLIPTokenizer, unet: nn.Module) -> None:
-    """Write the pipeline in diffusers' own format, fp16."""
+def known_words(things: list[Noun]) -> dict[str, list[str]]:
+    """What the text encoders understand, by kind."""
+    return {
+        # of "2nd place medal" the tokenizer makes other words
+        "objects": [noun.name for noun in things if not any(map(str.isdigit, noun.name))],
+        "styles": list(NAMED_STYLES),
+        "colours": list(COLOURS),
+        "others": ["outlined", *FILL_WORDS, *TEXTURE_WORDS],
+    }
+
+
+def assemble(
+    encoders: nn.ModuleDict, tokenizer: CLIPTokenizer, unet: nn.Module, things: list[Noun]
+) -> None:
+    """Write the pipeline in diffusers' own format, fp16, and the words that it knows."""
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -142,7 +166,8 @@ def assemble(encoders: nn.ModuleDict, tokenizer: CLIPTokenizer, unet: nn.Module)
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
     )
-    models = {"vae": AutoencoderKL.from_pretrained(WORK / "vae"), "unet": unet, **encoders}
+    vae = WORK / "vae" if (WORK / "vae").exists() else TINY_SDXL / "vae"
+    models = {"vae": AutoencoderKL.from_pretrained(vae), "unet": unet, **encoders}
     folder = WORK / "tiny_sdxl"
     StableDiffusionXLPipeline(
         **{name: model.half() for name, model in models.items()},
@@ -159,10 +184,12 @@ def assemble(encoders: nn.ModuleDict, tokenizer: CLIPTokenizer, unet: nn.Module)
         if name in encoders:
             config["dtype"] = "float32"  # else transformers loads it in fp16 beside an fp32 U-Net
         file.write_text(json.dumps(config, indent=2) + "\n")
+    words = json.dumps(known_words(things), indent=1, ensure_ascii=False)
+    (folder / "words.json").write_text(words + "\n", encoding="utf-8")
 
 
 def load_trained(name: str) -> tuple[nn.Module, Tutors]:
-    """The averaged U-Net and its tutors: those trained here, else those kept in data/open_world.
+    """The averaged U-Net and its tutors: those trained here, else the teaching model's.
 
     Raises:
         FileNotFoundError: another U-Net is asked for, and has not been trained here.
@@ -176,7 +203,7 @@ def load_trained(name: str) -> tuple[nn.Module, Tutors]:
         raise FileNotFoundError(f"{file} is not there: run train_unet.py --name {name} first.")
     else:
         use_kept_components()
-        kept = load_file(KEPT / "unet" / "diffusion_pytorch_model.safetensors")
+        kept = load_file(TINY_SDXL / "unet" / "diffusion_pytorch_model.safetensors")
         trained["unet"].load_state_dict(kept)
         trained["tutors"].load_state_dict(load_file(KEPT / "tutors.safetensors"))
     return trained["unet"], trained["tutors"]
@@ -198,7 +225,7 @@ def main() -> None:
     size = sum(p.numel() for p in encoders.parameters())
     print(f"{len(things)} nouns, {len(tokenizer)} tokens, {size:,} parameters", flush=True)
     teach(encoders, Lesson(tutors, shapes, things, tokenizer), args.steps, args.batch_size)
-    assemble(encoders, tokenizer, unet)
+    assemble(encoders, tokenizer, unet, things)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Teach two networks to say, from a picture alone, what the tutors say of its shape and its style.
 
-    python data/train_eyes.py      # after train_unet.py; so far run for a few steps only
+    python data/train_eyes.py      # after train_unet.py; half an hour on one core
 
 Held-out shapes and styles are not seen. Resumes where it was stopped; writes
 outputs/teaching_model/eyes.safetensors.
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from blora_nb.instant import Eyes
 from matrix_muon import MatrixMuon
 from processes import half_precision
 from teach_words import load_trained
 from train_unet import save
-from world.eyes import Eyes
 from world.latents import smaller
 from world.painting import paint
 from world.paths import WORK
@@ -58,8 +58,8 @@ def report(eyes: Eyes, tutors: Tutors, unseen: Shapes) -> str:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--name", default="unet", help="as in train_unet.py")
     args = parser.parse_args()
     torch.set_num_threads(1)

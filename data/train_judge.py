@@ -1,112 +1,278 @@
-"""Train the judge of the measurements: a small classifier that names the object and the style of a
-drawing.
+"""Train the judge: how alike are two drawings in shape, and how alike in style?
 
-python data/train_judge.py     # about ten minutes on one core; writes blora_nb/data/judge/
+    python data/train_judge.py     # after world/fetch_shapes.py; under an hour on one core
+
+Two embeddings of unit length. The shapes of two pictures are alike if they show the same drawing,
+in whatever style; their styles if they were painted by the same numbers, whatever they show. A
+spoilt copy (blur, noise, missing parts, smears, scribbles, mixtures) should be the less alike the
+more it is spoilt. Held-out shapes and styles are not seen. Writes outputs/teaching_model/judge/.
 """
 
 import json
-import os
-import random
-from multiprocessing import Pool
+import time
+from argparse import ArgumentParser
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
 from safetensors.torch import save_file
-from tqdm import tqdm
+from torch import Tensor
 
-from blora_nb.assets import DATA
-from blora_nb.course.drawings import (
-    COLOURS,
-    HELD_OUT_OBJECTS,
-    HELD_OUT_STYLES,
-    OBJECTS,
-    STYLES,
-    draw,
-)
-from blora_nb.metrics import SIDE, Judge
+from blora_nb.course.drawings import HELD_OUT_OBJECTS, OBJECTS
+from blora_nb.judge import SIDE, Judge
+from processes import half_precision
+from train_unet import save
+from world.captions import CANONICAL_POSE, Noun, nouns
+from world.painting import paint, place, random_poses
+from world.paths import WORK
+from world.samples import Shapes, Shares, training_styles
+from world.styles import HELD_OUT_NAMED_STYLES, NAMED_STYLES, PLAIN, random_styles
 
-EVERY_OBJECT, EVERY_STYLE = [*OBJECTS, *HELD_OUT_OBJECTS], [*STYLES, *HELD_OUT_STYLES]
-COUNT, TEST = 16_000, 1_600
-FOLDER = DATA / "judge"
+FOLDER = WORK / "judge"
+TEMPERATURE = 0.08
 
-
-def example(seed):
-    """(pixels uint8 [48, 48, 3], object number, style number or -1): sometimes blurred or noisy,
-    as generated pictures are."""
-    random_ = random.Random(f"judge {seed}")
-    object_name, style = random_.choice(EVERY_OBJECT), random_.choice(EVERY_STYLE)
-    named = random_.random() < 0.75
-    if not named:
-        fill, ground = random_.sample(list(COLOURS), 2)
-        style = random_.choice(["", "outlined "]) + f"{fill} on {ground}"
-    picture = draw(object_name, style, 10_000_000 + seed, 96)  # seeds that no training picture has
-    if random_.random() < 0.5:
-        picture = picture.filter(ImageFilter.GaussianBlur(random_.uniform(0, 2)))
-    pixels = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
-    if random_.random() < 0.5:
-        noise = np.random.default_rng(seed).normal(0, random_.uniform(0, 25), (SIDE, SIDE, 3))
-        pixels = (pixels + noise) * random_.uniform(0.9, 1.1)
-    return (
-        pixels.clip(0, 255).astype(np.uint8),
-        EVERY_OBJECT.index(object_name),
-        EVERY_STYLE.index(style) if named else -1,
-    )
+# ---------------------------------------------------------------- spoilt pictures
 
 
-def main():
-    with Pool(os.cpu_count()) as pool:
-        drawn = list(
-            tqdm(
-                pool.imap(example, range(COUNT + TEST), chunksize=50),
-                total=COUNT + TEST,
-                desc="drawing",
-                mininterval=5,
-            )
-        )
-    pixels = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2)
-    objects, styles = (torch.tensor([d[i] for d in drawn]) for i in (1, 2))
+def stretched(field: Tensor, side: int) -> Tensor:
+    """A coarse field [n, channels, cells, cells], smooth at `side` × `side` pixels."""
+    return F.interpolate(field, (side, side), mode="bicubic", align_corners=False)
+
+
+def blurred(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    side = pictures.shape[-1]
+    soft = stretched(F.adaptive_avg_pool2d(pictures, 14), side)
+    softer = stretched(F.adaptive_avg_pool2d(pictures, 5), side)
+    first, second = (2 * amount).clamp(0, 1), (2 * amount - 1).clamp(0, 1)
+    return pictures + (soft - pictures) * first + (softer - soft) * second
+
+
+def noisy(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(pictures.shape, generator=generator)
+    return (pictures * (1 - 0.5 * amount) + 1.2 * amount * noise).clamp(-1, 1)
+
+
+def cut_off(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    """A straight cut; what is on one side of it becomes ground."""
+    count, _, side, _ = pictures.shape
+    ground = pictures[..., :4, :4].mean((2, 3), keepdim=True)
+    turn = 2 * torch.pi * torch.rand(count, 1, 1, 1, generator=generator)
+    steps = torch.linspace(-1, 1, side)
+    along = steps * turn.cos() + steps[:, None] * turn.sin()
+    gone = (along < 2 * amount - 1.05).float()
+    return pictures + (ground - pictures) * gone
+
+
+def smeared(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    count, _, side, _ = pictures.shape
+    flow = stretched(torch.randn(count, 2, 5, 5, generator=generator), side).permute(0, 2, 3, 1)
+    eye = torch.eye(2, 3).expand(count, -1, -1)
+    grid = F.affine_grid(eye, list(pictures.shape), align_corners=False)
+    grid = grid + 0.45 * amount * flow
+    return F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+
+
+def scribbled(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    count, _, side, _ = pictures.shape
+    field = stretched(torch.randn(count, 1, 9, 9, generator=generator), side)
+    stroke = (field.abs() < 0.9 * amount**1.5).float()
+    colour = 2 * torch.rand(count, 3, 1, 1, generator=generator) - 1
+    return pictures + (colour - pictures) * stroke
+
+
+def mixed(pictures: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
+    """Three quarters of the way to another picture at the most."""
+    order = torch.randperm(len(pictures), generator=generator)
+    return pictures + (pictures[order] - pictures) * 0.75 * amount
+
+
+# `amount` [n, 1, 1, 1] is from 0 (the picture itself) to 1 (nothing to recognise)
+SPOIL = (blurred, noisy, cut_off, smeared, scribbled, mixed)
+
+# ---------------------------------------------------------------- training
+
+
+def small(pictures: Tensor) -> Tensor:
+    """Pictures of the size that the judge looks at."""
+    return F.avg_pool2d(pictures, pictures.shape[-1] // SIDE)
+
+
+def triples(shapes: Shapes, count: int, generator: torch.Generator) -> Tensor:
+    """[3, count, 3, 64, 64]: pictures, their shapes in other styles, their styles on other shapes.
+
+    The second have nearly the poses of the first.
+    """
+
+    def jitter(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).clamp(-2, 2)
+
+    rows = torch.multinomial(shapes.weights, count, replacement=False, generator=generator)
+    poses = random_poses(count, generator)
+    nearly = poses.clone()
+    nearly[:, 0] *= 1 + 0.06 * jitter(count)
+    nearly[:, 1:3] += 0.05 * jitter(count, 2)
+    nearly[:, 3] += 0.05 * jitter(count)
+    styles = training_styles(count, Shares(plain=0.05), generator)
+    others = training_styles(count, Shares(plain=0.15), generator)
+    first = paint(place(shapes.coverage[rows], poses), styles)
+    same_shape = paint(place(shapes.coverage[rows], nearly), others)
+    elsewhere, _ = shapes.draw(count, generator)
+    same_style = paint(elsewhere, styles)
+    return torch.stack([small(pictures) for pictures in (first, same_shape, same_style)])
+
+
+class Pool:
+    """The last triples that were painted; painting takes longer than learning from them."""
+
+    def __init__(self, shapes: Shapes, size: int = 1024, uses: int = 4) -> None:
+        self.shapes, self.size, self.uses, self.next = shapes, size, uses, 0
+        generator = torch.Generator().manual_seed(1_000_000)
+        parts = [triples(shapes, size // 16, generator) for _ in range(16)]
+        self.stored = torch.cat(parts, 1)
+
+    def batch(self, count: int, generator: torch.Generator) -> Tensor:
+        """[3, count, 3, 64, 64], of which a few are new."""
+        new = triples(self.shapes, count // self.uses, generator)
+        places = (self.next + torch.arange(new.shape[1])) % self.size
+        self.stored[:, places] = new
+        self.next = (self.next + new.shape[1]) % self.size
+        return self.stored[:, torch.randperm(self.size, generator=generator)[:count]]
+
+
+def agreement(a: Tensor, b: Tensor) -> Tensor:
+    """Cross-entropy of finding each row's partner among all rows, both ways."""
+    logits = a @ b.T / TEMPERATURE
+    target = torch.arange(len(a))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def found(a: Tensor, b: Tensor) -> Tensor:
+    """Whether each row's partner is the nearest of all rows: [rows], 0 or 1."""
+    return ((a @ b.T).argmax(1) == torch.arange(len(a))).float()
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    judge, steps, batch = Judge(EVERY_OBJECT, EVERY_STYLE), 2200, 64
+    judge = Judge().train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
-    for step in tqdm(range(steps), desc="training", mininterval=5):
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(
-            1, (step + 1) / 100, (steps - step) / (0.6 * steps)
-        )
-        rows = torch.randint(COUNT, (batch,))
-        x = pixels[rows].float() / 127.5 - 1
-        dx, dy = torch.randint(-4, 5, (2,)).tolist()
-        object_logits, style_logits = judge(x.roll((dy, dx), (2, 3)))
-        loss = F.cross_entropy(object_logits, objects[rows]) + F.cross_entropy(
-            style_logits, styles[rows], ignore_index=-1
-        )
+    shapes, state_file, step = Shapes.load(), WORK / "judge.pt", 0
+    pool = Pool(shapes)
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        judge.load_state_dict(state["judge"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    start = time.time()
+    while step < args.steps:
+        generator = torch.Generator().manual_seed(step)
+        factor = min(1, (step + 1) / 100, (args.steps - step) / (0.6 * args.steps))
+        optimizer.param_groups[0]["lr"] = 2e-3 * factor
+        first, shape_partner, style_partner = pool.batch(args.batch_size, generator)
+        spoil = SPOIL[step % len(SPOIL)]
+        amount = torch.rand(args.batch_size, generator=generator)
+        worse = spoil(first, amount[:, None, None, None], generator)
+        pictures = torch.cat([first, worse, shape_partner, style_partner])
+        grain = 0.06 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
+        pictures = pictures + grain * torch.randn(pictures.shape, generator=generator)
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        both, shapes_too, styles_too = pictures.split([2 * len(first), len(first), len(first)])
+        with half_precision():
+            shape = judge.shape(torch.cat([both, shapes_too]))
+            style = judge.style(torch.cat([both, styles_too]))
+        s0, s3, s1 = shape.float().chunk(3)
+        t0, t3, t2 = style.float().chunk(3)
+        wanted = 1 - amount
+        # a spoilt copy is compared with the same shape in another style, as later in use
+        loss = agreement(s0, s1) + agreement(t0, t2)
+        loss = loss + 2 * F.mse_loss((s3 * s1).sum(1), wanted * (s0 * s1).sum(1).detach())
+        loss = loss + F.mse_loss((t3 * t2).sum(1), (1 - amount**2) * (t0 * t2).sum(1).detach())
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    judge.eval()
-    with torch.no_grad():
-        parts = [
-            judge(pixels[i : i + 200].float() / 127.5 - 1) for i in range(COUNT, COUNT + TEST, 200)
-        ]
-    right_object = torch.cat([p[0] for p in parts]).argmax(1) == objects[COUNT:]
-    right_style = (torch.cat([p[1] for p in parts]).argmax(1) == styles[COUNT:])[
-        styles[COUNT:] >= 0
-    ]
-    report = {
-        "objects": EVERY_OBJECT,
-        "styles": EVERY_STYLE,
-        "object_accuracy": round(right_object.float().mean().item(), 4),
-        "style_accuracy": round(right_style.float().mean().item(), 4),
-        "test_pictures": TEST,
+        step += 1
+        if step % 50 == 0:
+            shapes_found, styles_found = found(s0, s1).mean(), found(t0, t2).mean()
+            rates = f"shape {shapes_found:.2f} style {styles_found:.2f} of {args.batch_size}"
+            seconds = time.time() - start
+            print(
+                f"step {step}/{args.steps} loss {loss.item():.3f} {rates}, {seconds:.0f} s",
+                flush=True,
+            )
+        if step % 250 == 0 or step == args.steps:
+            state = {"judge": judge.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            save(state_file, state)
+    write(judge.eval(), shapes)
+
+
+def chosen(things: list[Noun], count: int = 100) -> list[Noun]:
+    """The objects that the course draws itself, and others of one word."""
+    course = {*OBJECTS, *HELD_OUT_OBJECTS}
+    ours = [noun for noun in things if noun.name in course]
+    others = [noun for noun in things if noun.name not in course and " " not in noun.name]
+    spread = others[:: max(1, len(others) // (count - len(ours)))]
+    return sorted([*ours, *spread[: count - len(ours)]], key=lambda noun: noun.name)
+
+
+@torch.no_grad()
+def write(judge: Judge, shapes: Shapes) -> None:
+    """Write the weights, the names it knows, and how well it finds held-out shapes and styles."""
+
+    def embedded(placed: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
+        return judge(small(paint(placed, style.expand(len(placed), -1))))
+
+    things = chosen(nouns(shapes))
+    styles = {**NAMED_STYLES, **HELD_OUT_NAMED_STYLES}
+    every = [row for noun in things for row in noun.rows]
+    placed = place(shapes.coverage[every], torch.tensor([CANONICAL_POSE] * len(every)))
+    looks = torch.cat([embedded(part, PLAIN)[0] for part in placed.split(100)])
+    by_noun = [rows.mean(0) for rows in looks.split([len(noun.rows) for noun in things])]
+    many = placed[:: max(1, len(placed) // 24)][:24]
+    by_style = [embedded(many, style)[1].mean(0) for style in styles.values()]
+    tensors = judge.state_dict() | {
+        "named_objects": F.normalize(torch.stack(by_noun), dim=1),
+        "named_styles": F.normalize(torch.stack(by_style), dim=1),
+    }
+    halves = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in tensors.items()
     }
     FOLDER.mkdir(exist_ok=True)
-    save_file(
-        {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()},
-        FOLDER / "judge.safetensors",
-    )
-    (FOLDER / "config.json").write_text(json.dumps(report, indent=1) + "\n")
-    print({k: v for k, v in report.items() if "accuracy" in k})
+    save_file(halves, FOLDER / "judge.safetensors")
+    rates = accuracy(judge)
+    config = {"objects": [noun.name for noun in things], "styles": list(styles), **rates}
+    (FOLDER / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    print(rates)
+
+
+@torch.no_grad()
+def accuracy(judge: Judge, rounds: int = 8) -> dict[str, float]:
+    """How often held-out shapes and styles are found among 100.
+
+    Shapes are looked for with a picture in another style, styles with a picture of another shape.
+    """
+    unseen = Shapes.load(held_out=True)
+    shapes_found, styles_found = [], []
+    for seed in range(rounds):
+        generator = torch.Generator().manual_seed(500 + seed)
+        rows = torch.randperm(len(unseen.names), generator=generator)[:100]
+        placed = place(unseen.coverage[rows], random_poses(100, generator))
+        styles = random_styles(100, generator, held_out=True)
+        others = random_styles(100, generator, held_out=True)
+        shuffled = placed[torch.randperm(100, generator=generator)]
+        shape, style = judge(small(paint(placed, styles)))
+        same_shape, _ = judge(small(paint(placed, others)))
+        _, same_style = judge(small(paint(shuffled, styles)))
+        shapes_found.append(found(same_shape, shape))
+        styles_found.append(found(same_style, style))
+    return {
+        "shape_among_100": round(torch.cat(shapes_found).mean().item(), 4),
+        "style_among_100": round(torch.cat(styles_found).mean().item(), 4),
+    }
 
 
 if __name__ == "__main__":

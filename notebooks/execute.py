@@ -96,10 +96,9 @@ def remove_widget(output: NotebookNode) -> None:
 
 
 def stamp(notebook: NotebookNode) -> str:
-    """What stored outputs depend on: code cells, teaching model, judge and trained B-LoRAs."""
+    """What stored outputs depend on: code cells, teaching model, judge, eyes and B-LoRAs."""
     parts = [cell.source.encode() for cell in code_cells(notebook)]
-    for folder in ("bloras", "judge", "tiny_controlnet", "tiny_sdxl"):
-        parts += [path.read_bytes() for path in sorted((DATA / folder).rglob("*.safetensors"))]
+    parts += [path.read_bytes() for path in sorted(DATA.rglob("*.safetensors"))]
     digests = [hashlib.sha256(part).digest() for part in parts]
     return hashlib.sha256(b"\0".join(digests)).hexdigest()[:16]
 

@@ -9,8 +9,8 @@ from blora_nb.settings import TrainingSettings
 
 FOLDER = "reference"
 NAMES = {
-    "Load a model": ("load_pipeline", "encode_prompt", "print_check"),
-    "Train a B-LoRA": ("train", "TrainingSettings", "validation_pictures"),
+    "Load a model": ("load_pipeline", "known_words", "encode_prompt", "print_check"),
+    "Train a B-LoRA": ("train", "TrainingSettings", "instant_blora", "validation_pictures"),
     "Put halves on and take them off": (
         "BLoRA",
         "apply",
@@ -44,6 +44,8 @@ METHOD = (
     "settings",
     "structure",
     "metrics",
+    "judge",
+    "instant",
     "alpha_frontier",
     "checkpoint_scores",
     "rebuilding",

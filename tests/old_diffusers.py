@@ -28,10 +28,10 @@ def unet():
 
 @torch.no_grad()
 def answer(unet):
-    """[2, 12, 12, 12]: what the U-Net says to a fixed question."""
+    """[2, 12, 24, 24]: what the U-Net says to a fixed question."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 12, 12, 12, generator=generator)
-    text = torch.randn(2, 7, 128, generator=generator)
+    x = torch.randn(2, 12, 24, 24, generator=generator)
+    text = torch.randn(2, 7, 192, generator=generator)
     config = unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     conditions = {

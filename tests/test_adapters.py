@@ -51,7 +51,7 @@ def test_file_round_trip_is_exact_and_plain_diffusers_reads_it(pipe, blora, tmp_
     assert file.name == FILE_NAME
     again = BLoRA.load(tmp_path)
     assert again.halves == ("content", "style")
-    assert again.rank == 16
+    assert again.rank == 32
     assert again.metadata["training"] == blora.metadata["training"]
     assert all(torch.equal(t, again.state_dict[k]) for k, t in blora.state_dict.items())
     with pytest.raises(FileExistsError, match="exists already"):
@@ -303,7 +303,7 @@ def test_halves_act_on_small_number_formats_and_leave_no_trace(base):
     else:
         pipe = load_pipeline(device="cpu", dtype=getattr(torch, base))
     dtype = torch.float32 if base.endswith("bit") else pipe.unet.dtype
-    inputs = torch.randn(1, 3, 128, generator=torch.Generator().manual_seed(0)).to(dtype)
+    inputs = torch.randn(1, 3, 192, generator=torch.Generator().manual_seed(0)).to(dtype)
     layers = {
         block: f"up_blocks.0.attentions.{n}.transformer_blocks.0.attn2.to_v"
         for n, block in enumerate(("content", "style"))

@@ -401,13 +401,6 @@ def test_a_drawing_on_the_app_page(page, serve, tmp_path, width):
     assert elsewhere == []
 
 
-def test_the_app_page_lists_the_words_of_the_model():
-    page = nbformat.read(ROOT / "app" / "blora.ipynb", as_version=4)
-    text = "".join(cell.source for cell in page.cells)
-    assert f"| objects | {', '.join(drawings.OBJECTS)} |" in text
-    assert f"| styles | {', '.join(drawings.STYLES)} |" in text
-
-
 @pytest.mark.browser
 @pytest.mark.slow
 def test_the_app_page(page, serve, tmp_path):
@@ -432,6 +425,8 @@ def test_the_app_page(page, serve, tmp_path):
     says(panel, "step")
     press(panel, "Cancel")
     says(panel, "Cancelled")
+    page.get_by_text("965 objects").click()
+    page.get_by_text("abacus, accordion").wait_for()
 
 
 @pytest.mark.browser

@@ -14,6 +14,7 @@ import prepare
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 from blora_nb.course import checks
 from blora_nb.lora import collect, remove
+from blora_nb.metrics import non_dominated
 from blora_nb.training import attach_lora, encode_image, run_steps, train
 from conftest import ROOT
 
@@ -57,16 +58,16 @@ PURE = {
             lambda r, i, o: i * o,
         ],
     ),
-    "add_noise": (
+    "clean_latents": (
         [
-            lambda x, n, s: s**0.5 * x + (1 - s) ** 0.5 * n,
-            lambda x, n, s: torch.sqrt(torch.tensor(s)) * x + torch.sqrt(torch.tensor(1 - s)) * n,
+            lambda x, v, s: s**0.5 * x - (1 - s) ** 0.5 * v,
+            lambda x, v, s: torch.tensor(s).sqrt() * x - torch.tensor(1 - s).sqrt() * v,
         ],
         [
-            lambda x, n, s: s * x + (1 - s) * n,
-            lambda x, n, s: (1 - s) ** 0.5 * x + s**0.5 * n,
-            lambda x, n, s: x + (1 - s) ** 0.5 * n,
-            lambda x, n, s: s**0.5 * x + (1 - s**0.5) * n,
+            lambda x, v, s: s * x - (1 - s) * v,
+            lambda x, v, s: s**0.5 * x + (1 - s) ** 0.5 * v,
+            lambda x, v, s: (1 - s) ** 0.5 * x - s**0.5 * v,
+            lambda x, v, s: x - (1 - s) ** 0.5 * v,
         ],
     ),
     "role": (
@@ -131,6 +132,30 @@ PURE = {
             lambda s, k, m: max(range(len(s)), key=lambda i: min(k[i], m[i])),
             lambda s, k, m: max(zip(s, k, m), key=lambda x: x[1])[0],
             lambda s, k, m: max(zip(s, k, m), key=lambda x: x[1] * x[2])[0],
+        ],
+    ),
+    "on_the_frontier": (
+        [
+            lambda k, m: [
+                i
+                for i, p in enumerate(zip(k, m))
+                if not any(a >= p[0] and b >= p[1] and (a, b) != p for a, b in zip(k, m))
+            ],
+            non_dominated,
+        ],
+        [
+            lambda k, m: [k.index(max(k)), m.index(max(m))],
+            lambda k, m: sorted({k.index(max(k)), m.index(max(m))}),
+            lambda k, m: [
+                i
+                for i, p in enumerate(zip(k, m))
+                if not any(a >= p[0] and b >= p[1] for a, b in zip(k, m) if (a, b) is not p)
+            ],
+            lambda k, m: [
+                i
+                for i, p in enumerate(zip(k, m))
+                if not any(a > p[0] and b > p[1] for a, b in zip(k, m))
+            ],
         ],
     ),
     "useful_range": (

@@ -40,7 +40,7 @@ def layer_sizes(width, context, depth, feed_forward):
     return sizes
 
 
-def made(width=104, context=128, depth=2, rank=lambda layer: 4, feed_forward=False, seed=0):
+def made(width=144, context=192, depth=2, rank=lambda layer: 4, feed_forward=False, seed=0):
     """A B-LoRA with random weights; `rank` may differ from layer to layer."""
     generator, state_dict = torch.Generator().manual_seed(seed), {}
     for layer, (outputs, inputs) in layer_sizes(width, context, depth, feed_forward).items():
@@ -509,25 +509,25 @@ FAULTS = {
         r"attentions.1.transformer_blocks.0.attn1.to_k, .* and 4 more: missing",
     ),
     "another width": (
-        lambda s: s.update({FIRST: torch.ones(4, 105)}),
-        r"\[4, 105\].*should be \[rank, 104\]",
+        lambda s: s.update({FIRST: torch.ones(4, 145)}),
+        r"\[4, 145\].*should be \[rank, 144\]",
     ),
     "another rank": (
-        lambda s: s.update({FIRST: torch.ones(5, 104)}),
+        lambda s: s.update({FIRST: torch.ones(5, 144)}),
         "rank 5 and its partner rank 4",
     ),
-    "one dimension": (lambda s: s.update({FIRST: torch.ones(104)}), "two-dimensional"),
+    "one dimension": (lambda s: s.update({FIRST: torch.ones(144)}), "two-dimensional"),
     "no columns": (lambda s: s.update({FIRST: torch.ones(4, 0)}), "not empty"),
     "whole numbers": (
-        lambda s: s.update({FIRST: torch.ones(4, 104, dtype=torch.int32)}),
+        lambda s: s.update({FIRST: torch.ones(4, 144, dtype=torch.int32)}),
         "numbers of the format I32",
     ),
     "NaN": (
-        lambda s: s.update({FIRST: torch.full((4, 104), float("nan"))}),
+        lambda s: s.update({FIRST: torch.full((4, 144), float("nan"))}),
         "to_q.lora_A.weight: NaN",
     ),
     "infinite": (
-        lambda s: s.update({FIRST: torch.full((4, 104), float("inf"))}),
+        lambda s: s.update({FIRST: torch.full((4, 144), float("inf"))}),
         "NaN or infinite",
     ),
     "zeros": (
@@ -553,11 +553,11 @@ FAULTS = {
         "to_x.*layer that SDXL's transformer blocks do not have",
     ),
     "the same weight twice": (
-        lambda s: s.update({"unet." + FIRST: torch.ones(4, 104)}),
+        lambda s: s.update({"unet." + FIRST: torch.ones(4, 144)}),
         "two names for the same weight",
     ),
     "DoRA": (
-        lambda s: s.update({FIRST.replace("lora_A.weight", "dora_scale"): torch.ones(104)}),
+        lambda s: s.update({FIRST.replace("lora_A.weight", "dora_scale"): torch.ones(144)}),
         "dora_scale belongs to DoRA",
     ),
     "OFT": (

@@ -12,6 +12,7 @@ from PIL import Image
 
 from blora_nb import alpha_frontier
 from blora_nb.alpha_frontier import Frontier, FrontierPoint, frontier
+from blora_nb.assets import DATA
 from blora_nb.course.drawings import draw
 from blora_nb.errors import BLoRAError
 from blora_nb.figures import frontier_figure
@@ -29,13 +30,16 @@ SMALL = {"content_alphas": (0.5, 1), "style_alphas": (0.5, 1), "seeds": 3}
 scores = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=1, max_size=20)
 
 
+def without_picture(name):
+    """The B-LoRA of an example, as a file tells it that does not carry its picture."""
+    return BLoRA(BLoRA.load(DATA / "bloras" / f"{name}.safetensors").state_dict)
+
+
 @pytest.fixture(scope="module")
 def halves():
-    from blora_nb.assets import DATA
-
     return {
-        "content": BLoRA.load(DATA / "bloras" / "cat_wood.safetensors"),
-        "style": BLoRA.load(DATA / "bloras" / "flower_neon.safetensors"),
+        "content": without_picture("cat_wood"),
+        "style": without_picture("flower_neon"),
     }
 
 
@@ -183,7 +187,9 @@ def test_the_small_copy_in_a_file_is_compared_with_where_no_picture_is_given(pip
     scorer = Known({(1, 1, 0): (1, 1)})
     one = {"content_alphas": [1], "style_alphas": [1], "seeds": 0}
     frontier(pipe, **with_picture, **one, scorer=scorer, **QUICK)
-    assert scorer_for(pipe).name(scorer.compared) == [("cat", "wood"), ("flower", "neon")]
+    pictures = {"cat": CAT, "flower": NEON}
+    found = scorer_for(pipe).find(scorer.compared, pictures)
+    assert found == [("cat", "cat"), ("flower", "flower")]
 
 
 class Broken:

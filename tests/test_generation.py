@@ -174,7 +174,7 @@ def test_halves_that_take_turns_give_another_picture(drawn):
 
 def test_asymmetric_guidance_gives_another_picture_and_stays_not_behind(drawn):
     both = drawn()
-    assert difference(drawn(asymmetric_guidance=True), both) > 1
+    assert difference(drawn(asymmetric_guidance=True), both) > 0.1
     assert drawn().tobytes() == both.tobytes()
 
 
@@ -211,10 +211,10 @@ def test_previews_look_like_the_picture(pipe):
         progress=False,
     )[0]
     assert len(seen) == 20
-    assert seen[-1].size == (12, 12)
-    small = final.resize((12, 12), Image.Resampling.BOX)
+    assert seen[-1].size == (24, 24)
+    small = final.resize((24, 24), Image.Resampling.BOX)
     house = generate(pipe, "A house in popart style", seeds=2, progress=False)[0]
-    other = house.resize((12, 12), Image.Resampling.BOX)
+    other = house.resize((24, 24), Image.Resampling.BOX)
     assert difference(seen[-1], small) < 0.6 * difference(seen[-1], other)
     assert difference(seen[-1], small) < difference(seen[0], small)
 
@@ -250,9 +250,9 @@ def test_a_few_step_lora_changes_the_base_and_a_blora_goes_on_and_off_beside_it(
         return generate(fresh, "A star", *halves, **options)[0]
 
     plain = draw()
-    layer = "unet.down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q"
+    layer = "unet.down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_v"
     width = fresh.unet.config.block_out_channels[2]
-    down, up = torch.randn(4, width), torch.randn(width, 4)
+    down, up = 3 * torch.randn(4, width), torch.randn(width, 4)
     tensors = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
     save_file(tensors, tmp_path / "few.safetensors")
     merge_few_step_lora(fresh, tmp_path / "few.safetensors")

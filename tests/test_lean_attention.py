@@ -19,7 +19,7 @@ def runner(pipe):
     remove(pipe)
     unet = copy.deepcopy(pipe.unet)
     embeds, pooled = encode_prompt(pipe, "A [v]")
-    latents = torch.randn(2, 12, 12, 12, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, 12, 24, 24, generator=torch.Generator().manual_seed(0))
     conditions = {
         "text_embeds": pooled.expand(2, -1),
         "time_ids": micro_conditioning(96, 2, "cpu", torch.float32),

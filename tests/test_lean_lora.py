@@ -15,7 +15,7 @@ from blora_nb.settings import TrainingSettings
 from blora_nb.training import attach_lora, attach_style_beside, micro_conditioning
 
 # pictures × positions × channels in the trained blocks
-A_LAYERS_INPUT = 2 * 9 * 104
+A_LAYERS_INPUT = 2 * 9 * 144
 
 
 def model(pipe, dtype, content=False):
@@ -71,7 +71,7 @@ def flat(gradients):
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("content", [False, True])
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.06)])
 def test_predictions_and_gradients_are_those_of_peft(pipe, dtype, near, content, scale):
     unet, parameters, run = model(pipe, dtype, content)
     for module in unet.modules():

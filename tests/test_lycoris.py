@@ -15,7 +15,7 @@ from blora_nb.lora import BLoRA
 from test_formats import changes, made
 
 # of the layer whose matrices a test spoils
-ROWS, COLUMNS = 104, 104
+ROWS, COLUMNS = 144, 144
 
 
 def random(*shape):
@@ -53,10 +53,10 @@ def lokr_whole(rows, columns):
 
 METHODS = {
     "LoHa": (loha(3), 12),
-    "LoHa of high rank": (loha(11), 104),
+    "LoHa of high rank": (loha(13), 144),
     "LoKr, one product": (lokr_product, 12),
     "LoKr, two products": (lokr_products, 1),
-    "LoKr, whole": (lokr_whole, "52 to 104"),
+    "LoKr, whole": (lokr_whole, "72 to 144"),
 }
 
 
@@ -96,12 +96,12 @@ FAULTS = {
     "another rank": (
         loha(3),
         lambda m: m.update(hada_w1_b=random(5, COLUMNS)),
-        r"hada_w1_a \[104, 3\] and hada_w1_b \[5, 104\] cannot be multiplied",
+        r"hada_w1_a \[144, 3\] and hada_w1_b \[5, 144\] cannot be multiplied",
     ),
     "two sizes": (
         loha(3),
         lambda m: m.update(hada_w2_a=random(9, 4)),
-        r"two products have the shapes \[104, 104\] and \[9, 104\]",
+        r"two products have the shapes \[144, 144\] and \[9, 144\]",
     ),
     "one number": (
         loha(3),
@@ -123,7 +123,7 @@ FAULTS = {
     "another width": (
         lokr_product,
         lambda m: m.update(lokr_w1=random(8, 8)),
-        r"proj_in.*should be \[rank, 104\]",
+        r"proj_in.*should be \[rank, 144\]",
     ),
     "not a number": (
         loha(3),

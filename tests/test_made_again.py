@@ -176,8 +176,8 @@ def few_step_lora(seed):
     layer = "unet.down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q"
     generator = torch.Generator().manual_seed(seed)
     return {
-        f"{layer}.lora_A.weight": torch.randn(4, 104, generator=generator),
-        f"{layer}.lora_B.weight": torch.randn(104, 4, generator=generator),
+        f"{layer}.lora_A.weight": torch.randn(4, 144, generator=generator),
+        f"{layer}.lora_B.weight": torch.randn(144, 4, generator=generator),
     }
 
 

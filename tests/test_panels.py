@@ -523,7 +523,7 @@ def test_files_that_cannot_be_used_are_left_out_and_named(pipe, examples, tmp_pa
     assert len(gallery.remarks) == 2
     told = AlphaPanel(pipe, "good", gallery=gallery).left_out.value
     assert "broken.safetensors" in told
-    assert "large.safetensors was trained on a model with 208 channels" in told
+    assert "large.safetensors was trained on a model with 288 channels" in told
     assert str(tmp_path) not in told
     for number in range(5):
         (tmp_path / f"worse{number}.safetensors").write_bytes(b"nothing")
@@ -583,7 +583,7 @@ def test_the_last_source_is_not_forgotten(pipe, examples, tmp_path):
 
 def test_a_safetensors_file_is_uploaded_and_remembered(panel, pipe, examples, tmp_path):
     chooser = panel.choosers["style"]
-    star = examples.sources["star sunset"].blora
+    star = BLoRA(examples.sources["star sunset"].blora.state_dict)
     upload(chooser.upload, "from a friend.safetensors", weights_of(star, tmp_path))
     assert panel.errors == []
     assert chooser.choice.value == "from a friend"
@@ -633,7 +633,7 @@ def test_uploads_of_other_kinds_are_refused_by_name(panel, pipe, examples, tmp_p
     for name in files:
         assert name in status(panel)
     assert "run code" in status(panel)
-    assert "was trained on a model with 208 channels" in status(panel)
+    assert "was trained on a model with 288 channels" in status(panel)
     assert len(panel.errors) == 1
     assert list(panel.gallery.sources) == before
     assert not Path(panel.folder).exists()

@@ -650,7 +650,7 @@ def test_a_small_scale_does_not_vanish_in_float16(tmp_path):
     pipe = load_pipeline(device="cpu", dtype=torch.float16)
     module = pipe.unet.get_submodule(name)
     torch.nn.init.zeros_(module.weight)
-    a, b = torch.randn(4, 104) * 8, torch.randn(104, 4) * 1e-3
+    a, b = torch.randn(4, 144) * 8, torch.randn(144, 4) * 1e-3
     stem = f"lora_unet_{flat(name)}"
     tensors = {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
     save_file(tensors | {f"{stem}.alpha": torch.tensor(4e-3)}, tmp_path / "few.safetensors")
@@ -666,10 +666,10 @@ DOWN, UP = (f"unet.{ODD_LAYER}.lora.{part}.weight" for part in ("down", "up"))
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({DOWN: torch.ones(2, 104)}, "without its partner"),
+        ({DOWN: torch.ones(2, 144)}, "without its partner"),
         ({DOWN: torch.ones(2, 640), UP: torch.ones(640, 2)}, "another base model"),
-        ({DOWN: torch.ones(2, 104), UP: torch.ones(104, 3)}, "do not fit"),
-        ({DOWN: torch.full((2, 104), math.nan), UP: torch.ones(104, 2)}, "NaN"),
+        ({DOWN: torch.ones(2, 144), UP: torch.ones(144, 3)}, "do not fit"),
+        ({DOWN: torch.full((2, 144), math.nan), UP: torch.ones(144, 2)}, "NaN"),
         (
             {"unet.some_layer.lora.down.weight": torch.ones(2, 2)},
             "not the name of a LoRA weight of the base",

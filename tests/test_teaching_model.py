@@ -2,19 +2,23 @@
 
 import json
 import re
+from statistics import mean
 
 import pytest
 import torch
 
-from blora_nb.assets import TINY_SDXL, fingerprint
+from blora_nb.assets import TINY_SDXL, fingerprint, known_words
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
-from blora_nb.course.drawings import OBJECTS, STYLES, draw, is_held_out
+from blora_nb.course.drawings import OBJECTS, STYLES, draw
 from blora_nb.files.images import to_tensor
-from blora_nb.generation import generate
+from blora_nb.generation import generate, sample
+from blora_nb.guards.prompts import unknown_words
+from blora_nb.metrics import JudgeScorer
+from blora_nb.rebuilding import rebuild
 from conftest import ROOT
 from recipes import against
 
-HELD_OUT = [(o, s) for o in OBJECTS for s in STYLES if is_held_out(o, s)]
+OWN = [draw(o, s, 3_000_000 + i, 96) for i, (o, s) in enumerate(zip(OBJECTS, STYLES))]
 
 
 def test_diffusers_loads_it_without_our_code():
@@ -24,44 +28,51 @@ def test_diffusers_loads_it_without_our_code():
     generator = torch.Generator().manual_seed(0)
     image = pipe("A cat in neon style", num_inference_steps=4, generator=generator).images[0]
     assert image.size == (96, 96)
-    assert sum(f.stat().st_size for f in TINY_SDXL.rglob("*") if f.is_file()) <= 16_000_000
+    assert sum(f.stat().st_size for f in TINY_SDXL.rglob("*") if f.is_file()) <= 32_000_000
 
 
 @pytest.mark.slow
-def test_it_draws_combinations_it_never_saw(pipe, judge):
-    generators = [torch.Generator().manual_seed(i) for i in range(len(HELD_OUT))]
-    images = pipe(
-        [f"A {o} in {s} style" for o, s in HELD_OUT],
-        generator=generators,
-        num_inference_steps=20,
-        guidance_scale=3.0,
-    ).images
-    verdicts = judge.name(images)
-    assert sum(v[0] == o for v, (o, _) in zip(verdicts, HELD_OUT)) >= 20
-    assert sum(v[1] == s for v, (_, s) in zip(verdicts, HELD_OUT)) >= 21
+def test_it_draws_what_words_say(pipe, judge):
+    wanted = list(zip(OBJECTS, STYLES))
+    images = [sample(pipe, f"A {o} in {s} style", (1,), progress=False)[0] for o, s in wanted]
+    named = JudgeScorer(judge).name(images)
+    assert sum(found == wanted for (found, _), (wanted, _) in zip(named, wanted)) >= 9
+    assert sum(found == wanted for (_, found), (_, wanted) in zip(named, wanted)) >= 9
+
+
+def test_it_knows_hundreds_of_words(pipe):
+    words = known_words()
+    assert len(words["objects"]) >= 800
+    assert len(words["styles"]) >= 24
+    prompts = [f"A {name}" for name in words["objects"]]
+    prompts += [f"A [c] in {name} style" for name in words["styles"]]
+    prompts += [f"A {w} in red on {c} style" for w, c in zip(words["others"], words["colours"])]
+    assert [unknown_words(pipe, prompt) for prompt in prompts] == [[]] * len(prompts)
+    assert unknown_words(pipe, "A zeppelin in cubist style") == ["zeppelin", "cubist"]
 
 
 def test_the_autoencoder_gives_pictures_back(pipe):
-    pixels = torch.cat(
-        [to_tensor(draw(o, s, 3_000_000 + i, 96)) for i, (o, s) in enumerate(HELD_OUT)]
-    )
+    pixels = torch.cat([to_tensor(picture) for picture in OWN])
     with torch.no_grad():
         decoded = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
     psnr = -10 * torch.log10((decoded - pixels).square().mean((1, 2, 3)) / 4)
-    assert psnr.mean() >= 27
-    assert psnr.min() >= 20
+    assert psnr.mean() >= 30
+    assert psnr.min() >= 25
 
 
 @pytest.mark.slow
-def test_both_halves_rebuild_and_each_alone_keeps_its_part(pipe, judge, blora):
-    def drawn(prompt, **halves):
-        images = generate(pipe, prompt, **halves, seeds=range(6), progress=False)
-        return judge.name(images)
+def test_both_halves_rebuild_and_each_alone_keeps_its_part(pipe, judge, picture, blora):
+    assert rebuild(pipe, blora, picture).learnt
+    scorer = JudgeScorer(judge)
 
-    rebuilt = drawn("A [v]", content=blora, style=blora)
-    assert rebuilt.count(("star", "sunset")) >= 4
-    assert drawn("A [c] in gold style", content=blora).count(("star", "gold")) >= 3
-    assert drawn("A house in [s] style", style=blora).count(("house", "sunset")) >= 3
+    def drawn(prompt, **halves):
+        return generate(pipe, prompt, **halves, seeds=range(4), progress=False)
+
+    golden = drawn("A [c] in gold style", content=blora)
+    houses = drawn("A house in [s] style", style=blora)
+    assert mean(scorer.content_kept(golden, picture)) > mean(scorer.content_kept(houses, picture))
+    assert mean(scorer.style_moved(houses, picture)) > mean(scorer.style_moved(golden, picture))
+    assert mean(scorer.says_style(golden, "gold")) > mean(scorer.says_style(houses, "gold"))
 
 
 def measured(name):
@@ -69,7 +80,7 @@ def measured(name):
     return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["separation", "teaching_model", "recipes", "structure"])
+@pytest.mark.parametrize("name", ["separation", "teaching_model"])
 def test_the_stored_measurements_belong_to_this_model(name):
     """They are made again by `make bench`."""
     assert measured(name)["model"] == fingerprint()
@@ -78,16 +89,19 @@ def test_the_stored_measurements_belong_to_this_model(name):
 def test_the_halves_separate_better_than_their_rivals():
     table = measured("separation")["table"]
     names = ["no LoRA", "ordinary LoRAs of both, all blocks", "B-LoRA, halves swapped"]
-    assert table["B-LoRA: style transfer"]["both"] >= 0.6
-    assert max(table[name]["both"] for name in names) < 0.4
+    assert table["B-LoRA: style transfer"]["both"] >= 0.3
+    assert max(table[name]["both"] for name in names) < 0.2
 
 
 def test_the_two_blocks_have_their_roles():
     blocks = measured("teaching_model")["block maps"]["teaching model"]
-    assert blocks[CONTENT_BLOCK]["object follows"] >= 0.8
-    assert blocks[CONTENT_BLOCK]["style stays"] >= 0.8
-    assert blocks[STYLE_BLOCK]["style follows"] >= 0.8
-    assert blocks[STYLE_BLOCK]["object stays"] >= 0.7
+    for block, row in blocks.items():
+        assert (row["object follows"] >= 0.9) == (block == CONTENT_BLOCK)
+        assert (row["style follows"] >= 0.9) == (block == STYLE_BLOCK)
+        if block != CONTENT_BLOCK:
+            assert row["object follows"] <= 0.1
+        if block != STYLE_BLOCK:
+            assert row["style follows"] <= 0.1
 
 
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("results", "speed", "options")]
@@ -137,7 +151,7 @@ def test_the_docs_quote_the_recipes(option):
 
 STRUCTURES = {
     "neither": "halves only",
-    "generate --controlnet tiny --outline_of PICTURE": "ControlNet, scale 1.0",
+    "generate --controlnet FOLDER --outline_of PICTURE": "ControlNet, scale 1.0",
     "generate --image PICTURE --strength 0.6": "img2img, strength 0.6",
 }
 

@@ -17,31 +17,31 @@ from conftest import ROOT
 
 PICTURE = ROOT / "blora_nb" / "data" / "examples" / "star_sunset.png"
 
-LONG = "A cat with a red star and a blue moon and the tiger in the house of gold in neon style"
+LONG = 6 * "A cat with a red star and a blue moon " + "and in the house of gold in neon style"
 ONE_STEP = {"num_inference_steps": 1, "progress": False}
 
 
 def test_words_that_are_cut_off_are_named_as_they_are_typed(pipe):
-    assert unused_words(pipe, LONG) == "the house of gold in neon style"  # 14 pieces are read
-    assert unused_words(pipe, "a " * 14) == ""
-    assert unused_words(pipe, "a " * 14 + "CAT ") == "CAT"
-    assert unused_words(pipe, "a " * 12 + "[v] cat") == "[v] cat", "a placeholder is shown whole"
-    assert unused_words(pipe, "a " * 13 + "wheelbarrow, cat") == "wheelbarrow, cat", "a word, too"
+    assert unused_words(pipe, LONG) == "the house of gold in neon style"  # 62 pieces are read
+    assert unused_words(pipe, "a " * 62) == ""
+    assert unused_words(pipe, "a " * 62 + "CAT ") == "CAT"
+    assert unused_words(pipe, "a " * 60 + "[v] cat") == "[v] cat", "a placeholder is shown whole"
+    assert unused_words(pipe, "a " * 61 + "zeppelin, cat") == "zeppelin, cat", "a word, too"
     assert unused_words(pipe, "") == ""
 
 
 def test_words_that_the_teaching_model_never_learnt_are_named(pipe):
-    prompt = "A [v] bicycle in [s] style, <xyz> Zebra 猫 bicycle!"
-    assert unknown_words(pipe, prompt) == ["bicycle", "Zebra", "猫"]
+    prompt = "A [v] zeppelin in [s] style, <xyz> Velcro 猫 zeppelin!"
+    assert unknown_words(pipe, prompt) == ["zeppelin", "Velcro", "猫"]
     assert unknown_words(pipe, "A cat in neon style with a [wxy] star, ü x 7") == []
-    (remark,) = remarks_on_prompt(pipe, "a " * 14 + "bicycle")
-    assert "bicycle" in remark
+    (remark,) = remarks_on_prompt(pipe, "a " * 62 + "zeppelin")
+    assert "zeppelin" in remark
     assert "never learnt" not in remark, "what is cut off is not said twice"
 
 
 def test_a_large_vocabulary_spells_no_word(pipe, monkeypatch):
     monkeypatch.setattr("blora_nb.guards.prompts.SMALL", 10)
-    assert unknown_words(pipe, "A bicycle") == []
+    assert unknown_words(pipe, "A zeppelin") == []
 
 
 def draw_with_a_block(pipe, picture):
@@ -116,9 +116,9 @@ def test_panels_say_it_in_their_status(pipe, tmp_path):
     assert "the house of gold in neon style" in panel.worker.status.value
     panel.generate.click()
     assert "Done." in panel.worker.status.value
-    assert "Note: The text encoder reads 14" in panel.worker.status.value
-    panel.prompt.value = "A zebra"
-    assert "never learnt the word zebra" in panel.worker.status.value
+    assert "Note: The text encoder reads 62" in panel.worker.status.value
+    panel.prompt.value = "A zeppelin"
+    assert "never learnt the word zeppelin" in panel.worker.status.value
     panel.prompt.value = "A cat"
     assert "Note" not in panel.worker.status.value
 

@@ -108,7 +108,10 @@ def train(args: Namespace) -> None:
     finished = [job for job in jobs if job.finished]  # no process has begun yet
     pipe = load(args, device)
     check_base(pipe)
-    settings = TrainingSettings.for_pipeline(pipe, **given(args))
+    wanted = given(args)
+    if any(len(job.pictures) > 1 for job in jobs):
+        wanted["init_lora_weights"] = wanted["init_lora_weights"] or "gaussian"
+    settings = TrainingSettings.for_pipeline(pipe, **wanted)
     if is_main:
         one_prompt = not any(job.has_captions for job in jobs)
         print(report(pipe, settings, one_prompt=one_prompt), flush=True)

@@ -165,8 +165,8 @@ LAYOUT: Options = {
     ),
     "controlnet": path(
         "SOURCE",
-        'follow a drawn layout: "tiny" for the teaching model, or the id or folder of a ControlNet '
-        "for SDXL",
+        "follow a drawn layout: the id or folder of a ControlNet for the base model (the teaching "
+        "model has none yet)",
     ),
     "controlnet_conditioning_scale": number("how closely the layout is followed", default=1.0),
 }

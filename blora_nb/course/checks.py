@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blora_nb.assets import known_words
 from blora_nb.course.examples import example_blora, example_names, example_picture
 from blora_nb.generation import generate
 from blora_nb.inspection import prompt_per_block
@@ -169,30 +170,37 @@ def weights_added_by_peft(rank: int, inside: int, outside: int) -> int:
 
 
 @exercise
-def add_noise(answer: Answer) -> str:
+def clean_latents(answer: Answer) -> str:
     from diffusers import DDPMScheduler
 
     latents, noise = torch.randn(2, 2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     need(
-        close(called(answer, latents, noise, 1.0), latents),
-        "with a share of 1 nothing but the picture is there.",
+        close(called(answer, latents, -noise, 1.0), latents),
+        "with a share of 1 the mixture is the picture itself.",
     )
     need(
-        close(answer(latents, noise, 0.0), noise),
-        "with a share of 0 nothing but the noise is there.",
+        close(called(answer, noise, -latents, 0.0), latents),
+        "with a share of 0 the mixture is nothing but noise, and the velocity is the picture with "
+        "its sign reversed.",
     )
-    deviation = answer(latents, noise, 0.3).std().item()
-    need(
-        abs(deviation - 1) < 0.1,
-        "picture and noise have a standard deviation of 1, and so must the mixture; yours has "
-        f"{deviation:.2f} at a share of 0.3. Variances add up, amplitudes do not.",
-    )
-    scheduler = DDPMScheduler()
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
     for timestep in (10, 400, 900):
-        got = answer(latents, noise, scheduler.alphas_cumprod[timestep].item())
-        wanted = scheduler.add_noise(latents, noise, torch.tensor([timestep, timestep]))
-        need(close(got, wanted), f"at t = {timestep} it differs from what diffusers computes.")
-    return "diffusers' DDPMScheduler.add_noise does the same."
+        t = torch.tensor([timestep, timestep])
+        share = scheduler.alphas_cumprod[timestep].item()
+        noisy = scheduler.add_noise(latents, noise, t)
+        velocity = scheduler.get_velocity(latents, noise, t)
+        got = called(answer, noisy, velocity, share)
+        need(
+            not close(got, share * noisy - (1 - share) * velocity),
+            "you multiply by the shares themselves. They are shares of the variance: amplitudes "
+            "are their square roots.",
+        )
+        need(
+            close(got, latents),
+            f"at t = {timestep}, with a share of {share:.2f}, noise and picture are mixed again "
+            "instead of taken apart. Put the two formulas into your line, and see what is left.",
+        )
+    return "That is how a sampler sees the picture behind the noise, at every step."
 
 
 @exercise
@@ -284,18 +292,30 @@ def two_voices(pipe: "StableDiffusionXLPipeline", answer: dict[str, str]) -> str
     need(len(answer) <= 2, f"you use {len(answer)} blocks; two are enough.")
     with prompt_per_block(pipe, answer):
         pictures = generate(pipe, "A star in neon style", seeds=[0, 1, 2], progress=False)
-    objects, styles = zip(*scorer_for(pipe).name(pictures))
+    scorer = scorer_for(pipe)
+    fishes = nearer(scorer.says_content, pictures, "fish", "star")
     need(
-        objects.count("fish") >= 2,
-        f"it draws {', '.join(objects)}, not a fish. "
+        fishes >= 2,
+        f"{fishes} of 3 pictures are more like a fish than like a star. "
         "Which block decides the object, and does it hear the word fish?",
     )
+    wooden = nearer(scorer.says_style, pictures, "wood", "neon")
     need(
-        styles.count("wood") >= 2,
-        f"the style is {', '.join(styles)}, not wood. "
+        wooden >= 2,
+        f"{wooden} of 3 pictures are more like wood than like neon. "
         "Which block decides the style, and what does it hear?",
     )
     return "One block hears the object, the other the style."
+
+
+def nearer(
+    says: Callable[[Sequence["Image"], str], list[float]],
+    pictures: "Sequence[Image]",
+    wanted: str,
+    other: str,
+) -> int:
+    """How many of the pictures score higher for one name than for another."""
+    return sum(w > o for w, o in zip(says(pictures, wanted), says(pictures, other)))
 
 
 @exercise
@@ -384,6 +404,24 @@ def best_seed(answer: Answer) -> str:
 
 
 @exercise
+def on_the_frontier(answer: Answer) -> str:
+    called(answer, [0.5], [0.5])
+    for kept, moved, wanted, why in (
+        ([0.9, 0.5, 0.4], [0.1, 0.5, 0.2], [0, 1], "(0.5, 0.5) beats (0.4, 0.2) in both"),
+        ([0.9, 0.5, 0.5], [0.1, 0.5, 0.4], [0, 1], "(0.5, 0.5) beats (0.5, 0.4): a tie in one"),
+        ([0.3, 0.3, 0.2], [0.6, 0.6, 0.6], [0, 1], "two equal points do not beat each other"),
+        ([0.2, 0.4, 0.8], [0.9, 0.7, 0.1], [0, 1, 2], "each is best at something"),
+        ([0.2, 0.9, 0.1], [0.2, 0.9, 0.1], [1], "(0.9, 0.9) beats all others"),
+    ):
+        got = called(answer, kept, moved)
+        need(
+            isinstance(got, list | tuple) and list(got) == wanted,
+            f"for kept {kept} and moved {moved} it is {wanted}, as {why}; you return {got}.",
+        )
+    return "A choice among these is a matter of taste; all others can be improved for nothing."
+
+
+@exercise
 def lora_layer(pipe: "StableDiffusionXLPipeline", answer: Answer) -> str:
     blora = example_blora(pipe, "cat_wood")
     name = "up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_v"
@@ -422,14 +460,16 @@ def golden_words(pipe: "StableDiffusionXLPipeline", answer: str) -> str:
     )
     cat = example_blora(pipe, "cat_wood")
     pictures = generate(pipe, answer, content=cat, seeds=[0, 1, 2, 3], progress=False)
-    objects, styles = zip(*scorer_for(pipe).name(pictures))
+    scorer = scorer_for(pipe)
+    styles = [style for _, style in scorer.name(pictures)]
     need(
         styles.count("gold") >= 3,
         f"the style is {', '.join(styles)}, not gold. Do the words say the style?",
     )
+    kept = scorer.content_kept(pictures, example_picture("cat_wood"))
     need(
-        objects.count("cat") >= 2,
-        f"the object is {', '.join(objects)}, not a cat. "
+        sum(score > 0.5 for score in kept) >= 2,
+        f"content kept is {', '.join(f'{score:.2f}' for score in kept)}: this is not the cat. "
         "Do the words name another object, or leave no place for one?",
     )
     return "The words give the style, the half gives the cat."
@@ -517,45 +557,45 @@ def my_series(pipe: "StableDiffusionXLPipeline", objects: Sequence[str], style: 
         raise Unsolved
     names = example_names()
     need(style in names, f"{style!r} is none of the examples; they are {', '.join(names)}.")
-    unknown = sorted(set(objects) - set(known_objects()))
+    unknown = sorted(set(objects) - set(known_words()["objects"]))
     need(
         not unknown,
-        f"{', '.join(unknown)}: the model knows only these objects, as bare words: "
-        f"{', '.join(known_objects())}.",
+        f"the model does not know {', '.join(unknown)}. Take bare words of "
+        'known_words()["objects"]: "star", not "a star".',
     )
     different = len(set(objects))
     need(
         different >= 4,
         f"{different} different objects are not yet a series; take at least four.",
     )
-    scorer = scorer_for(pipe)
-    ((own_object, look),) = scorer.name([example_picture(style)])
+    own_object = style.split("_")[0]
     need(
         own_object not in objects,
         f"{own_object} is the object of the style picture itself; "
         "that it comes out proves nothing.",
     )
     blora = example_blora(pipe, style)
-    pictures = []
+    plain, pictures = {style: example_picture(style)}, []
     for thing in objects:
+        plain[thing] = generate(pipe, f"A {thing}", seeds=0, progress=False)[0]
         prompt = f"A {thing} in [s] style"
         pictures += generate(pipe, prompt, style=blora, seeds=0, progress=False)
+    scorer = scorer_for(pipe)
+    examples = {name: example_picture(name) for name in names}
     wrong = []
-    for thing, (found_object, found_style) in zip(objects, scorer.name(pictures)):
-        if (found_object, found_style) != (thing, look):
-            wrong.append(f"{thing} became {found_object}, {found_style}")
+    for thing, (shape, _), (_, look) in zip(
+        objects, scorer.find(pictures, plain), scorer.find(pictures, examples)
+    ):
+        if shape != thing:
+            wrong.append(f"{thing} looks more like {shape}")
+        elif look != style:
+            wrong.append(f"{thing} is more in the style of {look}")
     need(
         len(wrong) <= len(objects) / 3,
         f"too few come out: {'; '.join(wrong)}. "
         "Thin objects are harder than compact ones, and some styles are harder than others.",
     )
-    return f"A series in {look}, of a picture that shows none of its objects."
-
-
-def known_objects() -> list[str]:
-    from blora_nb.metrics import Judge
-
-    return Judge.load().objects
+    return f"A series in the style of {style}, which shows none of its objects."
 
 
 @exercise

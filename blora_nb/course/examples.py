@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from huggingface_hub import cached_assets_path
 from PIL import Image
 
@@ -77,7 +78,7 @@ def example_blora(pipe: "StableDiffusionXLPipeline", name: str, afresh: bool = F
         folder = cached_assets_path("blora_nb", namespace="bloras", subfolder=_cache_name(pipe))
     file = folder / f"{name}.safetensors"
     if not file.exists():
-        train(pipe, picture).save(file)
+        train(pipe, picture).save(file, dtype=torch.float16)
     return BLoRA.load(file)
 
 

@@ -15,7 +15,7 @@ from blora_nb.files.names import ATTENTION_LAYERS
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 # (channels of the transformer blocks, channels of the text):
 # name, transformer layers in each of the two blocks
-BASES = {(1280, 2048): ("SDXL", 10), (104, 128): ("the teaching model", 2)}
+BASES = {(1280, 2048): ("SDXL", 10), (144, 192): ("the teaching model", 2)}
 
 
 def check_complete(state_dict: dict[str, Tensor]) -> None:

@@ -76,8 +76,8 @@ def remarks_on_prompt(pipe: "StableDiffusionXLPipeline", prompt: str | None) -> 
     if unknown:
         plural = "s" if len(unknown) > 1 else ""
         remarks.append(
-            f"The teaching model never learnt the word{plural} {', '.join(unknown)}; it knows only "
-            "those of its own drawings. Use one of these."
+            f"The teaching model never learnt the word{plural} {', '.join(unknown)}. "
+            "blora_nb.known_words() lists those that it knows."
         )
     return remarks
 

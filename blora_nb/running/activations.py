@@ -55,7 +55,11 @@ def step_batch(settings: TrainingSettings) -> int:
 
 
 def meta_unet(
-    config: dict[str, Any], dtype: torch.dtype, settings: TrainingSettings, tokens: int = 77
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    settings: TrainingSettings,
+    tokens: int = 77,
+    vae_scale_factor: int = 8,
 ) -> tuple["UNet2DConditionModel", Callable[[], Tensor]]:
     """A U-Net with LoRA on the "meta" device, and a function that runs it once on a batch."""
     from diffusers import UNet2DConditionModel
@@ -71,7 +75,7 @@ def meta_unet(
     for parameter in trainable_parameters(unet):
         parameter.data = parameter.data.float()
     batch = step_batch(settings)
-    side = settings.resolution // 8  # SDXL's VAE halves it three times
+    side = settings.resolution // vae_scale_factor
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
 
     def empty(*shape: int) -> Tensor:
@@ -97,6 +101,7 @@ def count_activations(
     mode: str,
     tokens: int = 77,
     quantization: str | None = None,
+    vae_scale_factor: int = 8,
 ) -> tuple[int, int]:
     """Bytes that one loss keeps for its backward pass, and the number of LoRA weights.
 
@@ -106,8 +111,9 @@ def count_activations(
         tokens: of the prompt.
         quantization: of the U-Net. The 8-bit layers of bitsandbytes keep what goes into them where
             gradient checkpointing cannot reach it (`MatMul8bitLt` in its source).
+        vae_scale_factor: pixels to a position of the latents; 8 in SDXL.
     """
-    unet, forward = meta_unet(config, dtype, settings, tokens)
+    unet, forward = meta_unet(config, dtype, settings, tokens, vae_scale_factor)
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ def need(
         mode,
         pipe.tokenizer.model_max_length,
         options_of(pipe).get("quantization"),
+        pipe.vae_scale_factor,
     )
     weights = frozen_bytes(pipe.unet)
     if one_prompt:
@@ -96,9 +97,11 @@ def _count_once(
     mode: str,
     tokens: int,
     quantization: str | None,
+    vae_scale_factor: int,
 ) -> tuple[int, int]:
     """`count_activations`, remembered; the configuration is JSON."""
-    return count_activations(json.loads(config), dtype, settings, mode, tokens, quantization)
+    of_training = (dtype, settings, mode, tokens, quantization, vae_scale_factor)
+    return count_activations(json.loads(config), *of_training)
 
 
 def frozen_bytes(model: torch.nn.Module) -> int:

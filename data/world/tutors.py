@@ -11,38 +11,13 @@ shape and every style there is, not only those that have a name.
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blora_nb.instant import CONTENT_TOKENS, STYLE_TOKENS, ResidualConv, even
+from blora_nb.instant import WIDTH as HALF
 from world.styles import NUMBERS
 
 POSITIONS = 64  # of a prompt
-CONTENT_CELLS = 6  # the content tutor says one token for each cell of a 6 × 6 grid
-CONTENT_TOKENS, STYLE_TOKENS = CONTENT_CELLS**2, 16
-HALF = 96  # numbers of a position that one text encoder gives
-
-
-def even(tokens: Tensor) -> Tensor:
-    """Tokens of mean 0 and standard deviation 1 each: louder ones would soon drown all others."""
-    return F.layer_norm(tokens, tokens.shape[-1:])
-
-
-class ResidualConv(nn.Module):
-    """Two 3 × 3 convolutions beside the identity."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.GroupNorm(8, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(8, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
 
 
 class ContentTutor(nn.Module):
