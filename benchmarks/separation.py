@@ -311,7 +311,6 @@ to choose anything.
 Both halves rebuild their picture to {rebuilt["mean dB"]:.1f} dB on average (one flat colour: \
 {rebuilt["one flat colour dB"]:.1f} dB); {rebuilt["share better by 4 dB"]:.0%} are better than the \
 flat colour by 4 dB or more.
-A B-LoRA is trained in {seconds_per_blora:.1f} s.
 
 ![the first twelve pairs](separation.png)
 """

@@ -29,7 +29,7 @@ from blora_nb.figures import picture_grid
 from blora_nb.generation import generate
 from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import load_pipeline
-from blora_nb.structure import load_controlnet, outline
+from blora_nb.structure import TINY_CONTROLNET, load_controlnet, outline
 from blora_nb.training import train
 from course_drawings import PROMPT, drawings, pairs, verdicts
 from report import HERE, PAIR_BY_PAIR, against, shares, summary, table, write
@@ -63,12 +63,14 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ways(
-    controlnet: "ControlNetModel", picture: Image.Image, edges: Image.Image
+    controlnet: "ControlNetModel | None", picture: Image.Image, edges: Image.Image
 ) -> dict[str, dict[str, Any]]:
     """What is compared: name → options of `generate`."""
     found: dict[str, dict[str, Any]] = {ALONE: {}}
     for strength in (0.8, 0.6, 0.4):
         found[f"img2img, strength {strength}"] = {"image": picture, "strength": strength}
+    if controlnet is None:
+        return found
     for scale in (0.5, 1.0):
         control = {"controlnet": controlnet, "control_image": edges}
         control["controlnet_conditioning_scale"] = scale
@@ -82,7 +84,8 @@ def measure(
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Image.Image]]]:
     """The rows of the table, and for each pair its pictures by name."""
     pipe, scorer, pictures = load_pipeline(device="cpu"), JudgeScorer(), drawings()
-    side, controlnet = native_resolution(pipe), load_controlnet(pipe, "tiny")
+    side = native_resolution(pipe)
+    controlnet = load_controlnet(pipe, "tiny") if TINY_CONTROLNET.exists() else None
     found: dict[str, list[tuple[bool, bool, float]]] = {}
     shown = []
     chosen = pairs(pictures)[:: len(pictures) // count]

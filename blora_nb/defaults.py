@@ -76,7 +76,9 @@ def defaults_for(
     """
     if not is_teaching_model(pipe):
         return SDXL_DEFAULTS
-    if init_lora_weights == "gaussian" or pipe.unet.config.cross_attention_dim != TINY_WORDS:
+    has_its_words = pipe.unet.config.cross_attention_dim == TINY_WORDS
+    quantized = getattr(pipe.unet, "is_quantized", False)
+    if init_lora_weights == "gaussian" or not has_its_words or quantized:
         return TINY_FROM_ZERO
     return TINY_DEFAULTS
 

@@ -283,7 +283,7 @@ def pictures(
     Args:
         content_alpha, style_alpha: of timed halves, inside their time.
         preview: a function called after each step with (index of the batch's first picture, step,
-            latents [batch, channels, height/8, width/8]).
+            latents [batch, channels, height/8, width/8]; the teaching model has quarters).
         sampling: the fields of `Sampling`.
     """
     how = Sampling(**sampling)

@@ -80,8 +80,8 @@ def instant_change(pipe: "StableDiffusionXLPipeline", picture: Image.Image, prom
     """
     if not has_eyes(pipe):
         raise ValueError(
-            "An instant B-LoRA needs the teaching model, whose blocks were taught the words that "
-            "it is made of. For another base train one: init_lora_weights gaussian."
+            "An instant B-LoRA needs the teaching model, not quantized: its blocks were taught the "
+            "words that it is made of. For another base train one with init_lora_weights gaussian."
         )
     neutral = encode_prompt(pipe, prompt)[0][0].float().cpu()
     content, style = load_eyes()(to_tensor(centre_square(picture, SIDE)))
@@ -101,9 +101,10 @@ def instant_change(pipe: "StableDiffusionXLPipeline", picture: Image.Image, prom
 
 
 def has_eyes(pipe: "StableDiffusionXLPipeline") -> bool:
-    """Whether a pipeline's prompts have the form that the eyes speak."""
+    """Whether a pipeline's prompts have the form that the eyes speak, and its weights are whole."""
     return (
         pipe.unet.config.cross_attention_dim == 2 * WIDTH
+        and not getattr(pipe.unet, "is_quantized", False)
         and pipe.tokenizer is not None
         and pipe.tokenizer.model_max_length > CONTENT_TOKENS
     )

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from blora_nb.assets import DATA
-from blora_nb.files.images import to_tensor
+from blora_nb.files.images import read_image, to_tensor
 
 JUDGE = DATA / "judge"
 SIDE = 64  # pixels that the judge looks at
@@ -80,9 +80,13 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        """Embeddings of shape and of style, each [images, 96], of PIL images of any size."""
-        size = (SIDE, SIDE)
-        small = [image.convert("RGB").resize(size, Image.Resampling.BOX) for image in images]
+        """Embeddings of shape and of style, each [images, 96], of PIL images of any size.
+
+        Of one that is not square the middle is compared, as it is learnt.
+        """
+        squares = [read_image(image) for image in images]
+        box, size = Image.Resampling.BOX, (SIDE, SIDE)
+        small = [ImageOps.fit(square, size, box) for square in squares]
         return self(torch.cat([to_tensor(image) for image in small]))
 
 

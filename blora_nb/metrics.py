@@ -91,12 +91,12 @@ class JudgeScorer:
     def says_content(self, images: Images, object_name: str) -> list[float]:
         """For each image: how much its shape is like the drawings of this object."""
         shapes, _ = self.judge.embed(images)
-        return _from_0(shapes @ self.judge.named_objects[self.judge.objects.index(object_name)])
+        return _from_0(shapes @ self.judge.named_objects[_place(object_name, self.judge.objects)])
 
     def says_style(self, images: Images, style_name: str) -> list[float]:
         """For each image: how much its style is like drawings in this style."""
         _, styles = self.judge.embed(images)
-        return _from_0(styles @ self.judge.named_styles[self.judge.styles.index(style_name)])
+        return _from_0(styles @ self.judge.named_styles[_place(style_name, self.judge.styles)])
 
 
 class EncoderScorer:
@@ -183,6 +183,15 @@ class EncoderScorer:
         inputs = self.clip_processor(text=texts, images=rgb, return_tensors="pt", padding=True)
         outputs = self.clip(**inputs.to(self.device))
         return outputs.image_embeds @ outputs.text_embeds.T  # CLIPModel has normalized both
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    if name not in names:
+        raise ValueError(
+            f"The judge has no name {name!r}, only {', '.join(names)}. A picture can be compared "
+            "with any other: content_kept, style_moved."
+        )
+    return names.index(name)
 
 
 def _from_0(cosines: Tensor) -> list[float]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LEARNT = 3.0
 ROUGHLY = 1.0
 REMEDY = (
-    "The teaching model learns one thing in a few flat colours best, with a margin around it. Try "
+    "The teaching model learns best one thing in a few flat colours, with a margin around it. Try "
     "twice as many steps, a simpler picture, or SDXL."
 )
 

@@ -229,11 +229,11 @@ class TrainingSettings:
             raise ValueError("with_prior_preservation needs class_prompt and class_data_dir.")
 
     def __repr__(self) -> str:
-        """The nine settings everybody needs, and of the rest those that differ from the default."""
+        """The ten settings everybody needs, and of the rest those that differ from the default."""
         shown = [
             f"{f.name}={getattr(self, f.name)!r}"
             for number, f in enumerate(fields(self))
-            if number < 9 or getattr(self, f.name) != f.default
+            if number < 10 or getattr(self, f.name) != f.default
         ]
         return f"TrainingSettings({', '.join(shown)})"
 

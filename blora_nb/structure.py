@@ -141,8 +141,8 @@ def load_controlnet(
     """A `ControlNetModel` for a pipeline: on its device, in its dtype.
 
     Args:
-        source: "tiny" (the teaching model's, which follows what `outline` draws), the id or folder
-            of one for SDXL, or one that is loaded.
+        source: the id or folder of one for the base model, or one that is loaded; "tiny" is the
+            teaching model's, which has not been made yet.
 
     Raises:
         ValueError: it belongs to another base model, or the teaching model's is not there.
@@ -154,7 +154,7 @@ def load_controlnet(
             raise ValueError(
                 "There is no ControlNet for this teaching model yet. To keep a layout, start from "
                 "the picture itself (image= and strength=; on the command line --image and "
-                "--strength); or train one: data/train_controlnet.py."
+                "--strength). A clone of the repository can train one: data/train_controlnet.py."
             )
         folder = str(TINY_CONTROLNET if str(source) == "tiny" else source)
         options = dtype_argument(pipe.unet.dtype)

@@ -28,7 +28,7 @@ from blora_nb.files.images import centre_square, to_tensor
 from blora_nb.files.metadata import training_metadata
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import changes, check_unchanged, uncompiled
-from blora_nb.instant import instant_change, start_from
+from blora_nb.instant import has_eyes, instant_change, start_from
 from blora_nb.lora import (
     ADAPTER,
     BLoRA,
@@ -154,10 +154,7 @@ def _settings_for(
         settings = TrainingSettings.for_pipeline(pipe, **changed)
     else:
         settings = replace(settings, **changed)
-    if settings.init_lora_weights == "instant" and several:
-        raise ValueError(
-            "init_lora_weights instant is computed from one picture; for several use gaussian."
-        )
+    check_start(pipe, settings, several)
     native = native_resolution(pipe)
     if not native / 2 <= settings.resolution <= 2 * native:
         warnings.warn(
@@ -166,6 +163,18 @@ def _settings_for(
             stacklevel=3,
         )
     return settings
+
+
+def check_start(
+    pipe: "StableDiffusionXLPipeline", settings: TrainingSettings, several: bool
+) -> None:
+    """Raise a ValueError where a training cannot start from an instant B-LoRA."""
+    if settings.init_lora_weights == "instant" and (several or not has_eyes(pipe)):
+        raise ValueError(
+            "init_lora_weights instant is for one picture on the teaching model, not quantized. "
+            'Take TrainingSettings.for_pipeline(pipe, init_lora_weights="gaussian"), which also '
+            "has the steps and the learning rate for it."
+        )
 
 
 def _pictures_and_prompts(
@@ -304,7 +313,8 @@ def run_steps(
 ) -> list[float]:
     """All steps on the latents of one picture.
 
-    What `train` does between `attach_lora` and `collect`.
+    What `train` does between `attach_lora` and `collect`. It starts from what is on the U-Net, so
+    settings for it say init_lora_weights="gaussian".
 
     Args:
         parameters: from `attach_lora`. moments: from `encode_image`.
@@ -450,7 +460,7 @@ def encode_image(
     the original does by encoding the picture again each time.
 
     Returns:
-        Two float32 tensors [1, channels, resolution/8, resolution/8].
+        Two float32 tensors [1, channels, side, side]; a side is resolution/8 (teaching model: /4).
     """
     pixels = to_tensor(centre_square(image, resolution)).to(pipe.vae.device)
     with exact_vae(pipe.vae):

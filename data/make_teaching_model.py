@@ -48,10 +48,13 @@ def main() -> None:
     run("train_unet.py", *natural_flags, "--pictures", args.natural_pictures, **many)
     run("train_vae.py", "--steps", args.vae_steps, **many)
     run("teach_words.py", "--steps", args.word_steps)
+    run("train_eyes.py")
     run("train_judge.py", "--steps", args.judge_steps)
-    print(f"The model and the judge are in {WORK}: tiny_sdxl and judge. To ship them, copy both to")
-    print("blora_nb/data and make what depends on them again: train_controlnet.py,")
-    print("train_examples.py, then make bench and make notebooks.")
+    print(f"In {WORK} are tiny_sdxl, judge and eyes.safetensors. To ship them, copy all three to")
+    print(
+        "blora_nb/data, remove the B-LoRAs in blora_nb/data/bloras, and make again what depends on"
+    )
+    print("them: train_examples.py, train_controlnet.py, make bench, make notebooks.")
 
 
 if __name__ == "__main__":

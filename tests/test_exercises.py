@@ -289,8 +289,8 @@ def test_a_series(pipe, capsys):
     [
         (["star", "heart"], "flower_neon"),
         (["star", "heart", "house", "flower"], "flower_neon"),
-        (["bicycle", "piano", "giraffe", "bottle"], "flower_neon"),
-        (["star", "heart", "house", "dog"], "flower_neon"),
+        (["zeppelin", "piano", "giraffe", "bottle"], "flower_neon"),
+        (["star", "heart", "house", "zeppelin"], "flower_neon"),
         (["a star", "a heart", "a house", "a boat"], "flower_neon"),
         (["star", "heart", "house", "boat"], "monet"),
     ],

@@ -12,6 +12,7 @@ from blora_nb.files.saved_images import read_settings, save_picture
 from blora_nb.generation import generate, lora_in_the_conditional_pass_only
 from blora_nb.inspection import prompt_per_block
 from blora_nb.lora import applied, apply, remove, set_alphas
+from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import encode_prompt, merge_few_step_lora, use_scheduler
 from blora_nb.training import train
 from blora_nb.widgets.preview import LatentPreview, predicted_latents
@@ -93,7 +94,7 @@ def test_the_names_of_the_blocks_are_those_of_the_unet(pipe):
 def test_one_block_hears_another_prompt(pipe, judge, block, expected):
     with prompt_per_block(pipe, {block: "A house in popart style"}):
         images = generate(pipe, "A star in gold style", seeds=[0, 1, 2], progress=False)
-    assert judge.name(images).count(expected) >= 2
+    assert JudgeScorer(judge).name(images).count(expected) >= 2
 
 
 def test_the_pipeline_is_restored_after_an_error(pipe):

@@ -99,6 +99,7 @@ def train(args: Namespace) -> None:
     from blora_nb.running.distributed import join_processes, share
     from blora_nb.running.memory import report
     from blora_nb.settings import TrainingSettings
+    from blora_nb.training import check_start
     from blora_nb.validation import validation_pictures
 
     sources = (args.instance_data_dir, args.output_dir)
@@ -109,9 +110,11 @@ def train(args: Namespace) -> None:
     pipe = load(args, device)
     check_base(pipe)
     wanted = given(args)
-    if any(len(job.pictures) > 1 for job in jobs):
+    several = any(len(job.pictures) > 1 for job in jobs)
+    if several:
         wanted["init_lora_weights"] = wanted["init_lora_weights"] or "gaussian"
     settings = TrainingSettings.for_pipeline(pipe, **wanted)
+    check_start(pipe, settings, several)
     if is_main:
         one_prompt = not any(job.has_captions for job in jobs)
         print(report(pipe, settings, one_prompt=one_prompt), flush=True)

@@ -175,7 +175,7 @@ LAYOUT: Options = {
 LAYOUT_PICTURE: Options = {
     "outline_of": path(
         "PICTURE",
-        "the layout: the outlines of this picture, as the teaching model's ControlNet wants them",
+        "the layout: the outlines of this picture, white on black",
     ),
     "control_image": path(
         "PICTURE", "the layout as this ControlNet wants it (edges, depth, …; its card says which)"

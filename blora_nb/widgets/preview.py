@@ -44,7 +44,7 @@ class LatentPreview:
         self.matrix = torch.linalg.lstsq(inputs, torch.cat(colours)).solution
 
     def __call__(self, latents: Tensor) -> list[Image.Image]:
-        """PIL images, an eighth of the size, of latents [batch, channels, height/8, width/8]."""
+        """PIL images, a pixel for each position, of latents [batch, channels, rows, columns]."""
         pixels = with_constant(latents.detach().float().cpu().permute(0, 2, 3, 1)) @ self.matrix
         return [Image.fromarray(p.numpy()) for p in (pixels.clamp(0, 1) * 255).round().byte()]
 
