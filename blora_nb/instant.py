@@ -11,7 +11,7 @@ they would to C if
 
 which is a LoRA in closed form, of a rank of at most the number of tokens that changed. It is a
 B-LoRA of its own (`instant_blora`), and the better start for a training: from B = 0 the two blocks
-often end where they draw the one picture, and nothing else well.
+often end where they draw the one picture, and mixtures less well.
 """
 
 from functools import cache
