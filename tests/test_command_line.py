@@ -289,7 +289,7 @@ def test_every_setting_is_an_option_with_a_sentence():
 
 
 def test_settings_show_what_was_changed_and_what_matters_most():
-    assert repr(TrainingSettings()).count("=") == 9
+    assert repr(TrainingSettings()).count("=") == 10
     assert repr(TrainingSettings(snr_gamma=5.0)).endswith("snr_gamma=5.0)")
 
 

@@ -82,7 +82,7 @@ def test_it_is_for_one_picture_on_the_teaching_model(pipe):
     with pytest.raises(ValueError, match="needs the teaching model"):
         instant_blora(other, PICTURE)
     assert TrainingSettings.for_pipeline(other).init_lora_weights == "gaussian"
-    with pytest.raises(ValueError, match="from one picture"):
+    with pytest.raises(ValueError, match="is for one picture"):
         train(pipe, [PICTURE, PICTURE], init_lora_weights="instant")
     several = train(pipe, [PICTURE, PICTURE], progress=False, max_train_steps=1)
     assert '"init_lora_weights": "gaussian"' in several.metadata["training"]
