@@ -92,5 +92,5 @@ def test_every_figure_of_a_lesson_is_in_it_and_in_the_gallery(pages, folder, les
 def test_folded_code_is_folded_and_solutions_too(folder):
     page = (folder / "notebooks" / "03_style_transfer.html").read_text("utf-8")
     assert page.count("tag_hide-input") == 2
-    assert page.count("sd-summary-text") == 6
+    assert page.count("sd-summary-text") == 8
     assert "SOLUTION" not in page
