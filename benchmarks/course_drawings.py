@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from blora_nb.course.drawings import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, draw
+from blora_nb.course.drawings import HELD_OUT_STYLES, MORE_OBJECTS, OBJECTS, STYLES, draw
 from blora_nb.metrics import JudgeScorer
 
 PROMPT = "A [c] in [s] style"
@@ -14,7 +14,7 @@ Pictures = dict[str, Image.Image]  # "cat_neon" → picture
 
 def drawings() -> Pictures:
     """Each of 20 objects at least once, in 16 styles; names are "object_style"."""
-    objects, styles = [*OBJECTS, *HELD_OUT_OBJECTS], [*STYLES, *HELD_OUT_STYLES]
+    objects, styles = [*OBJECTS, *MORE_OBJECTS], [*STYLES, *HELD_OUT_STYLES]
     found = {}
     for i in range(COUNT):
         name, style = objects[i % len(objects)], styles[(5 * i + i // len(objects)) % len(styles)]

@@ -10,7 +10,6 @@
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,10 +116,7 @@ def prompt_grid(images: list[Image.Image], names: list[tuple[str, str]], seeds: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    natural = "the model trained without encouragement; by default its last stored map is kept"
-    default = OUTPUTS / "teaching_model" / "tiny_sdxl_natural"
     parser.add_argument("--base", default="tiny")
-    parser.add_argument("--natural", type=Path, default=default, help=natural)
     parser.add_argument("--seeds", type=int, default=3, help="pictures of each prompt")
     parser.add_argument("--map-pictures", type=int, default=24, help="per block")
     parser.add_argument("--quick", action="store_true", help="prompts only; write nothing")
@@ -136,11 +132,8 @@ def main() -> None:
         return
     figure.savefig(HERE / "teaching_model.png")
     maps = {"teaching model": block_map(pipe, scorer, args.map_pictures)}
-    before = stored("teaching_model").get("block maps", {})
-    if args.natural.is_dir():
-        maps[NATURAL] = block_map(load_pipeline(str(args.natural)), scorer, args.map_pictures)
-    elif NATURAL in before:
-        maps[NATURAL] = before[NATURAL]
+    # measured once, on the first edition's; see NATURAL_NOTE
+    maps[NATURAL] = stored("teaching_model")["block maps"][NATURAL]
     right, objects = scores["prompts"], len(scorer.judge.objects)
     text = f"""# The teaching model, measured
 

@@ -76,11 +76,15 @@ def defaults_for(
     """
     if not is_teaching_model(pipe):
         return SDXL_DEFAULTS
-    has_its_words = pipe.unet.config.cross_attention_dim == TINY_WORDS
-    quantized = getattr(pipe.unet, "is_quantized", False)
-    if init_lora_weights == "gaussian" or not has_its_words or quantized:
+    if init_lora_weights == "gaussian" or not can_start_instantly(pipe):
         return TINY_FROM_ZERO
     return TINY_DEFAULTS
+
+
+def can_start_instantly(pipe: "StableDiffusionXLPipeline") -> bool:
+    """Whether an instant B-LoRA can be computed: only for the teaching model, not quantized."""
+    quantized = getattr(pipe.unet, "is_quantized", False)
+    return pipe.unet.config.cross_attention_dim == TINY_WORDS and not quantized
 
 
 def is_teaching_model(pipe: "StableDiffusionXLPipeline") -> bool:

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from blora_nb.assets import DATA
 from blora_nb.blocks import BLOCK_OF_HALF
+from blora_nb.defaults import TINY_WORDS, can_start_instantly
 from blora_nb.files.images import centre_square, read_image, to_tensor
+from blora_nb.judge import statistics
 from blora_nb.lora import ADAPTER, BLoRA
 from blora_nb.pipeline import encode_prompt
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 EYES = DATA / "eyes.safetensors"
 SIDE = 96  # pixels that the eyes look at
-WIDTH = 96  # numbers of a token that one text encoder gives: the first half is content's
+WIDTH = TINY_WORDS // 2  # numbers that one text encoder gives: the first half is content's
 CONTENT_TOKENS, STYLE_TOKENS = 36, 16  # the last of a prompt
 READS_THE_PROMPT = (".attn2.to_k", ".attn2.to_v")
 
@@ -78,7 +80,7 @@ def instant_change(pipe: "StableDiffusionXLPipeline", picture: Image.Image, prom
     Raises:
         ValueError: another pipeline than the teaching model.
     """
-    if not has_eyes(pipe):
+    if not can_start_instantly(pipe):
         raise ValueError(
             "An instant B-LoRA needs the teaching model, not quantized: its blocks were taught the "
             "words that it is made of. For another base train one with init_lora_weights gaussian."
@@ -98,16 +100,6 @@ def instant_change(pipe: "StableDiffusionXLPipeline", picture: Image.Image, prom
                 weight = getattr(layer, "base_layer", layer).weight.float().cpu()
                 changes[f"{BLOCK_OF_HALF[half]}.{name}"] = weight @ turned
     return changes
-
-
-def has_eyes(pipe: "StableDiffusionXLPipeline") -> bool:
-    """Whether a pipeline's prompts have the form that the eyes speak, and its weights are whole."""
-    return (
-        pipe.unet.config.cross_attention_dim == 2 * WIDTH
-        and not getattr(pipe.unet, "is_quantized", False)
-        and pipe.tokenizer is not None
-        and pipe.tokenizer.model_max_length > CONTENT_TOKENS
-    )
 
 
 def factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -185,9 +177,7 @@ class Eyes(nn.Module):
         cells = self.shape_head(self.shape_after(shape + whole))
         content = even(cells.flatten(2).transpose(1, 2) + self.shape_places)
         looks = self.style_trunk(pictures)
-        border = torch.cat([looks[..., 0, :], looks[..., -1, :], looks[..., 0], looks[..., -1]], 2)
-        statistics = torch.cat([looks.mean((2, 3)), looks.std((2, 3)), border.mean(2)], 1)
-        style = self.style_head(statistics).unflatten(1, (STYLE_TOKENS, WIDTH))
+        style = self.style_head(statistics(looks)).unflatten(1, (STYLE_TOKENS, WIDTH))
         return content, even(style + self.style_places)
 
 

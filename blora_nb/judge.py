@@ -57,11 +57,7 @@ class Judge(nn.Module):
 
     def style(self, pixels: Tensor) -> Tensor:
         """Embeddings [batch, 96] of how it is painted, whatever it shows."""
-        looks = self.style_trunk(pixels)
-        # a style: mean and standard deviation over the picture, and the mean along its border
-        border = torch.cat([looks[..., 0, :], looks[..., -1, :], looks[..., 0], looks[..., -1]], 2)
-        statistics = [looks.mean((2, 3)), looks.std((2, 3)), border.mean(2)]
-        return F.normalize(self.style_head(torch.cat(statistics, 1)), dim=1)
+        return F.normalize(self.style_head(statistics(self.style_trunk(pixels))), dim=1)
 
     @classmethod
     def load(cls, folder: str | Path = JUDGE) -> "Judge":
@@ -88,6 +84,16 @@ class Judge(nn.Module):
         box, size = Image.Resampling.BOX, (SIDE, SIDE)
         small = [ImageOps.fit(square, size, box) for square in squares]
         return self(torch.cat([to_tensor(image) for image in small]))
+
+
+def statistics(features: Tensor) -> Tensor:
+    """What a style is known by, [batch, 3 channels], of features [batch, channels, height, width].
+
+    Mean and standard deviation over the picture, and the mean along its border.
+    """
+    sides = (features[..., 0, :], features[..., -1, :], features[..., 0], features[..., -1])
+    border = torch.cat(sides, 2).mean(2)
+    return torch.cat([features.mean((2, 3)), features.std((2, 3)), border], 1)
 
 
 def trunk(widths: tuple[int, ...]) -> nn.Sequential:

@@ -247,9 +247,16 @@ class TrainingSettings:
         return step in {math.ceil(self.max_train_steps * quarter / 4) for quarter in (1, 2, 3, 4)}
 
     @classmethod
-    def for_pipeline(cls, pipe: "StableDiffusionXLPipeline", **changes: Any) -> "TrainingSettings":
-        """The settings that suit a pipeline, with the given ones changed (None leaves one)."""
-        defaults = defaults_for(pipe, changes.get("init_lora_weights"))
+    def for_pipeline(
+        cls, pipe: "StableDiffusionXLPipeline", several: bool = False, **changes: Any
+    ) -> "TrainingSettings":
+        """The settings that suit a pipeline, with the given ones changed (None leaves one).
+
+        Args:
+            several: whether one B-LoRA learns from several pictures; it cannot start instantly.
+        """
+        start = changes.get("init_lora_weights") or ("gaussian" if several else None)
+        defaults = defaults_for(pipe, start)
         values: dict[str, Any] = {"resolution": native_resolution(pipe)}
         for name in SUITED[1:]:
             values[name] = getattr(defaults, name)

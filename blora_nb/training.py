@@ -22,13 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from blora_nb.blocks import STYLE_BLOCK, target_modules
-from blora_nb.defaults import native_resolution
+from blora_nb.defaults import can_start_instantly, native_resolution
 from blora_nb.errors import ImageError, TrainingError
 from blora_nb.files.images import centre_square, to_tensor
 from blora_nb.files.metadata import training_metadata
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import changes, check_unchanged, uncompiled
-from blora_nb.instant import has_eyes, instant_change, start_from
+from blora_nb.instant import instant_change, start_from
 from blora_nb.lora import (
     ADAPTER,
     BLoRA,
@@ -149,9 +149,7 @@ def _settings_for(
     """The settings of a training; a resolution that the base model does not draw is warned of."""
     changed = {name: value for name, value in changed_settings.items() if value is not None}
     if settings is None:
-        if several:
-            changed.setdefault("init_lora_weights", "gaussian")
-        settings = TrainingSettings.for_pipeline(pipe, **changed)
+        settings = TrainingSettings.for_pipeline(pipe, several=several, **changed)
     else:
         settings = replace(settings, **changed)
     check_start(pipe, settings, several)
@@ -169,7 +167,7 @@ def check_start(
     pipe: "StableDiffusionXLPipeline", settings: TrainingSettings, several: bool
 ) -> None:
     """Raise a ValueError where a training cannot start from an instant B-LoRA."""
-    if settings.init_lora_weights == "instant" and (several or not has_eyes(pipe)):
+    if settings.init_lora_weights == "instant" and (several or not can_start_instantly(pipe)):
         raise ValueError(
             "init_lora_weights instant is for one picture on the teaching model, not quantized. "
             'Take TrainingSettings.for_pipeline(pipe, init_lora_weights="gaussian"), which also '

@@ -11,8 +11,8 @@ from blora_nb.assets import DATA
 from blora_nb.course.drawings import (
     EXAMPLE_SEED,
     EXAMPLES,
-    HELD_OUT_OBJECTS,
     HELD_OUT_STYLES,
+    MORE_OBJECTS,
     OBJECTS,
     STYLES,
     draw,
@@ -30,7 +30,7 @@ def sheet(pictures: list[Image.Image], columns: int, gap: int = 4) -> Image.Imag
 
 
 def main() -> None:
-    objects, styles = {**OBJECTS, **HELD_OUT_OBJECTS}, {**STYLES, **HELD_OUT_STYLES}
+    objects, styles = {**OBJECTS, **MORE_OBJECTS}, {**STYLES, **HELD_OUT_STYLES}
     everything = [draw(o, s, i, 64) for i, o in enumerate(objects) for s in styles]
     overview = sheet(everything, columns=len(styles), gap=2)
     overview = overview.quantize(256, dither=Image.Dither.NONE)

@@ -31,10 +31,8 @@ def run(script: str, *arguments: object, processes: int = 1) -> None:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    natural = "for the model trained without encouragement"
     add = parser.add_argument
     add("--pictures", type=int, default=400_000, help="that the U-Net is trained on")
-    add("--natural-pictures", type=int, default=200_000, help=natural)
     add("--vae-steps", type=int, default=2400)
     add("--word-steps", type=int, default=3000)
     add("--judge-steps", type=int, default=1000)
@@ -44,8 +42,6 @@ def main() -> None:
     if not (WORK / "shapes.npz").exists():
         run("world/fetch_shapes.py")
     run("train_unet.py", "--pictures", args.pictures, **many)
-    natural_flags = ("--name", "natural", "--natural")
-    run("train_unet.py", *natural_flags, "--pictures", args.natural_pictures, **many)
     run("train_vae.py", "--steps", args.vae_steps, **many)
     run("teach_words.py", "--steps", args.word_steps)
     run("train_eyes.py")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blora_nb.course.drawings import HELD_OUT_OBJECTS, OBJECTS
+from blora_nb.course.drawings import MORE_OBJECTS, OBJECTS
 from blora_nb.judge import SIDE, Judge
 from processes import half_precision
 from train_unet import save
@@ -123,11 +123,13 @@ def triples(shapes: Shapes, count: int, generator: torch.Generator) -> Tensor:
 class Pool:
     """The last triples that were painted; painting takes longer than learning from them."""
 
-    def __init__(self, shapes: Shapes, size: int = 1024, uses: int = 4) -> None:
+    def __init__(self, shapes: Shapes, size: int, uses: int = 4) -> None:
         self.shapes, self.size, self.uses, self.next = shapes, size, uses, 0
         generator = torch.Generator().manual_seed(1_000_000)
-        parts = [triples(shapes, size // 16, generator) for _ in range(16)]
-        self.stored = torch.cat(parts, 1)
+        # no shape twice in a part
+        part = min(64, len(shapes.names))
+        parts = [triples(shapes, part, generator) for _ in range(-(-size // part))]
+        self.stored = torch.cat(parts, 1)[:, :size]
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
         """[3, count, 3, 64, 64], of which a few are new."""
@@ -154,13 +156,14 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--pool-size", type=int, default=1024, help="triples kept to learn from")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     judge = Judge().train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     shapes, state_file, step = Shapes.load(), WORK / "judge.pt", 0
-    pool = Pool(shapes)
+    pool = Pool(shapes, args.pool_size)
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         judge.load_state_dict(state["judge"])
@@ -211,7 +214,7 @@ def main() -> None:
 
 def chosen(things: list[Noun], count: int = 100) -> list[Noun]:
     """The objects that the course draws itself, and others of one word."""
-    course = {*OBJECTS, *HELD_OUT_OBJECTS}
+    course = {*OBJECTS, *MORE_OBJECTS}
     ours = [noun for noun in things if noun.name in course]
     others = [noun for noun in things if noun.name not in course and " " not in noun.name]
     spread = others[:: max(1, len(others) // (count - len(ours)))]
@@ -260,10 +263,11 @@ def accuracy(judge: Judge, rounds: int = 8) -> dict[str, float]:
     for seed in range(rounds):
         generator = torch.Generator().manual_seed(500 + seed)
         rows = torch.randperm(len(unseen.names), generator=generator)[:100]
-        placed = place(unseen.coverage[rows], random_poses(100, generator))
-        styles = random_styles(100, generator, held_out=True)
-        others = random_styles(100, generator, held_out=True)
-        shuffled = placed[torch.randperm(100, generator=generator)]
+        count = len(rows)
+        placed = place(unseen.coverage[rows], random_poses(count, generator))
+        styles = random_styles(count, generator, held_out=True)
+        others = random_styles(count, generator, held_out=True)
+        shuffled = placed[torch.randperm(count, generator=generator)]
         shape, style = judge(small(paint(placed, styles)))
         same_shape, _ = judge(small(paint(placed, others)))
         _, same_style = judge(small(paint(shuffled, styles)))

@@ -228,7 +228,7 @@ def test_one_from_all_is_that_of_no_single_picture(pipe, folder, tmp_path):
     rows = [{"file_name": f"{name}.png", "text": f"A [v] {name}"} for name in NAMES]
     captions.write_text("\n".join(map(json.dumps, rows)))
     (job,) = plan(folder, tmp_path / "out", together=True, captions_file=captions)
-    settings = TrainingSettings.for_pipeline(pipe, init_lora_weights="gaussian", **CHANGES)
+    settings = TrainingSettings.for_pipeline(pipe, several=True, **CHANGES)
     assert train_all(pipe, [job], settings, progress=False) == []
     together = BLoRA.load(tmp_path / "out")
     assert json.loads(together.metadata["pictures"]) == [f"{name}.png" for name in sorted(NAMES)]

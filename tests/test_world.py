@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from blora_nb.course.drawings import OBJECTS, label_map
+from blora_nb.judge import Judge
 from world.painting import paint, place, random_poses
 from world.styles import (
     HELD_OUT_HUES,
@@ -115,6 +116,10 @@ def test_a_shortened_training_makes_a_whole_pipeline(shapes, tmp_path):
     run("train_vae.py", "--steps", 4, "--batch-size", 2)
     assert "psnr_mean_db" in json.loads((tmp_path / "vae_report.json").read_text(encoding="utf-8"))
     assert "unexplained" in run("train_eyes.py", "--steps", 2, "--batch-size", 2)
+    few_triples = ("--batch-size", 4, "--pool-size", 16)
+    assert "shape_among_100" in run("train_judge.py", "--steps", 2, *few_triples)
+    judge = Judge.load(tmp_path / "judge")
+    assert judge.named_objects.norm(dim=1).min() > 0.9
     assert "nouns" in run("teach_words.py", "--steps", 2, "--batch-size", 4)
 
     from diffusers import StableDiffusionXLPipeline

@@ -109,11 +109,8 @@ def train(args: Namespace) -> None:
     finished = [job for job in jobs if job.finished]  # no process has begun yet
     pipe = load(args, device)
     check_base(pipe)
-    wanted = given(args)
     several = any(len(job.pictures) > 1 for job in jobs)
-    if several:
-        wanted["init_lora_weights"] = wanted["init_lora_weights"] or "gaussian"
-    settings = TrainingSettings.for_pipeline(pipe, **wanted)
+    settings = TrainingSettings.for_pipeline(pipe, several, **given(args))
     check_start(pipe, settings, several)
     if is_main:
         one_prompt = not any(job.has_captions for job in jobs)

@@ -207,8 +207,9 @@ def clean_latents(answer: Answer) -> str:
 def train_content(pipe: "StableDiffusionXLPipeline", answer: Answer) -> str:
     from blora_nb.lora import applied
 
-    changes = {"max_train_steps": 5, "rank": 4, "init_lora_weights": "gaussian"}
-    settings = TrainingSettings.for_pipeline(pipe, **changes)
+    settings = TrainingSettings.for_pipeline(
+        pipe, max_train_steps=5, rank=4, init_lora_weights="gaussian"
+    )
     picture = example_picture("cat_wood")
     weight = pipe.unet.conv_in.weight.sum().item()
     try:

@@ -171,7 +171,7 @@ OBJECTS: dict[str, list[Part]] = {
         (ACCENT, ellipse(0, 0.05, 0.15)),
     ],
 }
-HELD_OUT_OBJECTS: dict[str, list[Part]] = {
+MORE_OBJECTS: dict[str, list[Part]] = {
     "arrow": [(MAIN, ARROW)],
     "bell": [
         (SECOND, ellipse(0, 0.7, 0.2)),
@@ -378,7 +378,7 @@ def pose(seed: int) -> Pose:
 
 
 def free_pose(seed: int) -> Pose:
-    """A pose that no training picture has: anywhere, of any size, leaning to either side."""
+    """A pose of any kind: anywhere, of any size, leaning to either side."""
     random_ = random.Random(seed)
     scale = random_.uniform(0.4, 0.85)
     room = 0.95 - scale
@@ -420,7 +420,7 @@ def draw(
         style_name: a named style, or "red on blue".
         pose_: by default that of the seed.
     """
-    parts = {**OBJECTS, **HELD_OUT_OBJECTS}[object_name]
+    parts = {**OBJECTS, **MORE_OBJECTS}[object_name]
     named = {**STYLES, **HELD_OUT_STYLES}
     style = named[style_name] if style_name in named else colour_style(style_name)
     large = size * (3 if size <= 256 else 2)  # drawn larger and averaged, for smooth edges
