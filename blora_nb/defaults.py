@@ -60,7 +60,7 @@ TINY_WORDS = 192  # numbers of a position of the teaching model's prompts
 
 # said before a training on it
 TEACHING_MODEL_LEARNS = (
-    "The teaching model learns simple drawings: icons, logos, sketches: one thing in few colours. "
+    "The teaching model learns simple drawings, such as icons, logos or sketches of one thing. "
     "Of patterns and textures it learns little more than the colours, of photographs, text and "
     "fine detail next to nothing: use SDXL for those."
 )
