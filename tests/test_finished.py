@@ -137,7 +137,7 @@ def test_notes_of_pictures_and_prompts_are_a_line_each_once(cat, tmp_path):
     Image.new("RGB", (5, 5), "red").save(cat)
     Image.new("RGB", (5, 5), "blue").save(cat.with_name("b.png"))
     (cat.parent / "IMG_1.heic").write_bytes(b"\x00\x00\x00\x18ftypheic")
-    long = ["--instance_prompt", "A [v] " + "cat " * 12 + "in neon style"]
+    long = ["--instance_prompt", "A [v] " + "cat " * 62 + "in neon style"]
     options = ["--instance_data_dir", cat.parent, "--output_dir", tmp_path / "notes", *SHORT, *long]
     done = succeeded(run("train", *options))
     assert "truncated" not in done.stderr
