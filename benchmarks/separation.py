@@ -159,7 +159,7 @@ class Method:
 
 @dataclass
 class Trained:
-    """What has been learnt of the first pictures, a B-LoRA or an ordinary LoRA of each."""
+    """What has been learned of the first pictures, a B-LoRA or an ordinary LoRA of each."""
 
     bloras: list[BLoRA]
     instant: list[BLoRA]

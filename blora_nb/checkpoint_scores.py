@@ -53,7 +53,7 @@ def score_checkpoints(
     With pictures of each half alone (`validation_pictures` with `content_prompt` and
     `style_prompt`), content kept is that of the content half, in another style, and style moved
     that of the style half, on another object. With pictures of both halves only, both numbers say
-    how far the picture itself is drawn again. Neither number falls when a half has learnt too
+    how far the picture itself is drawn again. Neither number falls when a half has learned too
     much, such as an object that shows in the style half's pictures: so look at them as well.
 
     Scores are kept in each checkpoint's folder, and computed again only for other pictures or

@@ -1,10 +1,9 @@
 """The errors and warnings of the package, and how the content of a file is worded in them."""
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from blora_nb.lora import BLoRA
@@ -72,33 +71,6 @@ def several(names: Iterable[object], most: int = 4) -> str:
     names = list(names)
     listed = ", ".join(shown(name) for name in names[:most])
     return listed if len(names) <= most else f"{listed} and {len(names) - most:,} more"
-
-
-def json_object(text: str | bytes) -> dict[str, Any] | None:
-    """The JSON object in a text out of a file; None if there is none."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def parse_json(text: str | bytes, where: object) -> dict[str, Any]:
-    """The JSON object in a text out of a file.
-
-    Args:
-        where: the file, as it is named in the error.
-
-    Raises:
-        BLoRAError: there is none.
-    """
-    value = json_object(text)
-    if value is None:
-        raise BLoRAError(
-            f"{shown(where, 300)} does not hold the settings it should (a JSON object); "
-            "remove or repair it."
-        )
-    return value
 
 
 @contextmanager

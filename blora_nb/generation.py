@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from blora_nb.defaults import defaults_for
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import check_unchanged, ready_to_draw, unwrapped
-from blora_nb.guards.prompts import quiet_libraries, warn_about_prompt
+from blora_nb.guards.prompts import check_prompt, quiet_libraries, warn_about_prompt
 from blora_nb.lora import Given, apply, loaded, set_alphas
-from blora_nb.pipeline import check_prompt
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.memory import pictures_at_once
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditionModel
 
 Seeds = int | Collection[int]
-Progress = bool | Callable[[int, int], object]
+DrawingProgress = bool | Callable[[int, int], object]
 Preview = Callable[[int, int, Tensor], object]
 
 
@@ -137,7 +136,7 @@ def generate(
     negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
-    progress: Progress = True,
+    progress: DrawingProgress = True,
     **options: Any,
 ) -> list[Image.Image]:
     """One picture for each seed, with the content half of one B-LoRA and the style half of another.
@@ -274,7 +273,7 @@ def pictures(
     seeds: Seeds = (0,),
     content_alpha: float = 1.0,
     style_alpha: float = 1.0,
-    progress: Progress = True,
+    progress: DrawingProgress = True,
     preview: Preview | None = None,
     **sampling: Any,
 ) -> Iterator[Image.Image]:
@@ -370,7 +369,7 @@ class Steps:
         structure: Structure,
         alphas: tuple[float, float],
         pictures: int,
-        progress: Progress,
+        progress: DrawingProgress,
         preview: Preview | None,
     ) -> None:
         from tqdm.auto import tqdm

@@ -78,7 +78,7 @@ class Judge(nn.Module):
     def embed(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Embeddings of shape and of style, each [images, 96], of PIL images of any size.
 
-        Of one that is not square the middle is compared, as it is learnt.
+        Of one that is not square the middle is compared, as it is learned.
         """
         squares = [read_image(image) for image in images]
         box, size = Image.Resampling.BOX, (SIDE, SIDE)

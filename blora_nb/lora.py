@@ -471,17 +471,28 @@ def check_fits(unet: "UNet2DConditionModel", blora: BLoRA) -> None:
 
 
 def set_alphas(
-    pipe: "StableDiffusionXLPipeline", content_alpha: float = 1.0, style_alpha: float = 1.0
+    pipe: "StableDiffusionXLPipeline",
+    content_alpha: float | None = None,
+    style_alpha: float | None = None,
 ) -> None:
-    """Change the strengths of the halves that are on the pipeline; nothing is loaded again."""
-    check_strength("content_alpha", content_alpha)
-    check_strength("style_alpha", style_alpha)
-    alphas = {"content": float(content_alpha), "style": float(style_alpha)}
+    """Change the strengths of the halves that are on the pipeline; nothing is loaded again.
+
+    Args:
+        content_alpha, style_alpha: as in `apply`; None leaves that half as it is.
+    """
+    given = {"content": content_alpha, "style": style_alpha}
+    for half, alpha in given.items():
+        if alpha is not None:
+            check_strength(f"{half}_alpha", alpha)
     there = applied(pipe)
     halves = [half for half in HALVES if half in there]
     if not halves:
         return
     unet = inner(pipe.unet)
+    alphas = {
+        half: _alpha_of(unet, half) if alpha is None else float(alpha)
+        for half, alpha in given.items()
+    }
     if merged_adapters(unet):
         check_unchanged(pipe)  # which says how to take them out of the weights again
     # by pipe.disable_lora()
@@ -492,6 +503,12 @@ def set_alphas(
     strengths = [alphas[half] for half in halves] + [1.0 for _ in in_training]
     with unwrapped(pipe):
         unet.set_adapters(halves + in_training, strengths)
+
+
+def _alpha_of(unet: "UNet2DConditionModel", half: str) -> float:
+    """The alpha of a half that is on a U-Net: `apply` makes it the scale of all its layers."""
+    scalings = (getattr(module, "scaling", {}) for module in unet.modules())
+    return next((float(scaling[half]) for scaling in scalings if half in scaling), 0.0)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from blora_nb.files.locating import HUB_ID, find_weights, read_beside
 from blora_nb.files.safe_files import open_weights
 from blora_nb.files.state_dict_checks import SDXL
 from blora_nb.guards.bases import check_base
-from blora_nb.guards.prompts import quiet_libraries, warn_about_prompt
+from blora_nb.guards.prompts import check_prompt, quiet_libraries, warn_about_prompt
 from blora_nb.registry import note_options
 from blora_nb.running.device import (
     check_device,
@@ -300,20 +300,6 @@ def merge_few_step_lora(pipe: "StableDiffusionXLPipeline", source: str | Path) -
         warnings.warn(f"{path}: {note}", BLoRAWarning, stacklevel=2)
     sha256 = merge(pipe, changes)
     note_options(pipe, few_step_lora=str(source), few_step_sha256=sha256)
-
-
-def check_prompt(prompt: str) -> None:
-    """Raise a ValueError for what is not one text, or no text at all."""
-    if not isinstance(prompt, str):
-        raise ValueError(
-            f"The prompt is one text, not {prompt!r}. For several, draw once for each."
-        )
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"The prompt {prompt!r} has bytes in it that are no UTF-8. Type it again."
-        ) from None
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
-"""Has a B-LoRA learnt its picture? Draw the picture again with both halves, and compare.
+"""Has a B-LoRA learned its picture? Draw the picture again with both halves, and compare.
 
-Only on the teaching model: it draws a picture that it has learnt in its place. SDXL's B-LoRAs keep
+Only on the teaching model: it draws a picture that it has learned in its place. SDXL's B-LoRAs keep
 content and style of a picture and not where everything is, so that pixels cannot be compared.
 
 The comparison is pixel by pixel, in dB (PSNR). The best picture of one single colour is the measure
-of having learnt nothing: how many dB it reaches depends on the picture, so only the gain counts.
+of having learned nothing: how many dB it reaches depends on the picture, so only the gain counts.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from PIL import Image
 
 from blora_nb.defaults import is_teaching_model
 from blora_nb.files.images import centre_square, read_with_remarks
-from blora_nb.generation import Progress, sample
+from blora_nb.generation import DrawingProgress, sample
 from blora_nb.lora import BLoRA, apply, remove
 from blora_nb.registry import pipeline_lock
 
@@ -52,17 +52,17 @@ class Rebuilt:
         return self.psnr - self.flat_psnr
 
     @property
-    def learnt(self) -> bool:
+    def learned(self) -> bool:
         """Whether the gain is 3 dB or more."""
         return self.gain >= LEARNT
 
     def __str__(self) -> str:
         numbers = f"rebuilt to {self.psnr:.1f} dB (one flat colour reaches {self.flat_psnr:.1f} dB)"
-        if self.learnt:
-            return f"{numbers}: learnt."
+        if self.learned:
+            return f"{numbers}: learned."
         if self.gain >= ROUGHLY:
-            return f"{numbers}: roughly learnt. {REMEDY}"
-        return f"{numbers}: not learnt. {REMEDY}"
+            return f"{numbers}: roughly learned. {REMEDY}"
+        return f"{numbers}: not learned. {REMEDY}"
 
 
 def rebuild(
@@ -71,7 +71,7 @@ def rebuild(
     picture: str | Path | Image.Image,
     prompt: str = "A [v]",
     seed: int = 0,
-    progress: Progress = False,
+    progress: DrawingProgress = False,
 ) -> Rebuilt:
     """Draw a picture again with both halves of its B-LoRA, and compare the two.
 

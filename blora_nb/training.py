@@ -45,7 +45,7 @@ from blora_nb.registry import pipeline_lock
 from blora_nb.running.batches import Batches
 from blora_nb.running.checkpoints import TrainingState, checkpoint_to_resume, resume
 from blora_nb.running.memory import unet_can_stay
-from blora_nb.running.monitor import Monitor, OnCheckpoint, Progress, Reporting
+from blora_nb.running.monitor import Monitor, OnCheckpoint, Reporting, TrainingProgress
 from blora_nb.running.optimized_unet import optimized_unet
 from blora_nb.running.out_of_memory import (
     explain_out_of_memory_training,
@@ -70,7 +70,7 @@ def train(
     pipe: "StableDiffusionXLPipeline",
     image: "Picture | Sequence[Picture] | dict[Path, str | None]",
     settings: TrainingSettings | None = None,
-    progress: Progress = True,
+    progress: TrainingProgress = True,
     output_dir: str | Path | None = None,
     resume_from_checkpoint: str | None = None,
     on_checkpoint: OnCheckpoint | None = None,
@@ -307,7 +307,7 @@ def run_steps(
     parameters: list[Tensor],
     moments: "Moments",
     settings: TrainingSettings,
-    progress: Progress = True,
+    progress: TrainingProgress = True,
 ) -> list[float]:
     """All steps on the latents of one picture.
 

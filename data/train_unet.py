@@ -175,7 +175,7 @@ def shares(progress: float) -> Shares:
     First every ground is light and every object dark, in any hue: with all colours from the start a
     silhouette is now lighter, now darker than its ground, and the content tutor's message says
     nothing about any pixel until the model knows how to combine both. Then come all colours, and
-    only then patterns and textures. (With black on white at first, the model never learnt hues.)
+    only then patterns and textures. (With black on white at first, the model never learned hues.)
     """
     ordered = min(1.0, max(0.0, 1.2 - progress / 0.15))
     flat = min(1.0, max(0.3, 1 - 0.7 * (progress - 0.25) / 0.3))

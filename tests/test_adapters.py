@@ -196,7 +196,8 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
 @pytest.mark.parametrize("alphas", [(1.0, 1.0), (0.5, -1.5), (0.0, 2.0)])
 def test_alphas_are_linear_and_signed(pipe, blora, alphas):
     apply(pipe, blora, blora)
-    set_alphas(pipe, *alphas)
+    set_alphas(pipe, content_alpha=alphas[0])
+    set_alphas(pipe, style_alpha=alphas[1])  # leaves the other as it is
     strength = dict(zip(("content", "style"), alphas))
     for name, acting in effective_weights(pipe).items():
         alpha = strength[half_of(name + ".")]

@@ -357,7 +357,7 @@ def test_the_pad_in_jupyterlab(page, serve, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 1280])
 def test_a_drawing_on_the_app_page(page, serve, tmp_path, width):
-    """Drawn, undone, drawn again, used, learnt; on a phone's page with a finger."""
+    """Drawn, undone, drawn again, used, learned; on a phone's page with a finger."""
     shutil.copytree(ROOT / "app", tmp_path / "app")
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(serve(["voila", "blora.ipynb"], tmp_path / "app", ""))

@@ -34,7 +34,7 @@ def learn(pipe, picture, **options):
 
 
 @pytest.fixture(scope="module")
-def learnt(pipe, picture):
+def learned(pipe, picture):
     """What `learn` makes with a pipeline that nobody has changed."""
     return learn(pipe, picture)
 
@@ -79,7 +79,7 @@ UNDONE = {  # change, words of the refusal, the call that it names
 
 @pytest.mark.parametrize("kind", UNDONE)
 @pytest.mark.slow
-def test_what_spoils_everything_is_refused_until_it_is_undone(pipe, fresh, picture, learnt, kind):
+def test_what_spoils_everything_is_refused_until_it_is_undone(pipe, fresh, picture, learned, kind):
     change, words, call = UNDONE[kind]
     halves = {"content": STAR, "style": WOOD, "style_alpha": 0.3}
     right, plain, weights = draw(pipe, **halves), draw(pipe), looked(pipe)
@@ -101,7 +101,7 @@ def test_what_spoils_everything_is_refused_until_it_is_undone(pipe, fresh, pictu
     assert close(draw(fresh, **halves), right)
     assert close(draw(fresh), plain)
     assert torch.allclose(looked(fresh), weights, atol=1e-4)
-    assert learn(fresh, picture).losses == pytest.approx(learnt.losses, rel=1e-3)
+    assert learn(fresh, picture).losses == pytest.approx(learned.losses, rel=1e-3)
 
 
 def close(one, two, most=1.0):
@@ -184,17 +184,19 @@ def plainly(pipe):
 
 @pytest.mark.parametrize("kind", WRAPPED)
 @pytest.mark.slow
-def test_wrapped_and_compiled_models_give_the_same(fresh, picture, plainly, learnt, tmp_path, kind):
+def test_wrapped_and_compiled_models_give_the_same(
+    fresh, picture, plainly, learned, tmp_path, kind
+):
     drawn, attention, house = plainly
     WRAPPED[kind](fresh)
     before = fresh.unet, fresh.text_encoder
     for options, image in zip(SEQUENCE, drawn):
         assert close(draw(fresh, **options), image, 0.1)
     again = learn(fresh, picture, output_dir=tmp_path / "out", checkpointing_steps=2)
-    assert again.losses == pytest.approx(learnt.losses, rel=1e-3)
+    assert again.losses == pytest.approx(learned.losses, rel=1e-3)
     # AdamW's first steps enlarge the rounding of another attention
     if "attention" not in kind:
-        assert same_weights(again, learnt)
+        assert same_weights(again, learned)
     assert same_weights(BLoRA.load(again.save(tmp_path / "file")), again)
     names = BLoRA.load(tmp_path / "out" / "checkpoint-2").state_dict
     assert not any("_orig_mod" in name or "module." in name for name in names)
@@ -225,10 +227,10 @@ def test_loras_of_others_are_taken_off_and_named(pipe, fresh, name):
         remove(fresh)
 
 
-def test_a_training_takes_off_loras_of_others(fresh, picture, learnt):
+def test_a_training_takes_off_loras_of_others(fresh, picture, learned):
     load_by_other_means(fresh)
     with pytest.warns(PipelineWarning, match="mine"):
-        assert same_weights(learn(fresh, picture), learnt)
+        assert same_weights(learn(fresh, picture), learned)
 
 
 def test_a_lora_on_a_text_encoder_is_taken_off(pipe, fresh):
@@ -281,7 +283,7 @@ def test_switches_of_diffusers_are_set_again(pipe, fresh, switch):
     assert close(draw(fresh, content=STAR, style=NEON), right, 0.05)
 
 
-def test_freeu_is_for_drawing_and_in_the_record(pipe, fresh, picture, learnt):
+def test_freeu_is_for_drawing_and_in_the_record(pipe, fresh, picture, learned):
     fresh.enable_freeu(s1=0.6, s2=0.4, b1=1.1, b2=1.2)
     image = draw(fresh, content=STAR)
     assert image.info["blora_nb"]["freeu"] == {"s1": 0.6, "s2": 0.4, "b1": 1.1, "b2": 1.2}
@@ -289,7 +291,7 @@ def test_freeu_is_for_drawing_and_in_the_record(pipe, fresh, picture, learnt):
     with pytest.raises(PipelineError, match="disable_freeu"):
         learn(fresh, picture)
     fresh.disable_freeu()
-    assert same_weights(learn(fresh, picture), learnt)
+    assert same_weights(learn(fresh, picture), learned)
 
 
 class Inverted(AttnProcessor2_0):
@@ -297,14 +299,14 @@ class Inverted(AttnProcessor2_0):
         return -super().__call__(*args, **kwargs)
 
 
-def test_attention_of_somebody_elses_is_in_the_record_and_not_trained_on(fresh, picture, learnt):
+def test_attention_of_somebody_elses_is_in_the_record_and_not_trained_on(fresh, picture, learned):
     fresh.unet.set_attn_processor(Inverted())
     assert draw(fresh).info["blora_nb"]["attention_processors"] == ["Inverted"]
     for use in (lambda: learn(fresh, picture), lambda: looked(fresh)):
         with pytest.raises(PipelineError, match="computed by Inverted.*set_attn_processor"):
             use()
     fresh.unet.set_attn_processor(AttnProcessor2_0())
-    assert same_weights(learn(fresh, picture), learnt)
+    assert same_weights(learn(fresh, picture), learned)
 
 
 def test_a_lora_that_has_become_part_of_the_base_is_in_the_records(fresh, picture):
@@ -368,7 +370,7 @@ OFFLOADED = {
 
 @pytest.mark.parametrize("kind", OFFLOADED)
 @pytest.mark.slow
-def test_offloaded_models_draw_and_are_not_trained(pipe, fresh, picture, learnt, kind):
+def test_offloaded_models_draw_and_are_not_trained(pipe, fresh, picture, learned, kind):
     OFFLOADED[kind](fresh)
     sequence = ({}, {"content": STAR, "style": NEON}, {"style": WOOD})
     # accelerate cannot draw sequentially on a CPU
@@ -383,7 +385,7 @@ def test_offloaded_models_draw_and_are_not_trained(pipe, fresh, picture, learnt,
     if kind != "groups":
         fresh.remove_all_hooks()
         fresh.to("cpu")
-        assert same_weights(learn(fresh, picture), learnt)
+        assert same_weights(learn(fresh, picture), learned)
 
 
 def test_a_sampler_that_was_put_in_anothers_place_is_not_recorded(fresh):

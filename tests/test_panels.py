@@ -169,12 +169,12 @@ def test_going_back_is_instant_and_draws_nothing(panel, monkeypatch):
     assert panel.errors == []
 
 
-def test_an_own_picture_is_uploaded_learnt_kept_and_offered_in_other_panels(
+def test_an_own_picture_is_uploaded_learned_kept_and_offered_in_other_panels(
     panel, pipe, picture, tmp_path
 ):
     other = AlphaPanel(pipe, style="cat wood", gallery=panel.gallery)
     chooser = panel.choosers["content"]
-    assert chooser.train.disabled, "what is learnt already needs no training"
+    assert chooser.train.disabled, "what is learned already needs no training"
     upload(chooser.upload, "my star.png", png(picture))
     assert chooser.choice.value == "my star"
     assert not chooser.train.disabled
@@ -187,7 +187,7 @@ def test_an_own_picture_is_uploaded_learnt_kept_and_offered_in_other_panels(
     assert all(torch.equal(t, saved.state_dict[k]) for k, t in trained.state_dict.items())
     assert json.loads(saved.metadata["training"])["max_train_steps"] == 4
     assert chooser.train.disabled
-    assert "learnt" in status(panel)
+    assert "learned" in status(panel)
     panel.generate.click()
     assert len(panel.errors) == 1
     assert panel.drawn.content_B_LoRA == "my star"
@@ -198,7 +198,7 @@ def test_an_own_picture_is_uploaded_learnt_kept_and_offered_in_other_panels(
     assert chooser.choice.value == "my star"
 
 
-def test_a_drawing_is_used_and_learnt(panel, picture):
+def test_a_drawing_is_used_and_learned(panel, picture):
     chooser = panel.choosers["content"]
     assert chooser.pad is None, "made when it is asked for"
     chooser.draw.set_state({"value": True})
@@ -265,15 +265,15 @@ def test_paper_is_made_white_and_a_margin_is_added(panel, picture):
     assert panel.errors == []
 
 
-def test_a_learnt_picture_is_prepared_no_more(panel, picture):
+def test_a_learned_picture_is_prepared_no_more(panel, picture):
     chooser = panel.choosers["content"]
     upload(chooser.upload, "sketch.png", png(picture))
     chooser.boxes["margin"].set_state({"value": True})
-    learnt = chooser.source.picture
+    learned = chooser.source.picture
     chooser.train.click()
     assert panel.errors == []
     assert chooser.source.blora
-    assert chooser.source.picture is learnt
+    assert chooser.source.picture is learned
     assert chooser.preparation.layout.display == "none"
 
 
@@ -703,10 +703,10 @@ def test_an_empty_prompt_is_named(panel, prompt):
 def test_unknown_words_are_named(panel):
     panel.prompt.set_state({"value": "A [c] in xylophone style"})
     panel.generate.click()
-    assert "never learnt the word xylophone" in status(panel)
+    assert "never learned the word xylophone" in status(panel)
 
 
-def test_what_is_not_learnt_is_shown_without_a_result(pipe, picture):
+def test_what_is_not_learned_is_shown_without_a_result(pipe, picture):
     panel = AlphaPanel(pipe, picture)
     still = base64.b64decode(panel._repr_mimebundle_()[0]["image/png"])
     assert Image.open(BytesIO(still)).width > 150

@@ -1,4 +1,4 @@
-"""Has a B-LoRA learnt its picture? What a person is told after a training on the teaching model."""
+"""Has a B-LoRA learned its picture? What is told after a training on the teaching model."""
 
 import numpy as np
 import pytest
@@ -11,15 +11,15 @@ from blora_nb.rebuilding import psnr, rebuild
 
 
 def test_a_picture_is_compared_with_its_own_b_lora(pipe):
-    """The B-LoRA of the star has learnt the star, and not the ghost."""
+    """The B-LoRA of the star has learned the star, and not the ghost."""
     blora = example_blora(pipe, "star_sunset")
     own = rebuild(pipe, blora, example_picture("star_sunset"))
     other = rebuild(pipe, blora, example_picture("ghost_tiger"))
-    assert own.learnt
-    assert not other.learnt
+    assert own.learned
+    assert not other.learned
     assert own.image == other.image
-    assert str(own).endswith("dB): learnt.")
-    assert "not learnt. The teaching model" in str(other)
+    assert str(own).endswith("dB): learned.")
+    assert "not learned. The teaching model" in str(other)
     assert not getattr(pipe.unet, "peft_config", None)
 
 

@@ -34,7 +34,7 @@ def turned():
 
 @pytest.fixture(scope="module")
 def controlnet(pipe, tmp_path_factory):
-    """The folder of a ControlNet for the teaching model that has learnt nothing."""
+    """The folder of a ControlNet for the teaching model that has learned nothing."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("controlnet")
     channels = {"conditioning_embedding_out_channels": (16, 24, 32)}

@@ -62,7 +62,7 @@ def test_the_autoencoder_gives_pictures_back(pipe):
 
 @pytest.mark.slow
 def test_both_halves_rebuild_and_each_alone_keeps_its_part(pipe, judge, picture, blora):
-    assert rebuild(pipe, blora, picture).learnt
+    assert rebuild(pipe, blora, picture).learned
     scorer = JudgeScorer(judge)
 
     def drawn(prompt, **halves):

@@ -572,7 +572,7 @@ def test_alphas_changed_at_a_checkpoint_leave_the_half_in_training_on(
     def change(pipe, folder):
         set_alphas(pipe, content_alpha=0.5)
         active.append(sorted(pipe.unet.active_adapters()))
-        set_alphas(pipe)
+        set_alphas(pipe, content_alpha=1)
 
     options = {"output_dir": tmp_path, "checkpointing_steps": 3, "on_checkpoint": change}
     train(pipe, picture, content=blora, progress=False, max_train_steps=3, **options)

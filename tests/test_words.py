@@ -30,13 +30,13 @@ def test_words_that_are_cut_off_are_named_as_they_are_typed(pipe):
     assert unused_words(pipe, "") == ""
 
 
-def test_words_that_the_teaching_model_never_learnt_are_named(pipe):
+def test_words_that_the_teaching_model_never_learned_are_named(pipe):
     prompt = "A [v] zeppelin in [s] style, <xyz> Velcro 猫 zeppelin!"
     assert unknown_words(pipe, prompt) == ["zeppelin", "Velcro", "猫"]
     assert unknown_words(pipe, "A cat in neon style with a [wxy] star, ü x 7") == []
     (remark,) = remarks_on_prompt(pipe, "a " * 62 + "zeppelin")
     assert "zeppelin" in remark
-    assert "never learnt" not in remark, "what is cut off is not said twice"
+    assert "never learned" not in remark, "what is cut off is not said twice"
 
 
 def test_a_large_vocabulary_spells_no_word(pipe, monkeypatch):
@@ -118,7 +118,7 @@ def test_panels_say_it_in_their_status(pipe, tmp_path):
     assert "Done." in panel.worker.status.value
     assert "Note: The text encoder reads 62" in panel.worker.status.value
     panel.prompt.value = "A zeppelin"
-    assert "never learnt the word zeppelin" in panel.worker.status.value
+    assert "never learned the word zeppelin" in panel.worker.status.value
     panel.prompt.value = "A cat"
     assert "Note" not in panel.worker.status.value
 

@@ -23,7 +23,7 @@ from blora_nb.files.image_kinds import FORMATS, why_unreadable
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image
 
 MOST_PIXELS = 150_000_000  # half a gigabyte as RGB; known before anything is decoded
-MOST_ENLARGED = 4  # times; beyond, the blur is learnt
+MOST_ENLARGED = 4  # times; beyond, the blur is learned
 FLAT = 4  # of 255: a smaller difference is no drawing
 LITTLE = 0.02  # of the long side; less than this cut off each end is not worth a word
 
@@ -172,7 +172,7 @@ def remarks_on_square(image: Image.Image, resolution: int, name: str = "The pict
     if resolution > MOST_ENLARGED * side:
         remarks.append(
             f"{name} is only {image.width} × {image.height} pixels and is enlarged "
-            f"{resolution / side:.1f} times; its blur is learnt, too. Take a larger one."
+            f"{resolution / side:.1f} times; its blur is learned, too. Take a larger one."
         )
     square = np.asarray(centre_square(image, resolution))
     if _is_of_one_colour(square):
@@ -185,7 +185,7 @@ def remarks_on_square(image: Image.Image, resolution: int, name: str = "The pict
         where = "left and right of" if image.width > image.height else "above and below"
         remarks.append(
             f"{name} is {image.width} × {image.height} pixels, and only its middle square is "
-            f"learnt: what is {where} it, {1 - side / max(image.size):.0%} of the picture, is cut "
+            f"learned: what is {where} it, {1 - side / max(image.size):.0%} of the picture, is cut "
             "off. Crop it to a square yourself, or add a margin, to choose what is seen."
         )
     return remarks

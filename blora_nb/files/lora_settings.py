@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from blora_nb.errors import BLoRAError, json_object, parse_json, several, shown
+from blora_nb.errors import BLoRAError, several, shown
+from blora_nb.files.json_objects import json_object, parse_json
 from blora_nb.files.other_methods import refuse_method_of_settings
 from blora_nb.files.setting_values import (
     Patterns,

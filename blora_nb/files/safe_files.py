@@ -9,7 +9,8 @@ from pathlib import Path
 
 import safetensors
 
-from blora_nb.errors import BLoRAError, parse_json, shown
+from blora_nb.errors import BLoRAError, shown
+from blora_nb.files.json_objects import parse_json
 
 LARGEST = 4 * 2**30  # bytes of float32 that a B-LoRA may take; SDXL at rank 64 takes 113 MB
 LONGEST_HEADER = 16 * 2**20  # bytes; a LoRA of all of SDXL has about 0.5 MB

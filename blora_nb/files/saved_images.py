@@ -6,8 +6,9 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from blora_nb.errors import BLoRAError, ImageError, parse_json, shown
+from blora_nb.errors import BLoRAError, ImageError, shown
 from blora_nb.files.images import opened
+from blora_nb.files.json_objects import parse_json
 from blora_nb.files.paths import free_path, safe_name, writable_folder
 from blora_nb.files.safe_files import complete_file
 

@@ -6,7 +6,8 @@ They are JSON or plain text, and may be anything.
 import math
 import re
 
-from blora_nb.errors import BLoRAError, json_object, shown
+from blora_nb.errors import BLoRAError, shown
+from blora_nb.files.json_objects import json_object
 
 NOTHING = {"", "none", "null"}
 YES = {"true", "yes", "1", "1.0"}

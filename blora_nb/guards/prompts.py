@@ -1,4 +1,4 @@
-"""The words of a prompt that the text encoder cuts off, or never learnt.
+"""What is no prompt; and the words of one that the text encoder cuts off, or never learned.
 
 CLIP's text encoders read a fixed number of tokens and drop the rest. diffusers only logs that; here
 it is a `PromptWarning`, and panels show the same sentences.
@@ -28,6 +28,20 @@ class Word(NamedTuple):
     start: int
     end: int
     tokens: int
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise a ValueError for what is not one text, or no text at all."""
+    if not isinstance(prompt, str):
+        raise ValueError(
+            f"The prompt is one text, not {prompt!r}. For several, draw once for each."
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"The prompt {prompt!r} has bytes in it that are no UTF-8. Type it again."
+        ) from None
 
 
 def unused_words(pipe: "StableDiffusionXLPipeline", prompt: str) -> str:
@@ -76,7 +90,7 @@ def remarks_on_prompt(pipe: "StableDiffusionXLPipeline", prompt: str | None) -> 
     if unknown:
         plural = "s" if len(unknown) > 1 else ""
         remarks.append(
-            f"The teaching model never learnt the word{plural} {', '.join(unknown)}. "
+            f"The teaching model never learned the word{plural} {', '.join(unknown)}. "
             "blora_nb.known_words() lists those that it knows."
         )
     return remarks

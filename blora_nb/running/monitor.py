@@ -24,7 +24,7 @@ from blora_nb.settings import TrainingSettings
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
-Progress = bool | Callable[[int, int, float], object]
+TrainingProgress = bool | Callable[[int, int, float], object]
 OnCheckpoint = Callable[["StableDiffusionXLPipeline", Path], object]
 
 
@@ -32,7 +32,7 @@ OnCheckpoint = Callable[["StableDiffusionXLPipeline", Path], object]
 class Reporting:
     """Where a training shows and keeps what it does; the names are those of `train`."""
 
-    progress: Progress = True
+    progress: TrainingProgress = True
     output_dir: str | Path | None = None
     on_checkpoint: OnCheckpoint | None = None
 

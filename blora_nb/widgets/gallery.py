@@ -21,7 +21,7 @@ MARGIN = 0.1  # of the picture's long side
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """A picture as it was uploaded, and what was asked to be done with it before it is learnt."""
+    """A picture as it was uploaded, and what was asked to be done with it before it is learned."""
 
     picture: Image.Image
     white_paper: bool = False

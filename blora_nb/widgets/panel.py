@@ -290,7 +290,7 @@ class Panel(widgets.VBox):
         blora = self.gallery.sources[name].blora
         if blora is None:
             raise ValueError(
-                f'The {half} picture "{name}" is not learnt yet. Press "Train {half}" first.'
+                f'The {half} picture "{name}" is not learned yet. Press "Train {half}" first.'
             )
         return blora
 
@@ -322,7 +322,7 @@ class Panel(widgets.VBox):
             self.worker.say("New settings: press Generate.", self._remarks())
 
     def _remarks(self) -> list[str]:
-        """Sentences on what is chosen and typed: pictures not learnt yet, and the prompt."""
+        """Sentences on what is chosen and typed: pictures not learned yet, and the prompt."""
         pictures = [remark for chooser in self.choosers.values() for remark in chooser.remarks()]
         return [*dict.fromkeys(pictures), *self.remarks_on(self.prompt.value)]
 
