@@ -11,12 +11,13 @@ from typing import Any
 
 from PIL import Image
 
+from blora_nb.blocks import HALVES
 from blora_nb.errors import BLoRAError
 from blora_nb.files.images import ImageSource, read_image
 from blora_nb.files.safe_files import complete_file, read_json
 from blora_nb.metrics import KeptAndMoved, Scorer, balance, check_scores
 from blora_nb.running.checkpoints import step_of
-from blora_nb.validation import pictures_at, validated
+from blora_nb.validation import pictures_by_half
 
 SCORES = "validation_scores.json"
 NEARLY = 0.1  # of the way from the lowest score to the highest
@@ -131,14 +132,10 @@ def _pictures_to_score(folder: str | Path) -> dict[Path, Files]:
 
     Each half's own where every checkpoint has them, else those of both halves.
     """
-    found = validated(folder)
-    apart = {
-        checkpoint: {half: pictures_at(checkpoint, half) for half in ("content", "style")}
-        for checkpoint in found
+    return {
+        checkpoint: {half: files.get(half, files["both"]) for half in HALVES}
+        for checkpoint, files in pictures_by_half(folder).items()
     }
-    if all(files["content"] and files["style"] for files in apart.values()):
-        return apart
-    return {checkpoint: {"content": both, "style": both} for checkpoint, both in found.items()}
 
 
 def _scores(checkpoint: Path, files: Files, kept: dict[str, Any]) -> CheckpointScores:

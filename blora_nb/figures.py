@@ -27,7 +27,7 @@ from blora_nb.generation import Seeds, generate, sample, seed_list
 from blora_nb.lora import Given, apply, set_alphas
 from blora_nb.metrics import DECIMALS, mean_and_error, ranked
 from blora_nb.registry import pipeline_lock
-from blora_nb.validation import SHEET, validated
+from blora_nb.validation import SHEET, SHOWN_AS, pictures_by_half
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -265,19 +265,30 @@ def _labelled_beneath(
 def checkpoint_grid(folder: str | Path) -> NotebookFigure:
     """The pictures made at each checkpoint: a row for each checkpoint, a column for each seed.
 
+    Where each half was drawn alone, too, its pictures follow in the same row.
+
     Args:
         folder: the `output_dir` of a training.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    found = validated(folder)
-    rows = [[read_image(file) for file in files] for files in found.values()]
+    found = pictures_by_half(folder)
+    rows = [
+        [read_image(file) for half in files.values() for file in half] for files in found.values()
+    ]
     steps = [f"step {path.name.partition('-')[2]}" for path in found]
-    seeds = [f"seed {seed}" for seed in range(max(len(row) for row in rows))]
-    first = next(iter(found.values()))[0]
-    caption = f'"{read_settings(first)["prompt"]}" at {len(rows)} checkpoints'
-    return picture_grid(rows, steps, seeds, caption, side=1.5)
+    last = list(found.values())[-1]
+    columns = [
+        f"{SHOWN_AS[half]}\nseed {seed}"
+        for half, files in last.items()
+        for seed in range(len(files))
+    ]
+    prompts = [
+        f'{SHOWN_AS[half]} "{read_settings(files[0])["prompt"]}"' for half, files in last.items()
+    ]
+    caption = f"{len(rows)} checkpoints; {', '.join(prompts)}"
+    return picture_grid(rows, steps, columns, caption, side=1.5 if len(columns) < 5 else 1.2)
 
 
 def checkpoint_curve(

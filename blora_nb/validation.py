@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
 SHEET = "validation.png"  # the pictures of all checkpoints side by side
+SHOWN_AS = {"both": "both halves", "content": "content half", "style": "style half"}
 PICTURE = re.compile(r"_seed(-?\d+)\.png$")
 PICTURE_OF_HALF = {half: re.compile(rf"_seed(-?\d+)_{half}\.png$") for half in HALVES}
 
@@ -89,6 +90,23 @@ def validated(folder: str | Path) -> dict[Path, list[Path]]:
             f"{folder} has no checkpoint with pictures. They are made with --validation_prompt, "
             "from Python with train(…, output_dir=…, on_checkpoint=validation_pictures(…))."
         )
+    return found
+
+
+def pictures_by_half(folder: str | Path) -> dict[Path, dict[str, list[Path]]]:
+    """Checkpoint to its pictures, with "both" halves, and with "content" and "style" alone.
+
+    The halves alone are there where every checkpoint has pictures of both of them.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint with pictures.
+    """
+    found = {checkpoint: {"both": files} for checkpoint, files in validated(folder).items()}
+    apart = {
+        checkpoint: {half: pictures_at(checkpoint, half) for half in HALVES} for checkpoint in found
+    }
+    if all(files for halves in apart.values() for files in halves.values()):
+        return {checkpoint: found[checkpoint] | apart[checkpoint] for checkpoint in found}
     return found
 
 

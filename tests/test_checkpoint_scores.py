@@ -73,7 +73,7 @@ def test_each_half_is_scored_on_its_own_pictures_where_all_have_them(tmp_path):
     scores = score(tmp_path, ByColour())
     assert {(one.content_scores, one.style_scores) for one in scores} == {((0.11,), (0.22,))}
     assert all(one.halves_apart for one in scores)
-    assert [len(files) for files in CheckpointPicker(tmp_path).pictures.values()] == [2] * 5
+    assert [len(drawn["both"]) for drawn in CheckpointPicker(tmp_path).pictures.values()] == [2] * 5
     (tmp_path / "checkpoint-30" / "A_rocket_seed0_style.png").unlink()
     assert not any(one.halves_apart for one in score(tmp_path, ByColour()))
 

@@ -47,7 +47,12 @@ def test_the_slider_shows_the_pictures_of_a_checkpoint_and_gives_its_weights(pip
     ]
     first, last = (BLoRA.load(folder / f"checkpoint-{step}") for step in (10, 30))
     assert picker.blora.fingerprint == first.fingerprint != last.fingerprint
-    made = generate(pipe, "A [v]", picker.blora, picker.blora, seeds=[0, 1], progress=False)
+    options = {"seeds": [0, 1], "progress": False}
+    made = generate(pipe, "A [v]", picker.blora, picker.blora, **options)
+    made += generate(pipe, IN_GOLD, content=picker.blora, **options)
+    made += generate(pipe, ROCKET, style=picker.blora, **options)
+    for prompt in (IN_GOLD, ROCKET):
+        assert prompt in picker.shown.value
     assert [p.tobytes() for p in shown] == [p.tobytes() for p in made]
     bundle, about = picker._repr_mimebundle_()
     assert set(bundle) == {"text/plain", "image/png", "application/vnd.jupyter.widget-view+json"}
@@ -92,10 +97,10 @@ def test_the_sheet_has_a_row_for_each_checkpoint(folder):
     assert sheet.name == "validation.png"
     assert again != sheet
     axes = checkpoint_grid(folder).axes
-    assert len(axes) == 6
-    assert [a.get_ylabel() for a in axes[::2]] == STEPS
+    assert len(axes) == 18, "both halves, and each alone"
+    assert [a.get_ylabel() for a in axes[::6]] == STEPS
     picture = Image.open(folder / "checkpoint-20" / "A_v_seed1.png")
-    assert np.array_equal(axes[3].images[0].get_array(), np.asarray(picture))
+    assert np.array_equal(axes[7].images[0].get_array(), np.asarray(picture))
     assert json.loads(picture.text["blora_nb"])["seed"] == 1
 
 

@@ -9,9 +9,10 @@ import ipywidgets as widgets
 from blora_nb.checkpoint_scores import kept_scores, recommended, score_checkpoints
 from blora_nb.figures import NotebookFigure, checkpoint_curve, checkpoint_grid
 from blora_nb.files.images import ImageSource, read_image
+from blora_nb.files.saved_images import read_settings
 from blora_nb.lora import BLoRA
 from blora_nb.metrics import Scorer
-from blora_nb.validation import validated
+from blora_nb.validation import SHOWN_AS, pictures_by_half
 from blora_nb.widgets.markup import picture_html, png_address, reduced, small_print
 
 SIDE = 180  # pixels of a picture
@@ -64,7 +65,7 @@ class CheckpointPicker(widgets.VBox):
                 "picture=… and scorer=scorer_for(pipe), or neither."
             )
         self.folder = folder
-        self.pictures = validated(folder)
+        self.pictures = pictures_by_half(folder)
         if picture is not None and scorer is not None:
             self.scores = score_checkpoints(folder, picture, scorer, progress)
         else:
@@ -125,15 +126,21 @@ class CheckpointPicker(widgets.VBox):
     def _show_chosen(self) -> None:
         """Show the pictures of the chosen checkpoint, mark it on the curve, say how it is used."""
         self._show_curve()
-        cards = []
-        for number, file in enumerate(self.pictures[self.checkpoint]):
-            alt = f"{self.checkpoint.name}, picture {number}"
-            picture = picture_html(reduced(read_image(file), SIDE), SIDE, alt)
-            cards.append(f'<div style="flex:0 1 {SIDE}px">{picture}</div>')
-        row = "display:flex;flex-wrap:wrap;gap:10px;margin:6px 0"
-        self.shown.value = f'<div style="{row}">{"".join(cards)}</div>'
+        drawn = self.pictures[self.checkpoint]
+        self.shown.value = "".join(self._row(half, files) for half, files in drawn.items())
         load = html.escape(f'BLoRA.load("{self.checkpoint}")', quote=False)
         self.usage.value = small_print(f"Use it: <code>{load}</code>")
+
+    def _row(self, half: str, files: list[Path]) -> str:
+        """The pictures that one half, or both, made at the chosen checkpoint, with their prompt."""
+        cards = []
+        for number, file in enumerate(files):
+            alt = f"{self.checkpoint.name}, {SHOWN_AS[half]}, picture {number}"
+            picture = picture_html(reduced(read_image(file), SIDE), SIDE, alt)
+            cards.append(f'<div style="flex:0 1 {SIDE}px">{picture}</div>')
+        title = small_print(html.escape(f'{SHOWN_AS[half]}: "{read_settings(files[0])["prompt"]}"'))
+        row = "display:flex;flex-wrap:wrap;gap:10px;margin:6px 0"
+        return f'{title}<div style="{row}">{"".join(cards)}</div>'
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         return checkpoint_grid(self.folder).instead_of(self)
