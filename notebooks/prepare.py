@@ -67,7 +67,7 @@ HEAD = """\
 |---|---|---|
 | minutes | {minutes} | {minutes_on_t4} |
 | memory | 1 GB | 11 GB of GPU memory |
-| download | nothing beyond the package | 8 GB, SDXL and the models that score |
+| download | nothing beyond the package | 8 GB: SDXL and the scoring models |
 
 **You need** {needed}."""
 
