@@ -52,7 +52,7 @@ FACTS = {
 }
 
 FIRST_CELL = f"""\
-# On Colab and Kaggle this installs the course; where it is installed it does nothing.
+# Installs the course on Colab and Kaggle; does nothing where it is installed.
 import importlib.util
 
 if not importlib.util.find_spec("blora_nb"):

@@ -100,14 +100,14 @@ def two_colours(pipe: "StableDiffusionXLPipeline", answer: str) -> str:
     ground = mean_colour(np.concatenate([pixels[:, :6], pixels[:, -6:]]))
     need(
         ground[2] > ground[0] + 25,
-        f"the ground is not blue: its red, green and blue are {ground}.",
+        f"the background is not blue: its red, green and blue are {ground}.",
     )
     need(
         middle[0] > middle[2] + 25,
-        "the ground is blue, but the object is not red: its red, green and blue are "
+        "the background is blue, but the object is not red: its red, green and blue are "
         f"{middle}. Is the object's colour said first, and a compact object named?",
     )
-    return "First the object's colour, then the ground's."
+    return "First the object's colour, then that of the background."
 
 
 def mean_colour(pixels: np.ndarray) -> list[int]:
@@ -608,7 +608,7 @@ def colour_distance(answer: Answer) -> str:
     called(answer, even, even)
     need(close(called(answer, left, left), 0), "a histogram has the distance 0 from itself.")
     got = called(answer, left, right)
-    need(close(got, 1), f"two that share no box have the distance 1; you return {got}.")
+    need(close(got, 1), f"two that share no bin have the distance 1; you return {got}.")
     got = called(answer, even, left)
     need(
         close(got, called(answer, left, even)),
