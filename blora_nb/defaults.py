@@ -47,7 +47,7 @@ TINY_DEFAULTS = Defaults(
     learning_rate=1e-3,
     max_train_steps=80,
     train_batch_size=4,
-    num_inference_steps=20,
+    num_inference_steps=12,
     guidance_scale=2.0,
     init_lora_weights="instant",
 )
