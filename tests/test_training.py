@@ -539,12 +539,12 @@ def test_a_base_in_16_bits_trains_and_draws(dtype, picture, recwarn):
     The losses are those of float32 to its precision.
     """
     pipe = load_pipeline(device="cpu", dtype=dtype)
-    blora = train(pipe, picture, progress=False, max_train_steps=30)
-    exact = train(load_pipeline(device="cpu"), picture, progress=False, max_train_steps=30)
+    blora = train(pipe, picture, progress=False, max_train_steps=10)
+    exact = train(load_pipeline(device="cpu"), picture, progress=False, max_train_steps=10)
     assert pipe.unet.dtype == pipe.vae.dtype == dtype
     assert all(t.dtype == torch.float32 for t in blora.state_dict.values())
     assert blora.losses[0] == pytest.approx(exact.losses[0], rel=0.02)
-    assert sum(blora.losses[-10:]) == pytest.approx(sum(exact.losses[-10:]), rel=0.1)
+    assert sum(blora.losses) == pytest.approx(sum(exact.losses), rel=0.1)
     image = generate(pipe, "A [v]", blora, blora, num_inference_steps=3, progress=False)[0]
     assert image.convert("L").getextrema()[0] < image.convert("L").getextrema()[1]
     assert not [w for w in recwarn if "lr_scheduler" in str(w.message)]
