@@ -10,7 +10,6 @@ the result most like in shape, and which in style? The judge says.
 import argparse
 from typing import Any
 
-from blora_nb.assets import fingerprint
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
 from blora_nb.metrics import JudgeScorer
@@ -18,7 +17,7 @@ from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from course_drawings import PROMPT, drawings, pairs, verdicts
-from report import PAIR_BY_PAIR, against, shares, summary, table, write
+from report import PAIR_BY_PAIR, against, fingerprint, shares, summary, table, write
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "asymmetric guidance": {"asymmetric_guidance": True},

@@ -3,6 +3,7 @@
 NumPy is imported late, so that `gpu.py` can begin without it.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent / "blora_nb" / "data" / "examples"
+TINY_SDXL = HERE.parent / "blora_nb" / "data" / "tiny_sdxl"
 OUTPUTS = HERE.parent / "outputs"  # for quick looks, which change no stored result
 
 PAIR_BY_PAIR = (
@@ -31,6 +33,15 @@ def write(name: str, text: str, results: dict[str, Any]) -> None:
     (HERE / f"{name}.md").write_text(text)
     (HERE / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     print(text)
+
+
+def fingerprint(folder: Path = TINY_SDXL) -> str:
+    """Twelve hexadecimal digits that name the weights of a U-Net.
+
+    They say to which model a measurement belongs.
+    """
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
 
 
 def stored(name: str) -> dict[str, Any]:

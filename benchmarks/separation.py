@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
-from blora_nb.assets import TINY_SDXL, fingerprint
+from blora_nb.assets import TINY_SDXL
 from blora_nb.figures import picture_grid
 from blora_nb.generation import sample
 from blora_nb.instant import instant_blora
@@ -36,7 +36,7 @@ from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from ordinary_lora import apply_both, train_everywhere
-from report import HERE, OUTPUTS, shares, summary, table, write
+from report import HERE, OUTPUTS, fingerprint, shares, summary, table, write
 from world.captions import EMOJI_SETS
 from world.painting import paint, place, random_poses
 from world.samples import Shapes

@@ -22,7 +22,6 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
-from blora_nb.assets import fingerprint
 from blora_nb.course.drawings import Pose, draw, free_pose
 from blora_nb.defaults import native_resolution
 from blora_nb.figures import picture_grid
@@ -32,7 +31,7 @@ from blora_nb.pipeline import load_pipeline
 from blora_nb.structure import TINY_CONTROLNET, load_controlnet, outline
 from blora_nb.training import train
 from course_drawings import PROMPT, drawings, pairs, verdicts
-from report import HERE, PAIR_BY_PAIR, against, shares, summary, table, write
+from report import HERE, PAIR_BY_PAIR, against, fingerprint, shares, summary, table, write
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from blora_nb.assets import fingerprint
 from blora_nb.blocks import TRANSFORMER_BLOCKS
 from blora_nb.course.drawings import STYLES
 from blora_nb.defaults import TINY_DEFAULTS
@@ -25,7 +24,7 @@ from blora_nb.figures import picture_grid
 from blora_nb.inspection import prompt_per_block
 from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import load_pipeline
-from report import HERE, OUTPUTS, shares, stored, table, write
+from report import HERE, OUTPUTS, fingerprint, shares, stored, table, write
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline

@@ -1,6 +1,5 @@
 """Where the teaching model, the judge, the example pictures and their B-LoRAs are stored."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,15 +7,6 @@ DATA = Path(__file__).resolve().parent / "data"
 TINY_SDXL = DATA / "tiny_sdxl"
 ADDRESS = "https://github.com/blora-nb/blora-nb"
 INSTALL_AGAIN = f'pip install --force-reinstall --no-deps "git+{ADDRESS}"'
-
-
-def fingerprint(folder: Path = TINY_SDXL) -> str:
-    """Twelve hexadecimal digits that name the weights of a U-Net.
-
-    They say to which model a measurement belongs.
-    """
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
 
 
 def known_words() -> dict[str, list[str]]:

@@ -188,8 +188,7 @@ def _write(checkpoint: Path, files: Files, scores: dict[str, Any]) -> None:
     """Keep the scores beside the pictures, in the place of older ones."""
     path = checkpoint / SCORES
     try:
-        path.unlink(missing_ok=True)
-        with complete_file(path) as part:
+        with complete_file(path, replace=True) as part:
             text = json.dumps(scores | {"drawn": _drawn(files)}, indent=1)
             part.write_text(text, encoding="utf-8")
     except OSError as error:

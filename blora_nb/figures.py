@@ -1,4 +1,4 @@
-"""Grids of pictures, sweeps over alphas and seeds, heat maps and curves, as matplotlib figures."""
+"""Grids of pictures, sweeps over alphas, heat maps and curves, as matplotlib figures."""
 
 import io
 import math
@@ -23,7 +23,7 @@ from blora_nb.files.images import read_image
 from blora_nb.files.paths import free_path
 from blora_nb.files.safe_files import complete_file
 from blora_nb.files.saved_images import read_settings
-from blora_nb.generation import Seeds, generate, sample, seed_list
+from blora_nb.generation import sample
 from blora_nb.lora import Given, apply, set_alphas
 from blora_nb.metrics import DECIMALS, mean_and_error, ranked
 from blora_nb.registry import pipeline_lock
@@ -198,34 +198,6 @@ def alpha_grid(
 
 def _in_rows(pictures: Sequence[Image.Image], columns: int) -> Rows:
     return [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-
-
-def seed_sweep(
-    pipe: "StableDiffusionXLPipeline",
-    prompt: str = "A [c] in [s] style",
-    content: Given | None = None,
-    style: Given | None = None,
-    content_alpha: float = 1.0,
-    style_alpha: float = 1.0,
-    seeds: Seeds = range(8),
-    num_inference_steps: int | None = None,
-    progress: bool = True,
-) -> NotebookFigure:
-    """A figure of several seeds with the same settings, four to a row.
-
-    Arguments as in `generation.generate`. `seed_ranking` sorts them by scores.
-    """
-    numbers = seed_list(seeds)
-    alphas = (content_alpha, style_alpha)
-    pictures = generate(
-        pipe, prompt, content, style, *alphas, numbers, num_inference_steps, progress=progress
-    )
-    caption = f'"{prompt}", seeds {numbers[0]} to {numbers[-1]}'
-    if content is not None:
-        caption += f", content alpha {content_alpha:g}"
-    if style is not None:
-        caption += f", style alpha {style_alpha:g}"
-    return _labelled_beneath(pictures, [f"seed {seed}" for seed in numbers], caption)
 
 
 def seed_ranking(

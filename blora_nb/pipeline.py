@@ -26,7 +26,7 @@ from blora_nb.running.device import (
     default_base,
     default_device,
     default_dtype,
-    memory_profile,
+    needs_4_bits,
 )
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def load_pipeline(
         dtype: of the frozen base; by default float32 for the teaching model and where there is no
             NVIDIA GPU, else bfloat16 or float16.
         quantization: "int8" or "nf4" keeps the frozen U-Net in 8 or 4 bits (needs bitsandbytes),
-            "none" does not; by default what the device's memory profile says (see
-            `device.memory_profile`).
+            "none" does not; by default "nf4" for SDXL on a GPU with less than 11 GiB.
         vae: id or folder of another VAE; by default SDXL in float16 gets one whose activations do
             not overflow.
         revision, variant, cache_dir: of the base on the hub, as in `from_pretrained`; the variant
@@ -83,9 +82,9 @@ def load_pipeline(
         raise FileNotFoundError(
             f"The teaching model is not in {TINY_SDXL}. Install the package again: {INSTALL_AGAIN}"
         )
-    profile = memory_profile(device)
+    small = needs_4_bits(device)
     dtype = dtype or (torch.float32 if tiny else default_dtype(device))
-    quantization = quantization or (None if tiny else profile.quantization) or "none"
+    quantization = quantization or ("nf4" if small and not tiny else "none")
     vae_source = vae
     if vae is None and source == SDXL and dtype == torch.float16:
         vae_source = SDXL_VAE_FP16
@@ -109,7 +108,7 @@ def load_pipeline(
     if not isinstance(pipe, StableDiffusionXLPipeline):
         raise ValueError(f"{base} is a {type(pipe).__name__}; a B-LoRA needs an SDXL model.")
 
-    if profile.vae_tiling:
+    if small:
         tile_vae(pipe)
     pipe.set_progress_bar_config(disable=True)
     for model in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):

@@ -35,24 +35,14 @@ RECIPES = "recipes, all off by default"
 MEMORY = "memory and speed"
 CHECKPOINTS = "checkpoints"
 FILE = "written into the file"
-# settings whose number must be greater than 0
-POSITIVE = {
-    "resolution",
-    "rank",
-    "learning_rate",
-    "max_train_steps",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "snr_gamma",
-    "x0_loss_from",
-    "num_class_images",
-    "max_grad_norm",
-    "lr_num_cycles",
-    "lr_power",
-    "sample_batch_size",
-    "adam_epsilon",
+# all other numbers must be greater than 0
+MAY_BE_ZERO = {
+    "seed",
+    "adam_weight_decay",
+    "lr_warmup_steps",
+    "adam_beta1",
+    "adam_beta2",
+    "prior_loss_weight",
 }
 # settings whose default is what suits the pipeline
 SUITED = (
@@ -301,7 +291,7 @@ def _check_value(f: Field, value: Any) -> None:
     choices = f.metadata.get("choices")
     if choices and value not in choices:
         raise ValueError(f"{f.name} must be one of {', '.join(choices)}, not {value}.")
-    if f.name in POSITIVE and not value > 0:
+    if value_type(f) in (int, float) and f.name not in MAY_BE_ZERO and not value > 0:
         raise ValueError(f"{f.name} must be greater than 0, not {value}.")
     if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
         raise ValueError(

@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from blora_nb.assets import fingerprint
 from blora_nb.files.cards import model_card, upload
 from blora_nb.files.descriptions import describe_in_full, facts, norms
 from blora_nb.files.locating import FILE_NAME
@@ -24,6 +23,7 @@ from blora_nb.files.metadata import model_hash, training_metadata
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
 from helpers import refused, run, succeeded
+from report import fingerprint
 from test_formats import made, mixed_rank
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from blora_nb.assets import TINY_SDXL
 from blora_nb.cli.options import add_settings, given
-from blora_nb.cli.others_flags import NEEDLESS, REFUSED, WITHOUT_VALUE, add_others_flags
+from blora_nb.cli.others_flags import NEEDLESS, REFUSED, add_others_flags
 from blora_nb.course.drawings import draw
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
@@ -272,10 +272,11 @@ def test_flags_of_the_original_and_of_diffusers_script_are_taken():
     assert [flag for flag in taken if flag not in help_text] == []
 
 
+@pytest.mark.parametrize("value", [[], ["1"]])
 @pytest.mark.parametrize("flag", NEEDLESS)
-def test_a_flag_that_changes_nothing_is_said_to(flag):
+def test_a_flag_that_changes_nothing_is_said_to(flag, value):
     with contextlib.redirect_stderr(io.StringIO()) as notes:
-        training_parser().parse_args([flag] if flag in WITHOUT_VALUE else [flag, "1"])
+        training_parser().parse_args([flag, *value])
     assert f"note: {flag} changes nothing: {NEEDLESS[flag]}." in notes.getvalue()
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from blora_nb.assets import DATA
 from blora_nb.blocks import TRANSFORMER_BLOCKS
 from blora_nb.diagram import parts_of, unet_diagram
-from blora_nb.figures import alpha_grid, picture_grid, seed_ranking, seed_sweep
+from blora_nb.figures import alpha_grid, picture_grid, seed_ranking
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
 from blora_nb.metrics import ranked
@@ -69,14 +69,6 @@ def test_one_alpha_for_one_half_gives_a_sweep_over_the_other(pipe, halves):
     assert same(figure, expected)
     assert "seed 0" in repr(figure)
     assert "content alpha 0 to 2, style alpha 0.5, 2 steps" in repr(figure)
-
-
-def test_seeds_side_by_side(pipe, halves):
-    options = {"content": halves["content"], "seeds": (2, 5, 6, 7, 9)}
-    options |= {"num_inference_steps": 1, "progress": False}
-    figure = seed_sweep(pipe, "A [c] in gold style", **options)
-    assert same(figure, generate(pipe, "A [c] in gold style", **options))
-    assert "style alpha" not in repr(figure)
 
 
 def test_the_best_seed_has_both(pipe):

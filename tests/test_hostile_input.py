@@ -20,7 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 
 from blora_nb.errors import BLoRAError, ImageError
 from blora_nb.files.image_folders import find_images
@@ -528,6 +528,18 @@ def test_a_file_that_appears_meanwhile_is_not_written_over(tmp_path):
         write()
     assert (tmp_path / "c.png").read_text(encoding="utf-8") == "theirs"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_is_written_anew_is_as_others_may_read_it(tmp_path):
+    """Not as safetensors writes one, for its owner alone."""
+    (tmp_path / "plain").touch()
+    file = tmp_path / "x.safetensors"
+    for number in (1, 2):
+        with complete_file(file, replace=True) as part:
+            save_file({"a": torch.full((2,), number)}, part)
+    assert load_file(file)["a"].tolist() == [2, 2]
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

@@ -15,7 +15,7 @@ from blora_nb.lora import applied
 from blora_nb.pipeline import encode_prompt, merge_few_step_lora
 from blora_nb.running.activations import count_activations
 from blora_nb.running.checkpoints import checkpoints
-from blora_nb.running.device import memory_profile
+from blora_nb.running.device import needs_4_bits
 from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.memory import GIB, choose_checkpointing, need, report
 from blora_nb.settings import TrainingSettings
@@ -110,9 +110,8 @@ def test_the_first_that_fits_is_chosen_and_reported(pipe):
 
 
 def test_small_cards_get_a_base_of_4_bits():
-    quantizations = [memory_profile("cuda", gib * GIB).quantization for gib in (80, 14.6, 7.8)]
-    assert quantizations == [None, None, "nf4"]
-    assert memory_profile("cpu").quantization is None
+    assert [needs_4_bits("cuda", gib * GIB) for gib in (80, 14.6, 7.8)] == [False, False, True]
+    assert not needs_4_bits("cpu")
 
 
 def test_out_of_memory_says_what_to_change_and_keeps_the_checkpoint(

@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 import torch
 
-from blora_nb.assets import TINY_SDXL, fingerprint, known_words
+from blora_nb.assets import TINY_SDXL, known_words
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
 from blora_nb.course.drawings import OBJECTS, STYLES, draw
 from blora_nb.files.images import to_tensor
@@ -17,6 +17,7 @@ from blora_nb.metrics import JudgeScorer
 from blora_nb.rebuilding import rebuild
 from conftest import ROOT
 from recipes import against
+from report import fingerprint
 
 OWN = [draw(o, s, 3_000_000 + i, 96) for i, (o, s) in enumerate(zip(OBJECTS, STYLES))]
 

@@ -12,7 +12,7 @@ from blora_nb.running.device import (
     default_device,
     default_dtype,
     host,
-    memory_profile,
+    needs_4_bits,
 )
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "ipywidgets")
@@ -47,7 +47,8 @@ def check() -> list[Row]:
         Row(True, "base model", f"{default_base()}   {choices}"),
     ]
     if device.startswith("cuda"):
-        rows.append(Row(True, "memory profile", memory_profile(device).name))
+        bits = 4 if needs_4_bits(device) else 16
+        rows.append(Row(True, "memory", f"has room for SDXL in {bits} bits"))
     here = (TINY_SDXL / "model_index.json").exists()
     found = "in the package" if here else "missing"
     remedy = f"install the package again: {INSTALL_AGAIN}"

@@ -9,29 +9,11 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
-
-# the options that the function `generate` takes under the same names
-SAMPLING = (
-    "negative_prompt",
-    "height",
-    "width",
-    "content_alpha",
-    "style_alpha",
-    "num_inference_steps",
-    "guidance_scale",
-    "asymmetric_guidance",
-    "content_until",
-    "style_from",
-    "image",
-    "strength",
-    "controlnet",
-    "controlnet_conditioning_scale",
-    "batch_size",
-)
 
 
 def main() -> int:
@@ -145,7 +127,7 @@ def generate(args: Namespace) -> None:
     from blora_nb.defaults import native_resolution
     from blora_nb.files.paths import writable_folder
     from blora_nb.files.saved_images import save_picture
-    from blora_nb.generation import generate_each
+    from blora_nb.generation import Sampling, generate_each
     from blora_nb.guards.bases import check_base
     from blora_nb.pipeline import merge_few_step_lora, tile_vae, use_scheduler
     from blora_nb.running.records import differences
@@ -169,7 +151,9 @@ def generate(args: Namespace) -> None:
     wanted = None
     if args.seeds == args.record.get("batch_seeds"):
         wanted = args.record.get("seed")
-    sampling = {name: getattr(args, name) for name in SAMPLING}
+    names = {field.name for field in fields(Sampling)} - {"control_image"}
+    names |= {"negative_prompt", "content_alpha", "style_alpha"}
+    sampling = {name: getattr(args, name) for name in names}
     sampling |= {"seeds": args.seeds, "control_image": control_image}
     drawn = generate_each(pipe, args.prompt, content, style, **sampling)
     for number, picture in enumerate(drawn):

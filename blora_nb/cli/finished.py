@@ -4,12 +4,11 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from blora_nb.cli.jobs import Job
 from blora_nb.errors import BLoRAError, BLoRAWarning
 from blora_nb.files.locating import FILE_NAME
-from blora_nb.files.metadata import training_metadata
 from blora_nb.files.paths import writable_folder
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import check_unused, checkpoints, other_settings
@@ -90,7 +89,7 @@ def other_training(
         warnings.simplefilter("ignore", BLoRAWarning)
         metadata = BLoRA.load(job.folder).metadata
     stored = json.loads(metadata.get("training", "{}"))
-    then, now = learned_then_and_now(pipe, job, settings, metadata)
+    then, now = json.loads(metadata.get("learned", "{}")), learned_now(pipe, job, settings)
     different = other_settings(stored, settings, frozenset({"max_train_steps"}))
     different += [f"it is of another {what}" for what in now if then.get(what) != now[what]]
     steps, asked = stored.get("max_train_steps"), settings.max_train_steps
@@ -110,31 +109,12 @@ def other_training(
     return f"{file} is finished, and another one than is asked for: {why}. {remedy}"
 
 
-def learned_then_and_now(
-    pipe: "StableDiffusionXLPipeline",
-    job: Job,
-    settings: TrainingSettings,
-    metadata: dict[str, str],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a finished B-LoRA was trained on, and what its job would train on, in the same terms."""
+def learned_now(
+    pipe: "StableDiffusionXLPipeline", job: Job, settings: TrainingSettings
+) -> dict[str, str | None]:
+    """What a job would train on, in the terms of a B-LoRA's metadata."""
     content = BLoRA.load(job.content).content if job.content else None
-    if "learned" in metadata:
-        squares = squares_of(job.pictures, settings.resolution, silent=True)
-        class_squares = squares_of(class_pictures(settings), settings.resolution, silent=True)
-        prompts = list(job.pictures.values()) if job.has_captions else None
-        now = fingerprints(pipe, squares, prompts, class_squares, content)
-        return json.loads(metadata["learned"]), now
-    # a file of an earlier version
-    picture = next(iter(job.pictures)) if len(job.pictures) == 1 else None
-    asked = training_metadata(pipe, settings, picture)
-    now = {
-        "picture": asked.get("picture_sha256"),
-        "base model": asked.get("base_model_sha256"),
-        "content half": content.fingerprint if content else None,
-    }
-    then = {
-        "picture": metadata.get("picture_sha256"),
-        "base model": metadata.get("base_model_sha256"),
-        "content half": metadata.get("content_fingerprint"),
-    }
-    return then, now
+    squares = squares_of(job.pictures, settings.resolution, silent=True)
+    class_squares = squares_of(class_pictures(settings), settings.resolution, silent=True)
+    prompts = list(job.pictures.values()) if job.has_captions else None
+    return fingerprints(pipe, squares, prompts, class_squares, content)

@@ -22,6 +22,7 @@ from blora_nb.errors import (
 from blora_nb.files.image_folders import find_images
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import free_path, safe_name, writable_folder
+from blora_nb.files.safe_files import complete_file
 from blora_nb.files.saved_images import save_image
 from blora_nb.lora import BLoRA
 from blora_nb.rebuilding import rebuild
@@ -159,17 +160,12 @@ def write_manifest(jobs: Sequence[Job], output_dir: str | Path, failed: Failures
     rows = [manifest_row(job, output_dir, reasons.get(job.folder)) for job in jobs]
     text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     path = Path(output_dir) / MANIFEST
-    part = path.with_name(MANIFEST + ".part")
     try:
-        # names that are no UTF-8 become JSON's own escapes
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(part, path)
+        with complete_file(path, replace=True) as part:
+            # names that are no UTF-8 become JSON's own escapes
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(
-            f"{path} cannot be written ({error.strerror or error}). What was trained is listed "
-            "above."
-        ) from None
+        raise OSError(f"{error} What was trained is listed above.") from None
     return path
 
 

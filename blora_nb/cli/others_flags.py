@@ -84,13 +84,6 @@ NEEDLESS = {
     "--logging_dir": "the losses are in the checkpoints",
     "--local_rank": "accelerate tells each process its number",
 }
-WITHOUT_VALUE = {
-    "--center_crop",
-    "--enable_xformers_memory_efficient_attention",
-    "--allow_tf32",
-    "--use_blora",
-    "--cache_latents",
-}
 
 
 class Answer(argparse.Action):
@@ -107,8 +100,6 @@ class Answer(argparse.Action):
 
 def add_others_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the authors' script and of diffusers' scripts, left out of --help."""
-    for flag in REFUSED:
+    # some of them have a value, some none
+    for flag in REFUSED | NEEDLESS:
         parser.add_argument(flag, nargs="?", action=Answer, help=argparse.SUPPRESS)
-    for flag in NEEDLESS:
-        nargs = 0 if flag in WITHOUT_VALUE else None
-        parser.add_argument(flag, nargs=nargs, action=Answer, help=argparse.SUPPRESS)

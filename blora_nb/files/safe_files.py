@@ -2,10 +2,10 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 import safetensors
 
@@ -33,24 +33,31 @@ class NotWritten(OSError):
 
 
 @contextmanager
-def complete_file(path: str | Path) -> Iterator[Path]:
+def complete_file(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """A path to write to; the file is at its place when the block ends without an error.
 
     Otherwise it is nowhere.
+
+    Args:
+        replace: whether it takes the place of an older one.
 
     Raises:
         FileExistsError: there is such a file already.
         NotWritten: the disk is full or read-only, or the folder is not there.
     """
-    path, part = Path(path), None
-    if os.path.lexists(path):
+    path = Path(path)
+    if os.path.lexists(path) and not replace:
         raise FileExistsError(f"{path} exists already. Choose another name, or remove it first.")
+    part = path.with_name(f"{path.name[:40]}{token_hex(4)}.part")
     try:
-        handle, part = tempfile.mkstemp(".part", path.name[:40], path.parent)
-        os.close(handle)
-        yield Path(part)
-        os.chmod(part, 0o666 & ~_umask())
-        _put(part, path)
+        part.touch(exist_ok=False)
+        mode = part.stat().st_mode
+        yield part
+        part.chmod(mode)  # safetensors lets nobody else read what it writes
+        if replace:
+            os.replace(part, path)
+        else:
+            _put(part, path)
     except (FileExistsError, NotWritten):
         raise
     except (OSError, safetensors.SafetensorError) as error:
@@ -61,11 +68,10 @@ def complete_file(path: str | Path) -> Iterator[Path]:
         trouble.strerror = why
         raise trouble from None
     finally:
-        if part:
-            Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
-def _put(part: str, path: Path) -> None:
+def _put(part: Path, path: Path) -> None:
     """Give a finished file its name, unless another program has written that file meanwhile."""
     try:
         os.link(part, path)
@@ -76,12 +82,6 @@ def _put(part: str, path: Path) -> None:
         ) from None
     except OSError:  # a file system without hard links
         os.replace(part, path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_json(path: Path) -> dict:

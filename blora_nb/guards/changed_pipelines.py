@@ -1,9 +1,9 @@
 """Pipelines that other code has changed: what is undone meanwhile, what is refused, what is noted.
 
-A pipeline of diffusers can be fused, compiled, wrapped, offloaded and given other LoRAs. Each of
-these has a function here. What can be undone and done again without a trace is (`uncompiled`); what
-would give wrong pictures or weights is refused, with the call that undoes it (`check_unchanged`);
-what is no fault and still decides a picture is kept in its record (`changes`).
+A pipeline of diffusers can be fused, compiled, wrapped, offloaded and given other LoRAs. What can
+be undone and done again without a trace is (`uncompiled`); what would give wrong pictures or
+weights is refused, with the call that undoes it (`check_unchanged`); what is no fault and still
+decides a picture is kept in its record (`changes`).
 """
 
 from collections.abc import Iterator
@@ -110,67 +110,52 @@ def check_unchanged(
         training: a B-LoRA is to be trained.
         attention: attention is to be recorded.
     """
-    unet = inner(pipe.unet)
-    fault = other_model(unet) or fused_projections(unet) or fused_lora(pipe) or ip_adapter(unet)
-    if training:
-        fault = fault or freeu(unet) or moved_by_hooks(pipe)
-    if training or attention:
-        fault = fault or other_attention(unet)
+    fault = next(_faults(pipe, inner(pipe.unet), training, attention), None)
     if fault:
         what, remedy = fault
         raise PipelineError(f"This pipeline was changed: {what}. Undo it first: {remedy}")
 
 
-def other_model(unet: "UNet2DConditionModel") -> Fault | None:
-    """Whether something other than diffusers' model is in the U-Net's place.
-
-    PEFT's `get_peft_model` gives such a model.
-    """
+def _faults(
+    pipe: "StableDiffusionXLPipeline", unet: Any, training: bool, attention: bool
+) -> Iterator[Fault]:
+    """What was changed and must be undone first; `check_unchanged` has the arguments."""
     from diffusers import UNet2DConditionModel
 
-    if isinstance(unet, UNet2DConditionModel):
-        return None
-    if hasattr(unet, "base_model") and hasattr(unet, "unload"):
-        return "its U-Net is inside a PEFT model with an adapter", "pipe.unet = pipe.unet.unload()"
-    what = f"in the U-Net's place is a {type(unet).__name__}"
-    return what, "put the UNet2DConditionModel itself there (pipe.unet = …)"
-
-
-def fused_projections(unet: "UNet2DConditionModel") -> Fault | None:
-    """Whether queries, keys and values come from one fused layer, past which LoRA has no effect."""
+    if not isinstance(unet, UNet2DConditionModel):
+        if hasattr(unet, "base_model") and hasattr(unet, "unload"):
+            what = "its U-Net is inside a PEFT model with an adapter"
+            yield what, "pipe.unet = pipe.unet.unload()"
+        what = f"in the U-Net's place is a {type(unet).__name__}"
+        yield what, "put the UNet2DConditionModel itself there (pipe.unet = …)"
     if any("Fused" in type(processor).__name__ for processor in _processors(unet)):
         what = "its projections are fused (fuse_qkv_projections), and LoRA on them has no effect"
-        return what, "pipe.unet.unfuse_qkv_projections()"
-    return None
+        yield what, "pipe.unet.unfuse_qkv_projections()"
+    if fused := fused_lora(pipe):
+        what = f"the LoRA {', '.join(fused)} is fused into its weights (fuse_lora)"
+        yield f"{what}, and alphas and other LoRAs would act on top of it", "pipe.unfuse_lora()"
+    if unet.config.get("encoder_hid_dim_type") == "ip_image_proj":
+        what = "an IP-Adapter is loaded, which gets no picture here"
+        yield what, "pipe.unload_ip_adapter()"
+    if training and freeu_factors(unet):
+        yield "FreeU is on, which is for drawing", "pipe.disable_freeu()"
+    if training:
+        yield from _hooks_that_move(pipe)
+    if (training or attention) and (foreign := foreign_processors(unet)):
+        remedy = "pipe.unet.set_attn_processor(AttnProcessor2_0())"
+        where = "which is in diffusers.models.attention_processor"
+        yield f"its attention is computed by {', '.join(foreign)}", f"{remedy}, {where}"
 
 
-def fused_lora(pipe: "StableDiffusionXLPipeline") -> Fault | None:
-    """Whether a LoRA that is on the pipeline is added to the base's own weights at the moment."""
-    names = {name for model in _models(pipe) for name in merged_adapters(model)}
-    if names:
-        what = f"the LoRA {', '.join(sorted(names))} is fused into its weights (fuse_lora)"
-        return f"{what}, and alphas and other LoRAs would act on top of it", "pipe.unfuse_lora()"
-    return None
+def fused_lora(pipe: "StableDiffusionXLPipeline") -> list[str]:
+    """The LoRAs on the pipeline that are added to the base's own weights at the moment, sorted."""
+    return sorted({name for model in _models(pipe) for name in merged_adapters(model)})
 
 
 def merged_adapters(model: torch.nn.Module) -> set[str]:
     """The names of the adapters that PEFT has added to a model's own weights."""
     lists = (getattr(module, "merged_adapters", None) for module in model.modules())
     return {name for names in lists if isinstance(names, list) for name in names}
-
-
-def ip_adapter(unet: "UNet2DConditionModel") -> Fault | None:
-    """Whether an IP-Adapter is on the U-Net, which then wants a picture at every step."""
-    if unet.config.get("encoder_hid_dim_type") == "ip_image_proj":
-        return "an IP-Adapter is loaded, which gets no picture here", "pipe.unload_ip_adapter()"
-    return None
-
-
-def freeu(unet: "UNet2DConditionModel") -> Fault | None:
-    """Whether FreeU weighs the U-Net's skip connections, which is for drawing only."""
-    if freeu_factors(unet):
-        return "FreeU is on, which is for drawing", "pipe.disable_freeu()"
-    return None
 
 
 def freeu_factors(unet: "UNet2DConditionModel") -> dict[str, float]:
@@ -180,19 +165,18 @@ def freeu_factors(unet: "UNet2DConditionModel") -> dict[str, float]:
     return {name: factor for name, factor in factors.items() if factor is not None}
 
 
-def moved_by_hooks(pipe: "StableDiffusionXLPipeline") -> Fault | None:
-    """Whether hooks move or cast the weights while the models run, which training itself does."""
+def _hooks_that_move(pipe: "StableDiffusionXLPipeline") -> Iterator[Fault]:
+    """Hooks that move or cast the weights while the models run, which training itself does."""
     for model in _models(pipe):
         for module in model.modules():
             if _offloads(getattr(module, "_hf_hook", None)):
                 device = pipe._execution_device
                 what = "its models are offloaded (enable_model_cpu_offload and its kin)"
-                return what, f'pipe.remove_all_hooks(), then pipe.to("{device}")'
+                yield what, f'pipe.remove_all_hooks(), then pipe.to("{device}")'
             registry: Any = getattr(module, "_diffusers_hook", None)
             if registry and registry.hooks:
                 what = f"hooks of diffusers are on its models ({', '.join(registry.hooks)})"
-                return what, "load the pipeline again"
-    return None
+                yield what, "load the pipeline again"
 
 
 def _offloads(hook: object) -> bool:
@@ -203,18 +187,8 @@ def _offloads(hook: object) -> bool:
     )
 
 
-def other_attention(unet: "UNet2DConditionModel") -> Fault | None:
-    """Whether attention is computed by processors that are not diffusers' plain ones."""
-    names = foreign_processors(unet)
-    if not names:
-        return None
-    remedy = "pipe.unet.set_attn_processor(AttnProcessor2_0())"
-    where = "which is in diffusers.models.attention_processor"
-    return f"its attention is computed by {', '.join(names)}", f"{remedy}, {where}"
-
-
 def foreign_processors(unet: "UNet2DConditionModel") -> list[str]:
-    """The class names of these processors, sorted."""
+    """The class names of attention processors that are not diffusers' plain ones, sorted."""
     names = {type(processor).__name__ for processor in _processors(unet)}
     return sorted(names - SAME_ATTENTION)
 

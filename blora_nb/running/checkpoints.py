@@ -296,12 +296,10 @@ def read_checkpoint(
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             texts = opened.metadata() or {}
         texts.pop("format", None)
-        # checkpoints of earlier versions have no checksum
-        expected = texts.pop("sha256", None)
-        if expected:
-            same_weights = texts.get("weights") == blora.fingerprint
-            if not same_weights or checksum(tensors, texts) != expected:
-                raise ValueError("its content is not what was written")
+        expected = texts.pop("sha256")
+        same_weights = texts["weights"] == blora.fingerprint
+        if not same_weights or checksum(tensors, texts) != expected:
+            raise ValueError("its content is not what was written")
         return blora, tensors, json.loads(texts["state"]), json.loads(texts["settings"])
     except (
         OSError,
@@ -350,7 +348,11 @@ def resume(path: Path, state: TrainingState, settings: TrainingSettings) -> None
             f"{path} was written with other settings: {'; '.join(different)}. Give the same ones, "
             "or start in another folder."
         )
-    _check_same_training(path, state.trained_on or {}, rest)
+    for what, now in (state.trained_on or {}).items():
+        if (rest["learned"] or {}).get(what) != now:
+            raise CheckpointError(
+                f"{path} belongs to another {what}. Name the same one, or start in another folder."
+            )
     steps = len(tensors["losses"])
     if steps > settings.max_train_steps:
         raise CheckpointError(
@@ -371,23 +373,3 @@ def resume(path: Path, state: TrainingState, settings: TrainingSettings) -> None
             "an earlier checkpoint, or use this one as it is: it is a B-LoRA like any other."
         ) from None
     state.resumed_from = path
-
-
-def _check_same_training(
-    path: Path, trained_on: dict[str, str | None], rest: dict[str, Any]
-) -> None:
-    """Raise a CheckpointError where a checkpoint was trained on something else."""
-    then: dict[str, str | None] = rest.get("learned") or {}
-    if trained_on and not then:
-        raise CheckpointError(
-            f"{path} was written by an earlier version, which did not note what it was trained on. "
-            "Use it as it is (it is a B-LoRA like any other), or start in another folder."
-        )
-    for what, now in trained_on.items():
-        before = then.get(what)
-        if what == "content half" and what not in then:
-            before = rest.get("content")  # where earlier versions kept it
-        if before != now:
-            raise CheckpointError(
-                f"{path} belongs to another {what}. Name the same one, or start in another folder."
-            )

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from dataclasses import dataclass
 
 import torch
 
@@ -64,35 +63,12 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
-@dataclass(frozen=True)
-class MemoryProfile:
-    """What a device's memory asks of the base model.
-
-    Gradient checkpointing is chosen later, by what is free then.
-    """
-
-    name: str
-    least: int  # GiB of memory
-    quantization: str | None = None  # of the frozen U-Net
-    vae_tiling: bool = False
-
-
-# SDXL's U-Net takes 4.8 GiB in 16 bits and 1.7 GiB in nf4 (counted)
-PROFILES = (
-    MemoryProfile("24 GB and more", 22),
-    MemoryProfile("T4 and other cards of 12 to 16 GB", 11),
-    MemoryProfile("8 GB", 0, quantization="nf4", vae_tiling=True),
-)
-
-
-def memory_profile(device: torch.device | str, total: float | None = None) -> MemoryProfile:
-    """The `MemoryProfile` for a device.
+def needs_4_bits(device: torch.device | str, total: float | None = None) -> bool:
+    """Whether SDXL's U-Net must be kept in 4 bits (nf4: 1.7 GiB) instead of 16 (4.8 GiB, counted).
 
     Args:
         total: bytes of memory; by default what a GPU says, and no limit elsewhere.
     """
     if total is None and str(device).startswith("cuda"):
         total = torch.cuda.get_device_properties(device).total_memory
-    if total is None:
-        return PROFILES[0]
-    return next(profile for profile in PROFILES if total >= profile.least * 2**30)
+    return total is not None and total < 11 * 2**30
