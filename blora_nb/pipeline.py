@@ -1,10 +1,10 @@
 """A pipeline to work with: the teaching model, the real SDXL, or any SDXL-shaped id or folder."""
 
+import hashlib
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import ERROR, getLogger
+from logging import CRITICAL, ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from blora_nb.assets import INSTALL_AGAIN, TINY_SDXL
 from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
-from blora_nb.errors import BLoRAWarning, named_in_errors
-from blora_nb.files.few_step import merge, read_few_step
+from blora_nb.errors import BLoRAError, named_in_errors, shown
+from blora_nb.files.few_step import check_few_step_lora
 from blora_nb.files.locating import HUB_ID, find_weights, read_beside
 from blora_nb.files.safe_files import open_weights
 from blora_nb.files.state_dict_checks import SDXL
 from blora_nb.guards.bases import check_base
+from blora_nb.guards.changed_pipelines import FEW_STEP_ADAPTER
 from blora_nb.guards.prompts import check_prompt, quiet_libraries, warn_about_prompt
 from blora_nb.registry import note_options
 from blora_nb.running.device import (
@@ -272,10 +273,9 @@ def use_scheduler(pipe: "StableDiffusionXLPipeline", name: str) -> None:
 
 
 def merge_few_step_lora(pipe: "StableDiffusionXLPipeline", source: str | Path) -> None:
-    """Add a few-step LoRA (LCM, Lightning) to the base model's own weights.
+    """Add a few-step LoRA (LCM, Lightning) to the base model's own weights, as diffusers reads it.
 
-    B-LoRAs then go on and off beside it. The scale of each layer is found as for a B-LoRA
-    (`scales.scales`); what was left out or assumed is given as a `BLoRAWarning`.
+    B-LoRAs then go on and off beside it. Any LoRA that is on the pipeline before is taken off.
 
     Args:
         source: a safetensors file, a folder with one, or an id on the Hugging Face hub
@@ -283,7 +283,7 @@ def merge_few_step_lora(pipe: "StableDiffusionXLPipeline", source: str | Path) -
             until it is loaded again.
 
     Raises:
-        BLoRAError: it is no such file, or none for this base model.
+        BLoRAError: it is no such file, or none for this base model, which then is as it was.
         ValueError: the base model has 4 bits.
     """
     if getattr(pipe.unet, "is_loaded_in_4bit", False):
@@ -292,13 +292,46 @@ def merge_few_step_lora(pipe: "StableDiffusionXLPipeline", source: str | Path) -
             "than what it adds. Use quantization int8 or none."
         )
     path, config = find_weights(source)
-    with named_in_errors(path), open_weights(path) as opened:
-        beside, notes = read_beside(path, config, opened.keys())
-        changes, more = read_few_step(opened, beside, pipe)
-    for note in notes + more:
-        warnings.warn(f"{path}: {note}", BLoRAWarning, stacklevel=2)
-    sha256 = merge(pipe, changes)
+    with named_in_errors(path):
+        with open_weights(path) as opened:
+            beside, _ = read_beside(path, config, opened.keys())
+            layers = check_few_step_lora(opened, beside)
+        _load_and_fuse(pipe, path, layers)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     note_options(pipe, few_step_lora=str(source), few_step_sha256=sha256)
+
+
+def _load_and_fuse(pipe: "StableDiffusionXLPipeline", path: Path, layers: int) -> None:
+    """Let diffusers add a LoRA to the base model's own weights, if that has all of its layers."""
+    from diffusers.utils import logging as diffusers_logging
+
+    weights = {"weight_name": path.name, "use_safetensors": True}
+    try:
+        with quiet_libraries():
+            diffusers_logging.set_verbosity(
+                CRITICAL
+            )  # it logs the errors that it raises, at length
+            pipe.load_lora_weights(str(path.parent), adapter_name=FEW_STEP_ADAPTER, **weights)
+        components = list(pipe.get_list_adapters())
+        found = sum(
+            FEW_STEP_ADAPTER in getattr(module, "scaling", {})
+            for component in components
+            for module in getattr(pipe, component).modules()
+        )
+        if found != layers:
+            raise BLoRAError(
+                f"diffusers finds {found:,} of its {layers:,} layers in this base model. It is for "
+                "another one, or its names are none that diffusers knows."
+            )
+        pipe.fuse_lora(components=components, adapter_names=[FEW_STEP_ADAPTER])
+    except BLoRAError:
+        raise
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = shown(" ".join(str(error).split()), 200)
+        raise BLoRAError(f"diffusers cannot load it into this base model ({why}).") from None
+    finally:
+        pipe.unload_lora_weights()
 
 
 @torch.no_grad()

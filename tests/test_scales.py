@@ -1,5 +1,6 @@
 """A LoRA acts as strongly as whoever wrote it meant, wherever in or beside the file that stands."""
 
+import hashlib
 import json
 import math
 import re
@@ -16,11 +17,9 @@ from blora_nb.blocks import CONTENT_BLOCK, SGM_BLOCK_OF_HALF, STYLE_BLOCK, targe
 from blora_nb.errors import BLoRAError, BLoRAWarning
 from blora_nb.files.lora_settings import SOURCES
 from blora_nb.files.other_methods import CHANGE_THE_BASE, REFUSED
-from blora_nb.files.sgm_names import sgm_name
 from blora_nb.lora import BLoRA
 from blora_nb.pipeline import load_pipeline, merge_few_step_lora
 from blora_nb.registry import options_of
-from random_sdxl import unet_config
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 LAYERS = [
@@ -471,16 +470,13 @@ def test_other_methods_are_refused_by_name(tmp_path, pipe, method):
         merge_few_step_lora(pipe, file)
 
 
-def test_an_adapter_may_be_called_like_another_method(tmp_path, pipe):
+def test_an_adapter_may_be_called_like_another_method(tmp_path):
     lora = random_lora(lambda layer: 2)
     tensors = {
         key.replace(".weight", ".my_oft_1.weight"): t for key, t in named(lora, "peft").items()
     }
     save_file(tensors, tmp_path / "x.safetensors")
     agree(read(tmp_path / "x.safetensors")[0], times(lora, 1))
-    # for its size, not its name
-    with pytest.raises(BLoRAError, match="another base model"):
-        merge_few_step_lora(pipe, tmp_path / "x.safetensors")
 
 
 def test_whole_weights_outside_the_two_blocks_are_left_out_and_inside_refused(tmp_path):
@@ -551,98 +547,86 @@ def test_a_lokr_of_whole_factors_is_divided_by_the_headers_dim(tmp_path, header,
 # --- few-step LoRAs ---
 
 
-# some of every kind: attention, feed-forward, convolutions, embeddings, text encoders
-SOME = ("attn1.to_q", "attn2.to_out.0", "ff.net.2", "proj_in", "conv1", "conv", "conv_in")
-SOME += ("conv_shortcut", "linear_2", "q_proj", "fc1")
-
-
-def few_step_layers(pipe, texts):
-    components = ("unet", "text_encoder", "text_encoder_2") if texts else ("unet",)
-    for component in components:
-        for name, module in getattr(pipe, component).named_modules():
-            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and name.endswith(SOME):
-                yield component, name, module
-
-
-def few_step_stem(naming, component, name, pipe):
-    if naming == "peft":
-        return f"base_model.model.{name}"
-    if naming == "diffusers":
-        return f"{component}.{name}"
-    if component != "unet":
-        return f"lora_te{2 if component.endswith('2') else 1}_text_model_{flat(name)}"
-    return f"lora_unet_{flat(sgm_name(name, pipe.unet) if naming == 'sgm' else name)}"
-
-
-FEW_STEP = {
-    "kohya, alphas differ": ("kohya", "own", False),
-    "SDXL's own names": ("sgm", "own", False),
-    "kohya's header": ("kohya", "kohya's header", True),
-    "diffusers, header": ("diffusers", "header", False),
-    "diffusers, rslora": ("diffusers", "header", True),
-    "diffusers, plain entry": ("diffusers", "plain", True),
-    "diffusers, beside": ("diffusers", "beside", True),
-    "PEFT": ("peft", "beside", True),
+BLOCK, OWN_BLOCK = "transformer_blocks.0.", "transformer_blocks_0_"
+# layers of every kind, and their names in SDXL's own code, which Lightning's files have
+OWN_NAMES = {
+    "down_blocks.0.downsamplers.0.conv": "input_blocks_3_0_op",
+    "down_blocks.1.attentions.0.proj_in": "input_blocks_4_1_proj_in",
+    f"down_blocks.2.attentions.1.{BLOCK}attn1.to_q": f"input_blocks_8_1_{OWN_BLOCK}attn1_to_q",
+    "down_blocks.2.resnets.1.conv1": "input_blocks_8_0_in_layers_2",
+    "mid_block.resnets.1.time_emb_proj": "middle_block_2_emb_layers_1",
+    f"up_blocks.0.attentions.1.{BLOCK}attn2.to_out.0": (
+        f"output_blocks_1_1_{OWN_BLOCK}attn2_to_out_0"
+    ),
+    f"up_blocks.0.attentions.2.{BLOCK}ff.net.0.proj": (
+        f"output_blocks_2_1_{OWN_BLOCK}ff_net_0_proj"
+    ),
+    "up_blocks.0.upsamplers.0.conv": "output_blocks_2_2_conv",
+    "up_blocks.1.resnets.0.conv2": "output_blocks_3_0_out_layers_3",
+    "up_blocks.1.resnets.0.conv_shortcut": "output_blocks_3_0_skip_connection",
 }
-FEW_STEP_ENDINGS = {"diffusers": "lora", "peft": "peft", "kohya": "kohya", "sgm": "kohya"}
+HEADER = {"unet.r": 4, "unet.lora_alpha": 3.0, "unet.use_rslora": True}
+HEADER |= {"unet.target_modules": list(OWN_NAMES), "unet.rank_pattern": {}}
+HEADER["unet.alpha_pattern"] = {}
+# {kind of file: (naming, the .alpha of every layer, header, scale)}; the rank is 4
+FEW_STEP = {
+    "LCM": ("kohya", 8, {}, 2),
+    "LCM, small alpha": ("kohya", 1, {}, 1 / 4),
+    "Lightning": ("own", 2, {}, 1 / 2),
+    "Lightning, no alphas": ("own", None, {}, 1),
+    "diffusers": ("diffusers", None, {}, 1),
+    "diffusers, PEFT's endings": ("diffusers, PEFT's endings", None, {}, 1),
+    "diffusers, header": (
+        "diffusers, PEFT's endings",
+        None,
+        {"lora_adapter_metadata": json.dumps(HEADER)},
+        3 / math.sqrt(4),
+    ),
+}
 
 
-def few_step_header(way, config):
-    alpha, rslora = config["lora_alpha"], config["use_rslora"]
-    if way == "header":
-        components = ("unet", "text_encoder", "text_encoder_2")
-        prefixed = {f"{c}.{k}": v for c in components for k, v in config.items()}
-        return {"lora_adapter_metadata": json.dumps(prefixed)}
-    if way == "plain":
-        return {"lora_alpha": str(alpha), "use_rslora": str(rslora)}
-    if way == "kohya's header":
-        arguments = json.dumps({"rs_lora": str(rslora)})
-        return {"ss_network_alpha": str(alpha), "ss_network_args": arguments}
-    return {}
-
-
-def write_few_step_lora(folder, pipe, naming, way, rslora):
-    """few.safetensors with a LoRA of several ranks; returns the changes that it means."""
+def few_step_lora(pipe, naming, alpha):
+    """(tensors of a file, {layer: change at scale 1})."""
     draw = torch.Generator().manual_seed(0)
-    tensors, wanted, alpha, pattern = {}, {}, 3.0, {}
-    down, up = ENDINGS[FEW_STEP_ENDINGS[naming]]
-    for k, (component, name, module) in enumerate(few_step_layers(pipe, naming != "peft")):
-        shape, rank = module.weight.shape, 1 + k % 4
-        a = torch.randn(rank, *shape[1:], generator=draw) / 9
-        b = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=draw) / 9
-        own = 0.5 + k % 5
-        if way in ("header", "beside") and component == "unet" and not k % 3:
-            pattern[f"^{name}"] = own
-        used = own if way == "own" or f"^{name}" in pattern else alpha
-        scale = used / (math.sqrt(rank) if rslora else rank)
-        wanted[component, name] = scale * (b.flatten(1) @ a.flatten(1)).reshape(shape)
-        stem = few_step_stem(naming, component, name, pipe)
+    tensors, changes = {}, {}
+    stem_of, endings = NAMINGS["kohya" if naming == "own" else naming]
+    down, up = ENDINGS[endings]
+    for layer, own_name in OWN_NAMES.items():
+        shape = pipe.unet.get_submodule(layer).weight.shape
+        a = torch.randn(4, *shape[1:], generator=draw) / 9
+        b = torch.randn(shape[0], 4, *[1] * (len(shape) - 2), generator=draw) / 9
+        changes[layer] = (b.flatten(1) @ a.flatten(1)).reshape(shape)
+        stem = f"lora_unet_{own_name}" if naming == "own" else stem_of(layer)
         tensors |= {f"{stem}.{down}.weight": a, f"{stem}.{up}.weight": b}
-        if way == "own":
-            tensors[f"{stem}.alpha"] = torch.tensor(own)
-    config = {"lora_alpha": alpha, "use_rslora": rslora, "alpha_pattern": pattern}
-    if way == "beside":
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "few.safetensors", few_step_header(way, config))
-    return wanted
+        if alpha is not None:
+            tensors[f"{stem}.alpha"] = torch.tensor(float(alpha))
+    return tensors, changes
 
 
-@pytest.mark.parametrize("case", FEW_STEP)
-def test_a_few_step_lora_adds_exactly_what_it_says(fresh, tmp_path, case):
-    wanted = write_few_step_lora(tmp_path, fresh, *FEW_STEP[case])
+def weights_of(pipe):
+    models = (pipe.unet, pipe.text_encoder, pipe.text_encoder_2)
+    return [t.clone() for model in models for t in model.state_dict().values()]
 
-    def weight(component, name):
-        return getattr(fresh, component).get_submodule(name).weight.detach()
 
-    before = {layer: weight(*layer).clone() for layer in wanted}
+@pytest.mark.parametrize("kind", FEW_STEP)
+def test_a_few_step_lora_adds_exactly_what_it_says(fresh, tmp_path, kind):
+    naming, alpha, header, scale = FEW_STEP[kind]
+    tensors, changes = few_step_lora(fresh, naming, alpha)
+    file = tmp_path / "few.safetensors"
+    save_file(tensors, file, header)
+    before = {layer: t.clone() for layer, t in fresh.unet.state_dict().items()}
     with warnings.catch_warnings():
-        # no page-long warning of PEFT's
         warnings.simplefilter("error")
-        warnings.simplefilter("ignore", BLoRAWarning)
-        merge_few_step_lora(fresh, tmp_path / "few.safetensors")
-    for layer, change in wanted.items():
-        assert (weight(*layer) - before[layer] - change).norm() < 1e-5 * change.norm(), layer
-    assert len(options_of(fresh)["few_step_sha256"]) == 64
+        merge_few_step_lora(fresh, file)
+    after = fresh.unet.state_dict()
+    for name, weight in before.items():
+        layer = name.removesuffix(".weight")
+        if layer in changes:
+            change = scale * changes[layer]
+            assert (after[name] - weight - change).norm() < 1e-5 * change.norm(), layer
+        else:
+            assert torch.equal(after[name], weight), layer
+    assert options_of(fresh)["few_step_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_small_scale_does_not_vanish_in_float16(tmp_path):
@@ -659,66 +643,75 @@ def test_a_small_scale_does_not_vanish_in_float16(tmp_path):
     assert (module.weight.float() - wanted).norm() < 5e-3 * wanted.norm()
 
 
-ODD_LAYER = "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q"
+ODD_LAYER = f"down_blocks.2.attentions.0.{BLOCK}attn1.to_q"
 DOWN, UP = (f"unet.{ODD_LAYER}.lora.{part}.weight" for part in ("down", "up"))
+FITTING = {DOWN: torch.ones(2, 144), UP: torch.ones(144, 2)}
+OF_PEFT = {
+    f"base_model.model.{ODD_LAYER}.lora_{part}.weight": t for part, t in zip("AB", FITTING.values())
+}
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
         ({DOWN: torch.ones(2, 144)}, "without its partner"),
-        ({DOWN: torch.ones(2, 640), UP: torch.ones(640, 2)}, "another base model"),
-        ({DOWN: torch.ones(2, 144), UP: torch.ones(144, 3)}, "do not fit"),
+        ({DOWN: torch.ones(2, 640), UP: torch.ones(640, 2)}, "cannot load it into this base"),
+        ({DOWN: torch.ones(2, 144), UP: torch.ones(144, 3)}, "cannot load it into this base"),
         ({DOWN: torch.full((2, 144), math.nan), UP: torch.ones(144, 2)}, "NaN"),
         (
-            {"unet.some_layer.lora.down.weight": torch.ones(2, 2)},
-            "not the name of a LoRA weight of the base",
+            {"unet.some_layer.lora.down.weight": torch.ones(2, 2)}
+            | {"unet.some_layer.lora.up.weight": torch.ones(2, 2)},
+            "cannot load it into this base.*some_layer",
         ),
-        ({f"unet.{ODD_LAYER}.weight": torch.ones(2, 2)}, "None of its weights"),
         (
-            {"bundle_emb.x.clip_l": torch.ones(1, 8), "bundle_emb.x.alpha": torch.ones(1)},
-            "only 2 embeddings",
+            FITTING
+            | {"unet.some_layer.lora.down.weight": torch.ones(2, 2)}
+            | {"unet.some_layer.lora.up.weight": torch.ones(2, 2)},
+            "finds 1 of its 2 layers",
         ),
+        (OF_PEFT, "finds 0 of its 1 layers"),
+        ({f"unet.{ODD_LAYER}.weight": torch.ones(2, 2)}, "None of its weights"),
+        ({"bundle_emb.x.clip_l": torch.ones(1, 8)}, "None of its weights"),
     ],
 )
 def test_a_few_step_lora_that_does_not_fit_is_refused_and_the_base_stays(
-    tmp_path, pipe, tensors, message
+    tmp_path, pipe, caplog, tensors, message
 ):
-    before = pipe.unet.get_submodule(ODD_LAYER).weight.clone()
+    before = weights_of(pipe)
     save_file(tensors, tmp_path / "few.safetensors")
     with pytest.raises(BLoRAError, match=message) as caught:
         merge_few_step_lora(pipe, tmp_path / "few.safetensors")
     assert str(caught.value).startswith(str(tmp_path))
-    assert torch.equal(pipe.unet.get_submodule(ODD_LAYER).weight, before)
+    assert not caplog.records
+    assert pipe.get_list_adapters() == {}
+    assert not any(hasattr(module, "base_layer") for module in pipe.unet.modules())
+    assert all(map(torch.equal, weights_of(pipe), before))
+    assert "few_step_lora" not in options_of(pipe)
 
 
-@pytest.fixture(scope="module")
-def sdxl_unet():
-    """SDXL's architecture, without weights."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        return UNet2DConditionModel(**unet_config("full"))
-
-
-@pytest.mark.parametrize(
-    ("layer", "own"),
-    [
-        ("down_blocks.2.resnets.1.conv1", "input_blocks.8.0.in_layers.2"),
-        ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.2.conv"),
-        ("mid_block.attentions.0.proj_in", "middle_block.1.proj_in"),
-    ],
-)
-def test_names_of_sdxls_own_code(sdxl_unet, layer, own):
-    assert sgm_name(layer, sdxl_unet) == own
-
-
-def test_every_layer_has_a_name_of_its_own_in_sdxls_own_code(sdxl_unet):
-    layers = [name for name, module in sdxl_unet.named_modules() if hasattr(module, "weight")]
-    names = {sgm_name(name, sdxl_unet) for name in layers}
-    assert len(names) == len(layers)
-    diffusers_only = ("down_blocks", "up_blocks", "mid_block", "time_embedding", "add_embedding")
-    assert not any(name.startswith(diffusers_only) for name in names)
+@pytest.mark.parametrize("way", ["own", "some without", "ranks", "header", "beside"])
+def test_a_few_step_lora_of_which_diffusers_would_miss_the_alphas_is_refused(tmp_path, pipe, way):
+    tensors, _ = few_step_lora(pipe, "kohya", 2 if way == "some without" else None)
+    first, *others = (f"lora_unet_{flat(layer)}" for layer in OWN_NAMES)
+    header = {}
+    match way:
+        case "own":
+            tensors |= {f"{stem}.alpha": torch.tensor(2.0) for stem in others}
+            tensors[f"{first}.alpha"] = torch.tensor(1.0)
+        case "some without":
+            del tensors[f"{first}.alpha"]
+        case "ranks":
+            for part in ("down", "up"):
+                name = f"{first}.lora_{part}.weight"
+                cut = tensors[name][:2] if part == "down" else tensors[name][:, :2]
+                tensors[name] = cut.contiguous()
+        case "header":
+            header["ss_network_alpha"] = "2"
+        case "beside":
+            (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 2}')
+    save_file(tensors, tmp_path / "few.safetensors", header)
+    with pytest.raises(BLoRAError, match="diffusers would merge it at another strength"):
+        merge_few_step_lora(pipe, tmp_path / "few.safetensors")
 
 
 # --- real writers ---

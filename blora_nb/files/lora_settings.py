@@ -131,21 +131,20 @@ class LoRASettings:
         return self.rank if rank is None else rank
 
 
-def read_lora_settings(metadata: dict, beside: dict, part: str = "unet") -> LoRASettings:
-    """All that the header and a file beside it say about the LoRA of one model.
+def read_lora_settings(metadata: dict, beside: dict) -> LoRASettings:
+    """All that the header and a file beside it say about the LoRA of a U-Net.
 
     Args:
         metadata: of the header, text to text.
         beside: PEFT's `adapter_config.json`, or empty.
-        part: diffusers' name of the model; entries named after another are not about it.
 
     Raises:
         BLoRAError: it is a method that cannot be read; an alpha is no number; the entries speak of
-            several models and none is this one.
+            several models and none is the U-Net.
     """
     found, settings = [], LoRASettings()
     for place, entries, strict in _places(metadata, beside):
-        values = _of_the_part(entries, part, place)
+        values = _of_the_unet(entries, place)
         refuse_method_of_settings(values, place)
         found.append((place, _parsed(values, place, strict, settings.notes)))
     for attribute in ("alpha", "rank", "rslora", "alpha_patterns", "rank_patterns"):
@@ -234,8 +233,8 @@ def _flat(entries: dict, start: str = "", depth: int = 3) -> Iterator[tuple[str,
             yield name, value
 
 
-def _of_the_part(entries: dict, part: str, place: str) -> dict:
-    """{entry: value} for one model: those named after it, else those without any name."""
+def _of_the_unet(entries: dict, place: str) -> dict:
+    """{entry: value} of the U-Net: those named after it, else those without any name."""
     groups: dict[str, dict] = defaultdict(dict)
     for name, value in _flat(entries):
         model, _, last = name.rpartition(".")
@@ -244,11 +243,11 @@ def _of_the_part(entries: dict, part: str, place: str) -> dict:
     own, others = [], []
     for model, values in groups.items():
         pieces = model.lower().split(".")
-        if part in pieces:
+        if "unet" in pieces:
             own.append(values)
         elif model and not any(map(TEXT_ENCODER.match, pieces)):
             others.append(values)
-    if not own and "" not in groups and part == "unet":
+    if not own and "" not in groups:
         own = others
     if any(values != own[0] for values in own[1:]):
         raise BLoRAError(

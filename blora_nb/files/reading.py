@@ -39,13 +39,13 @@ def read_weights(opened: safe_open, beside: dict) -> tuple[dict[str, Tensor], li
     keys = list(opened.keys())
     settings = read_lora_settings(opened.metadata() or {}, beside)
     names, notes = _names_of_the_halves(keys)
-    matrices, more = read_layers(opened, names, settings, note_of_missed_alphas(keys, beside))
+    matrices, more = _read_layers(opened, names, settings, _note_of_missed_alphas(keys, beside))
     _trim(matrices)
     state_dict = {f"unet.{layer}.{part}.weight": t for (layer, part), t in matrices.items()}
     return state_dict, notes + more
 
 
-def note_of_missed_alphas(keys: list[str], beside: dict) -> str:
+def _note_of_missed_alphas(keys: list[str], beside: dict) -> str:
     """A note for a file without any alpha, by its names; empty where that means scale 1.
 
     diffusers writes no alpha where it is the rank, and files with ComfyUI's names have none.
@@ -62,7 +62,7 @@ def note_of_missed_alphas(keys: list[str], beside: dict) -> str:
     return ""
 
 
-def read_layers(
+def _read_layers(
     opened: safe_open, names: dict[Part, str], settings: LoRASettings, missed: str
 ) -> tuple[dict[Part, Tensor], list[str]]:
     """The matrices of plain LoRAs with their scales multiplied in.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import torch
 
 from blora_nb.errors import PipelineError
-from blora_nb.files.few_step import ADAPTER as FEW_STEP_ADAPTER
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -27,6 +26,7 @@ WRAPPERS = ({"_orig_mod"}, {"module"})  # what torch.compile and DataParallel ca
 # ways to compute the same attention
 SAME_ATTENTION = {"AttnProcessor", "AttnProcessor2_0"}
 SAME_ATTENTION |= {"SlicedAttnProcessor", "XFormersAttnProcessor"}
+FEW_STEP_ADAPTER = "few_steps"  # what `pipeline.merge_few_step_lora` calls its LoRA
 INTEGER_OF_BYTES = {4: torch.int32, 2: torch.int16}
 
 
