@@ -290,16 +290,7 @@ def pictures(
     with ExitStack() as stack:
         stack.enter_context(ready_to_draw(pipe, with_hooks=how.asymmetric_guidance))
         how = how.suited_to(pipe)
-        structure = structure_of(
-            pipe,
-            how.image,
-            how.strength,
-            how.controlnet,
-            how.control_image,
-            how.controlnet_conditioning_scale,
-            how.height,
-            how.width,
-        )
+        structure = structure_of(pipe, how)
         made_with = how.record() | structure.made_with
         # `inspection` reads it here, also when a pipeline made of the parts of this one draws
         pipe._guidance_scale = how.guidance_scale
@@ -312,15 +303,22 @@ def pictures(
         if how.timed:
             stack.callback(set_alphas, pipe, content_alpha, style_alpha)
         alphas = (content_alpha, style_alpha)
-        steps = stack.enter_context(
-            Steps(pipe, how, structure, alphas, len(seeds), progress, preview)
-        )
+        steps = Steps(pipe, how, structure, alphas, len(seeds), progress, preview)
+        stack.callback(steps.bar.close)
         size = how.batch_size or pictures_at_once(pipe, how.height, how.width)
         first = 0
         while first < len(seeds):
             batch = seeds[first : first + size]
             try:
-                images = _draw(structure, embeds, how, batch, steps.of_batch(first, batch))
+                images = structure.pipe(
+                    **embeds,
+                    **structure.arguments,
+                    num_inference_steps=how.num_inference_steps,
+                    guidance_scale=how.guidance_scale,
+                    num_images_per_prompt=len(batch),
+                    generator=[torch.Generator().manual_seed(seed) for seed in batch],
+                    callback_on_step_end=steps.of_batch(first, batch),
+                ).images
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -337,30 +335,8 @@ def pictures(
                 yield picture
 
 
-def _draw(
-    structure: Structure,
-    embeds: dict[str, Tensor],
-    how: Sampling,
-    seeds: list[int],
-    after_step: Callable[..., dict],
-) -> list[Image.Image]:
-    """The pictures of one batch, drawn by diffusers."""
-    return structure.pipe(
-        **embeds,
-        **structure.arguments,
-        num_inference_steps=how.num_inference_steps,
-        guidance_scale=how.guidance_scale,
-        num_images_per_prompt=len(seeds),
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        callback_on_step_end=after_step,
-    ).images
-
-
 class Steps:
-    """What happens after each step: progress, preview, the alphas of timed halves.
-
-    Used as a context round the drawing of all pictures.
-    """
+    """What happens after each step: progress, preview, the alphas of timed halves."""
 
     def __init__(
         self,
@@ -380,12 +356,6 @@ class Steps:
         self.each = structure.steps(how.num_inference_steps or 0)
         self.total = self.each * pictures
         self.bar = tqdm(total=self.total, desc="generating", disable=progress is not True)
-
-    def __enter__(self) -> "Steps":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
 
     def of_batch(self, first: int, seeds: list[int]) -> Callable[..., dict]:
         """The callback for diffusers, of the batch that begins with picture `first`."""

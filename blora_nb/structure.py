@@ -23,6 +23,8 @@ from blora_nb.pipeline import dtype_argument, named_source
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLPipeline
 
+    from blora_nb.generation import Sampling
+
 TINY_CONTROLNET = DATA / "tiny_controlnet"
 OUTLINE_OF = "outline_of"  # in the `info` of a picture from `outline`: the file it was made from
 
@@ -58,17 +60,8 @@ class Structure:
         return made
 
 
-def structure_of(
-    pipe: "StableDiffusionXLPipeline",
-    image: ImageSource | None = None,
-    strength: float = 0.6,
-    controlnet: "str | Path | ControlNetModel | None" = None,
-    control_image: ImageSource | None = None,
-    controlnet_conditioning_scale: float = 1.0,
-    height: int | None = None,
-    width: int | None = None,
-) -> Structure:
-    """The `Structure` for the arguments of `generate`, which explains them.
+def structure_of(pipe: "StableDiffusionXLPipeline", how: "Sampling") -> Structure:
+    """The `Structure` that pictures are drawn with.
 
     Raises:
         ValueError: arguments that do not go together, or a ControlNet of another base model.
@@ -76,43 +69,40 @@ def structure_of(
     """
     logging.getLogger("diffusers.models.modeling_utils").addFilter(_names_modules)
     missing = None
-    if controlnet is not None and control_image is None:
+    if how.controlnet is not None and how.control_image is None:
         missing = "a control_image to follow (on the command line: --outline_of or --control_image)"
-    if control_image is not None and controlnet is None:
+    if how.control_image is not None and how.controlnet is None:
         missing = "a controlnet that follows it (the id or folder of one)"
     if missing:
         raise ValueError(f"A ControlNet needs two things; name {missing}, too.")
-    if image is None and controlnet is None:
-        return Structure(pipe, {"height": height, "width": width})
-    size = (width or native_resolution(pipe), height or native_resolution(pipe))
+    if how.image is None and how.controlnet is None:
+        return Structure(pipe, {"height": how.height, "width": how.width})
+    size = (how.width or native_resolution(pipe), how.height or native_resolution(pipe))
     arguments: dict[str, Any] = {}
     made_with: dict[str, Any] = {}
     parts = {}
-    if image is not None:
-        if not 0 < strength <= 1:
+    if how.image is not None:
+        if not 0 < how.strength <= 1:
             raise ValueError(
                 "The strength must be above 0 (the picture as it is) and at most 1 (nothing of it "
-                f"is kept), not {strength}."
+                f"is kept), not {how.strength}."
             )
-        start = fitted(image, size)
-        arguments |= {"image": start, "strength": strength}
-        made_with |= {**_record("image", image, start), "strength": strength}
-    if controlnet is not None and control_image is not None:
-        parts["controlnet"] = load_controlnet(pipe, controlnet)
-        hint = fitted(control_image, size)
-        arguments["image" if image is None else "control_image"] = hint
-        arguments |= {
-            "width": size[0],
-            "height": size[1],
-            "controlnet_conditioning_scale": controlnet_conditioning_scale,
-        }
+        start = fitted(how.image, size)
+        arguments |= {"image": start, "strength": how.strength}
+        made_with |= {**_record("image", how.image, start), "strength": how.strength}
+    if how.controlnet is not None and how.control_image is not None:
+        parts["controlnet"] = load_controlnet(pipe, how.controlnet)
+        hint = fitted(how.control_image, size)
+        scale = {"controlnet_conditioning_scale": how.controlnet_conditioning_scale}
+        arguments["image" if how.image is None else "control_image"] = hint
+        arguments |= {"width": size[0], "height": size[1], **scale}
         made_with |= {
-            **_record("control_image", control_image, hint),
+            **_record("control_image", how.control_image, hint),
             "controlnet": controlnet_name(parts["controlnet"]),
-            "controlnet_conditioning_scale": controlnet_conditioning_scale,
+            **scale,
         }
-    guided = _guided(pipe, image is not None, parts)
-    return Structure(guided, arguments, 1.0 if image is None else strength, made_with)
+    guided = _guided(pipe, how.image is not None, parts)
+    return Structure(guided, arguments, 1.0 if how.image is None else how.strength, made_with)
 
 
 def _names_modules(record: logging.LogRecord) -> bool:
