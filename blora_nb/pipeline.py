@@ -309,9 +309,8 @@ def _load_and_fuse(pipe: "StableDiffusionXLPipeline", path: Path, layers: int) -
     weights = {"weight_name": path.name, "use_safetensors": True}
     try:
         with quiet_libraries():
-            diffusers_logging.set_verbosity(
-                CRITICAL
-            )  # it logs the errors that it raises, at length
+            # it logs the errors that it raises, at length
+            diffusers_logging.set_verbosity(CRITICAL)
             pipe.load_lora_weights(str(path.parent), adapter_name=FEW_STEP_ADAPTER, **weights)
         components = list(pipe.get_list_adapters())
         found = sum(
