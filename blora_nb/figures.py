@@ -18,6 +18,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from blora_nb.blocks import COLOUR_OF_HALF
 from blora_nb.checkpoint_scores import CheckpointScores, recommended
 from blora_nb.files.images import read_image
 from blora_nb.files.paths import free_path
@@ -278,8 +279,8 @@ def checkpoint_curve(
     content = [mean_and_error(one.content_scores) for one in scores]
     style = [mean_and_error(one.style_scores) for one in scores]
     curves = {"content kept": content, "style moved": style}
-    # as in `diagram`, content orange and style blue; dashed, so that both show where they meet
-    colours = (COLOURS[1], COLOURS[0])
+    colours = COLOUR_OF_HALF.values()
+    # dashed, so that both show where they meet
     for (name, values), colour, marker, line in zip(curves.items(), colours, MARKERS, ("-", "--")):
         means = [mean for mean, _ in values]
         errors = [error or 0 for _, error in values]
