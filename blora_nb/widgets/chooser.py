@@ -11,7 +11,7 @@ from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model, native_r
 from blora_nb.files.images import centre_square, remarks_on_square
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA
-from blora_nb.rebuilding import rebuild
+from blora_nb.rebuilding import rebuilt_in_words
 from blora_nb.running.device import host
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
@@ -385,19 +385,11 @@ class HalfChooser(widgets.VBox):
             path = keep(self.gallery, source.name, self.folder, square)
             said = f"{source.name} is trained, and kept in {path}."
             if is_teaching_model(pipe):
-                said = f"{said} {self._rebuilt(blora, picture)}"
+                prompt = settings.instance_prompt if settings else "A [v]"
+                said = f"{said} {rebuilt_in_words(pipe, blora, picture, prompt)}"
             self.worker.say(said, remarks)
 
         self.worker.start(f"Learning {source.name}", work)
-
-    def _rebuilt(self, blora: BLoRA, picture: Image.Image) -> str:
-        """A sentence on how near a trained B-LoRA comes to its picture."""
-        settings = self.training_settings
-        prompt = settings.instance_prompt if settings else "A [v]"
-        try:
-            return f"It is {rebuild(self.worker.pipe, blora, picture, prompt)}"
-        except (OSError, ValueError, RuntimeError, MemoryError) as error:
-            return f"It was not drawn again, to compare: {error}"
 
 
 def _is_weights(name: str) -> bool:
