@@ -18,7 +18,7 @@ from PIL import Image
 from blora_nb.defaults import is_teaching_model
 from blora_nb.errors import PipelineWarning, PromptWarning
 from blora_nb.files.images import centre_square, read_with_remarks
-from blora_nb.generation import DrawingProgress, sample
+from blora_nb.generation import sample
 from blora_nb.lora import BLoRA, apply, remove
 from blora_nb.registry import pipeline_lock
 
@@ -73,7 +73,6 @@ def rebuild(
     picture: str | Path | Image.Image,
     prompt: str = "A [v]",
     seed: int = 0,
-    progress: DrawingProgress = False,
 ) -> Rebuilt:
     """Draw a picture again with both halves of its B-LoRA, and compare the two.
 
@@ -81,7 +80,6 @@ def rebuild(
         pipe: the teaching model, from `load_pipeline`; afterwards it is the plain model.
         picture: that the B-LoRA was trained on; its middle square is compared.
         prompt: that it was trained with.
-        progress: as in `generate`.
 
     Raises:
         ValueError: another pipeline than the teaching model.
@@ -95,7 +93,7 @@ def rebuild(
     with pipeline_lock(pipe):
         apply(pipe, blora, blora)
         try:
-            image = sample(pipe, prompt, (seed,), progress=progress)[0]
+            image = sample(pipe, prompt, (seed,), progress=False)[0]
         finally:
             remove(pipe)
     square = centre_square(read_with_remarks(picture)[0], image.width)
