@@ -15,13 +15,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from blora_nb.blocks import HALVES, half_of
+from blora_nb.blocks import HALVES, WEIGHT_FORMATS, half_of
 from blora_nb.errors import BLoRAError, BLoRAWarning, PipelineWarning, named_in_errors
 from blora_nb.files.descriptions import describe, describe_as_html
 from blora_nb.files.locating import FILE_NAME, PEFT_FILE, find_weights, read_beside
 from blora_nb.files.lora_settings import PEFT_CONFIG, is_setting
 from blora_nb.files.metadata import versions
-from blora_nb.files.names import FORMATS, WRAPPER, format_of
+from blora_nb.files.names import WRAPPER, format_of
 from blora_nb.files.reading import read_weights
 from blora_nb.files.safe_files import complete_file, open_weights
 from blora_nb.files.state_dict_checks import (
@@ -165,7 +165,7 @@ class BLoRA:
         file, config = find_weights(source)
         with named_in_errors(file):
             blora = cls._read(file, config, str(source))
-            blora.notes += remarks(blora.layers)
+            blora.notes += remarks(blora.state_dict, blora.layers)
         for note in blora.notes:
             warnings.warn(f"{file}: {note}", BLoRAWarning, stacklevel=2)
         return blora
@@ -242,8 +242,10 @@ class BLoRA:
 
 def _file_to_write(path: Path, format: str) -> Path:
     """The file that `BLoRA.save` writes; it must not be there yet."""
-    if format not in FORMATS:
-        raise ValueError(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
+    if format not in WEIGHT_FORMATS:
+        raise ValueError(
+            f"There is no format {format!r}; choose one of {', '.join(WEIGHT_FORMATS)}."
+        )
     if format == "peft" and path.suffix == ".safetensors":
         raise ValueError(
             "PEFT reads folders, with the ranks in a file of their own; name a folder instead of "

@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from blora_nb.blocks import HALVES
+from blora_nb.blocks import HALVES, WEIGHT_FORMATS
 from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
 from blora_nb.settings import SUITED, TrainingSettings, value_type
 
 DTYPES = ("float32", "float16", "bfloat16")
 MIXED_PRECISION = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
-FORMATS = ("diffusers", "peft", "kohya", "sgm")  # of `files.names`, which imports PyTorch
 SUITS = "by default what suits the base model"
 
 Option = dict[str, Any]
@@ -227,7 +226,7 @@ EXPORT: Options = {
         default="float32",
     ),
     "format": choice(
-        FORMATS,
+        WEIGHT_FORMATS,
         "sgm: ComfyUI and A1111; kohya: A1111 and others; peft: a folder for PEFT; diffusers",
         default="sgm",
     ),

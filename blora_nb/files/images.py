@@ -4,6 +4,7 @@ What a person should know about a picture, and what is no error, is a remark: a 
 `read_image` gives as an `ImageWarning`, and `read_with_remarks` returns beside the picture.
 """
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -218,6 +219,11 @@ def centre_square(image: Image.Image, resolution: int) -> Image.Image:
     The short side is resized, the long one cropped.
     """
     return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
+
+
+def pixels_hash(image: Image.Image) -> str:
+    """The sha256 of the size and the pixels of a picture."""
+    return hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def to_tensor(image: Image.Image) -> Tensor:

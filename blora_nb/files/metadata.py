@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from blora_nb.files.images import ImageSource, read_with_remarks
+from blora_nb.files.images import ImageSource, pixels_hash, read_with_remarks
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -89,7 +89,7 @@ def training_metadata(
 def picture_metadata(picture: ImageSource) -> dict[str, str]:
     """A thumbnail (at most 128 pixels) and the sha256 of the pixels that `read_image` gives."""
     image, _ = read_with_remarks(picture)
-    sha256 = hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()
+    sha256 = pixels_hash(image)
     image.thumbnail((128, 128))
     jpeg = io.BytesIO()
     image.save(jpeg, format="JPEG", quality=80)

@@ -84,7 +84,6 @@ NAMINGS = (
         up=r"\.lora(?:_layer|_linear_layer)?\.up",
     ),
 )
-FORMATS = ("diffusers", "peft", "kohya", "sgm")  # that are written: `written_name`
 
 
 def _any_of(patterns: Iterable[str]) -> str:
@@ -228,7 +227,7 @@ def written_name(layer: str, part: str, format: str) -> str:
     Args:
         layer: diffusers' name in the U-Net.
         part: "lora_A", "lora_B", or "alpha", which only kohya's formats have.
-        format: one of `FORMATS`.
+        format: one of `WEIGHT_FORMATS`.
     """
     if format == "peft":
         return f"base_model.model.{layer}.{part}.weight"

@@ -9,13 +9,14 @@ from PIL import Image
 
 from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model, native_resolution
 from blora_nb.files.images import centre_square, remarks_on_square
+from blora_nb.files.metadata import thumbnail
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA
 from blora_nb.rebuilding import rebuilt_in_words
 from blora_nb.running.device import host
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
-from blora_nb.widgets.gallery import Gallery, Source, Upload, thumbnail_of
+from blora_nb.widgets.gallery import Gallery, Source, Upload
 from blora_nb.widgets.kept import files_of, forget, keep, size_of, weights_file
 from blora_nb.widgets.markup import (
     AUTO,
@@ -266,7 +267,7 @@ class HalfChooser(widgets.VBox):
     ) -> None:
         """Put an uploaded B-LoRA into the gallery, choose it, and keep it in the folder."""
         blora = blora_from_bytes(name, content, self.worker.pipe)
-        picture, square, remarks = thumbnail_of(blora), None, list(blora.notes)
+        picture, square, remarks = thumbnail(blora.metadata), None, list(blora.notes)
         if picture_content is not None:
             picture, more = picture_from_bytes(picture_name, picture_content)
             square = centre_square(picture, self.resolution)
