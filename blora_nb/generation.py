@@ -26,7 +26,7 @@ from blora_nb.running.out_of_memory import (
     release_tensors,
 )
 from blora_nb.running.records import record
-from blora_nb.settings import as_number
+from blora_nb.settings import checked_number
 from blora_nb.structure import Structure, structure_of
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ class Sampling:
             ValueError: no picture can be made with it.
         """
         suited = defaults_for(pipe)
-        steps = as_number("num_inference_steps", self.num_inference_steps, int)
+        steps = checked_number("num_inference_steps", self.num_inference_steps, int)
         steps = suited.num_inference_steps if steps is None else steps
         guidance = self.guidance_scale
         guidance = float(suited.guidance_scale if guidance is None else guidance)
-        batch_size = as_number("batch_size", self.batch_size, int)
+        batch_size = checked_number("batch_size", self.batch_size, int)
         for name, count in (("num_inference_steps", steps), ("batch_size", batch_size)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}.")
@@ -100,8 +100,8 @@ class Sampling:
             self,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            height=as_number("height", self.height, int),
-            width=as_number("width", self.width, int),
+            height=checked_number("height", self.height, int),
+            width=checked_number("width", self.width, int),
             batch_size=batch_size,
         )
 
@@ -156,7 +156,7 @@ def generate(
         height, width: in pixels; by default the size that the model was trained on.
         progress: True for a progress bar over all steps, or a function called with (steps done,
             steps in all).
-        options: `preview` (see `pictures`) and the other fields of `Sampling`: `batch_size`,
+        options: `preview` (see `draw_each`) and the other fields of `Sampling`: `batch_size`,
             `image` and `strength`, `controlnet` and `control_image`, `asymmetric_guidance`,
             `content_until`, `style_from`.
 
@@ -197,7 +197,7 @@ def generate_each(
     """Like `generate`, one picture after another, each as soon as it is ready.
 
     Args:
-        options: see `pictures`.
+        options: see `draw_each`.
     """
     check_pipeline(pipe)
     content, style = loaded(content), loaded(style)
@@ -208,7 +208,7 @@ def generate_each(
         embeds = encode(pipe, prompt, negative_prompt)
         common = record(pipe, prompt, negative_prompt, content, style, *alphas)
     options |= {"content_alpha": alphas[0], "style_alpha": alphas[1]}
-    for picture in pictures(pipe, embeds, **options):
+    for picture in draw_each(pipe, embeds, **options):
         picture.info["blora_nb"] = common | picture.info["blora_nb"]
         yield picture
 
@@ -227,14 +227,14 @@ def sample(
     See `lora.apply` and `lora.set_alphas`.
 
     Args:
-        options: see `pictures`.
+        options: see `draw_each`.
     """
     options["num_inference_steps"] = num_inference_steps
     with pipeline_lock(pipe):
         check_pipeline(pipe)
         with ready_to_draw(pipe), memory_explained(pipe):
             embeds = encode(pipe, prompt, negative_prompt)
-        return list(pictures(pipe, embeds, seeds, **options))
+        return list(draw_each(pipe, embeds, seeds, **options))
 
 
 def check_pipeline(pipe: "StableDiffusionXLPipeline") -> None:
@@ -262,7 +262,7 @@ def encode(
 
 
 @torch.no_grad()
-def pictures(
+def draw_each(
     pipe: "StableDiffusionXLPipeline",
     embeds: dict[str, Tensor],
     seeds: Seeds = (0,),

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 # the name of the LoRA in training on a U-Net
-ADAPTER = "new"
+IN_TRAINING = "new"
 # endings that nobody gives a folder
 NO_FOLDER = {".safetensors", ".safetensor", ".pt", ".pth", ".bin", ".ckpt"}
 # header entries that would be wrong in a file written anew
@@ -291,8 +291,8 @@ def _kohya_metadata(blora: BLoRA, format: str) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------- mixing
 
 # what stands for one half: a B-LoRA or where it is, one with a weight, or a list of these
-Source: TypeAlias = BLoRA | str | Path
-Given: TypeAlias = Source | tuple[Source, float] | list[Any]
+BLoRASource: TypeAlias = BLoRA | str | Path
+Given: TypeAlias = BLoRASource | tuple[BLoRASource, float] | list[Any]
 
 
 def from_original_alpha(alpha: float) -> float:
@@ -501,7 +501,7 @@ def set_alphas(
     if any(getattr(module, "disable_adapters", False) is True for module in unet.modules()):
         unet.enable_lora()
     # a style half in training beside a content half stays on
-    in_training = [ADAPTER] if ADAPTER in there else []
+    in_training = [IN_TRAINING] if IN_TRAINING in there else []
     strengths = [alphas[half] for half in halves] + [1.0 for _ in in_training]
     with unwrapped(pipe):
         unet.set_adapters(halves + in_training, strengths)
@@ -592,14 +592,14 @@ def remove(pipe: "StableDiffusionXLPipeline") -> None:
 def trained_parameters(unet: "UNet2DConditionModel") -> dict[str, Tensor]:
     """The tensors of the LoRA in training, by their names in a `BLoRA`."""
     trained = {name: p for name, p in inner(unet).named_parameters() if p.requires_grad}
-    return {f"unet.{name.replace(f'.{ADAPTER}.', '.')}": p for name, p in trained.items()}
+    return {f"unet.{name.replace(f'.{IN_TRAINING}.', '.')}": p for name, p in trained.items()}
 
 
 def collect(unet: "UNet2DConditionModel", settings: TrainingSettings) -> BLoRA:
     """The `BLoRA` made of the LoRA in training, with settings and versions in its metadata."""
     from peft.utils import get_peft_model_state_dict
 
-    weights = get_peft_model_state_dict(inner(unet), adapter_name=ADAPTER)
+    weights = get_peft_model_state_dict(inner(unet), adapter_name=IN_TRAINING)
     state_dict = {f"unet.{key}": t.detach().float().cpu().clone() for key, t in weights.items()}
     metadata = {"training": json.dumps(asdict(settings)), "versions": versions()}
     return BLoRA(state_dict, metadata)

@@ -176,7 +176,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(
-                self, f.name, as_number(f.name, getattr(self, f.name), value_type(f))
+                self, f.name, checked_number(f.name, getattr(self, f.name), value_type(f))
             )
             _check_value(f, getattr(self, f.name))
         self._check_together()
@@ -268,7 +268,7 @@ def value_type(f: Field) -> type:
     return f.type  # type: ignore[return-value]
 
 
-def as_number(name: str, value: Any, kind: type) -> Any:
+def checked_number(name: str, value: Any, kind: type) -> Any:
     """A setting as a number of Python's, perhaps one of NumPy's or PyTorch's; None stays None.
 
     So does what is of another kind than `int` and `float`.

@@ -170,7 +170,7 @@ def manifest_row(job: Job, output_dir: str | Path, why: str | None) -> dict[str,
 
 def make_class_pictures(pipe: "StableDiffusionXLPipeline", settings: TrainingSettings) -> None:
     """Generate the class pictures that `class_data_dir` lacks, for prior preservation."""
-    from blora_nb.generation import encode, pictures
+    from blora_nb.generation import draw_each, encode
 
     folder = writable_folder(settings.class_data_dir or "")
     try:
@@ -179,7 +179,7 @@ def make_class_pictures(pipe: "StableDiffusionXLPipeline", settings: TrainingSet
         there = 0
     prompt = settings.class_prompt or ""
     seeds = range(there, settings.num_class_images)
-    drawn = pictures(pipe, encode(pipe, prompt), seeds, batch_size=settings.sample_batch_size)
+    drawn = draw_each(pipe, encode(pipe, prompt), seeds, batch_size=settings.sample_batch_size)
     for seed, picture in zip(seeds, drawn):
         path = free_path(folder, f"{safe_name(prompt)}_seed{seed}", ".png")
         save_image(picture, path, {"prompt": prompt, "seed": seed})

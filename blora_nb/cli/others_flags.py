@@ -60,7 +60,7 @@ REASONS = (
         "back",
     ),
 )
-REFUSED = {flag: reason for flags, reason in REASONS for flag in flags.split()}
+REFUSED_FLAGS = {flag: reason for flags, reason in REASONS for flag in flags.split()}
 
 # values of refused flags that ask for what is done anyway
 DONE_ANYWAY = {
@@ -94,12 +94,12 @@ class Answer(argparse.Action):
     ) -> None:
         if flag in NEEDLESS:
             print(f"note: {flag} changes nothing: {NEEDLESS[flag]}.", file=sys.stderr)
-        elif flag in REFUSED and str(value).lower() not in DONE_ANYWAY.get(flag, ()):
-            parser.error(f"{flag} is refused: {REFUSED[flag]}.")
+        elif flag in REFUSED_FLAGS and str(value).lower() not in DONE_ANYWAY.get(flag, ()):
+            parser.error(f"{flag} is refused: {REFUSED_FLAGS[flag]}.")
 
 
 def add_others_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the authors' script and of diffusers' scripts, left out of --help."""
     # some of them have a value, some none
-    for flag in REFUSED | NEEDLESS:
+    for flag in REFUSED_FLAGS | NEEDLESS:
         parser.add_argument(flag, nargs="?", action=Answer, help=argparse.SUPPRESS)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from blora_nb.errors import ImageError, ImageWarning, shown
 from blora_nb.files.image_colours import has_wide_values, to_eight_bits, to_srgb
-from blora_nb.files.image_kinds import FORMATS, why_unreadable
+from blora_nb.files.image_kinds import IMAGE_FORMATS, why_unreadable
 
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image
 
@@ -100,7 +100,7 @@ def _open_file(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow takes a large photo for an attack; the limit here is MOST_PIXELS
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FORMATS)
+        return Image.open(path, formats=IMAGE_FORMATS)
 
 
 def _check_pixels(image: Image.Image, source: ImageSource) -> None:

@@ -52,7 +52,7 @@ class Need:
         return f"{sum(parts.values()) / GIB:.1f} GiB = {listed}"
 
 
-def need(
+def memory_need(
     pipe: "StableDiffusionXLPipeline",
     settings: TrainingSettings,
     mode: str,
@@ -145,7 +145,7 @@ def choose_checkpointing(
     if free is None:
         return "none"
     for mode in ("none", "partial"):
-        if need(pipe, settings, mode).beside_the_base <= free:
+        if memory_need(pipe, settings, mode).beside_the_base <= free:
             return mode
     return "full"
 
@@ -199,10 +199,10 @@ def report(
     free: int | None = None,
     one_prompt: bool = True,
 ) -> str:
-    """A sentence that says what a training will take (see `need`), and whether it fits."""
+    """A sentence that says what a training will take (see `memory_need`), and whether it fits."""
     one_prompt = one_prompt and not settings.with_prior_preservation
     free = free_for_training(pipe, one_prompt) if free is None else free
-    needed = need(pipe, settings, choose_checkpointing(pipe, settings, free), one_prompt)
+    needed = memory_need(pipe, settings, choose_checkpointing(pipe, settings, free), one_prompt)
     free = psutil.virtual_memory().available if free is None else free
     fits = needed.beside_the_base <= free
     verdict = "it fits" if fits else f"it will NOT fit. {advice(pipe, settings)}"

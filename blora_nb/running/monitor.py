@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blora_nb.errors import CheckpointError, TrainingError
 from blora_nb.files.paths import free_path
-from blora_nb.lora import ADAPTER, applied, collect
+from blora_nb.lora import IN_TRAINING, applied, collect
 from blora_nb.running.checkpoints import TrainingState, write_checkpoint
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
 from blora_nb.running.loss_guard import WINDOW, LossGuard
@@ -163,7 +163,7 @@ class Monitor:
                 "complete, and the training goes on.",
                 stacklevel=2,
             )
-        if ADAPTER not in applied(self.pipe):
+        if IN_TRAINING not in applied(self.pipe):
             raise TrainingError(
                 "The function called at checkpoints took the B-LoRA in training off the pipeline. "
                 f"Let it draw with generation.sample instead of generate. {path} is complete."
