@@ -222,12 +222,12 @@ class TrainingSettings:
 
     def __repr__(self) -> str:
         """The ten settings everybody needs, and of the rest those that differ from the default."""
-        shown = [
+        listed = [
             f"{f.name}={getattr(self, f.name)!r}"
             for number, f in enumerate(fields(self))
             if number < 10 or getattr(self, f.name) != f.default
         ]
-        return f"TrainingSettings({', '.join(shown)})"
+        return f"TrainingSettings({', '.join(listed)})"
 
     def checkpoint_at(self, step: int) -> bool:
         """Whether there is a checkpoint after this step.

@@ -208,10 +208,10 @@ class Panel(widgets.VBox):
             ],
             layout={"flex": f"0 1 {CONTROLS}px", "max_width": "100%", "margin": "0 24px 0 0"},
         )
-        shown = widgets.VBox(
+        large = widgets.VBox(
             [self.large, self.caption], layout={"flex": "1 1 260px", "max_width": f"{SIDE}px"}
         )
-        top = widgets.HBox([controls, shown], layout=WRAPPED | {"align_items": "flex-start"})
+        top = widgets.HBox([controls, large], layout=WRAPPED | {"align_items": "flex-start"})
         return [top, *self.below()]
 
     def _observe_controls(self) -> None:
