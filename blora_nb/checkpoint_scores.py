@@ -42,10 +42,7 @@ class CheckpointScores(KeptAndMoved):
 
 
 def score_checkpoints(
-    folder: str | Path,
-    picture: ImageSource,
-    scorer: Scorer,
-    progress: bool = True,
+    folder: str | Path, picture: ImageSource, scorer: Scorer, progress: bool = True
 ) -> list[CheckpointScores]:
     """Score the pictures at each checkpoint against the picture of the training, the oldest first.
 

@@ -203,11 +203,7 @@ def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def _quantized_unet(
-    source: str | Path,
-    quantization: str,
-    dtype: torch.dtype,
-    device: str,
-    options: dict[str, Any],
+    source: str | Path, quantization: str, dtype: torch.dtype, device: str, options: dict[str, Any]
 ) -> "UNet2DConditionModel":
     """The U-Net with its linear layers in 8 or 4 bits, on its device; computed in `dtype`."""
     from diffusers import BitsAndBytesConfig, UNet2DConditionModel

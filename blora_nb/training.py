@@ -580,10 +580,7 @@ def blora_loss(
     noisy = scheduler.add_noise(latents, noise, timesteps)
     # `unet.dtype` would look through all modules, at every step
     noisy = noisy.to(unet.conv_in.weight.dtype)
-    conditions = {
-        "text_embeds": pooled_prompt_embeds.expand(batch, -1),
-        "time_ids": time_ids,
-    }
+    conditions = {"text_embeds": pooled_prompt_embeds.expand(batch, -1), "time_ids": time_ids}
     words = prompt_embeds.expand(batch, -1, -1)
     prediction = unet(noisy, timesteps, words, added_cond_kwargs=conditions).sample.float()
     target = diffusion_target(scheduler, latents, noise, timesteps).float()

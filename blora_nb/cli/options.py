@@ -123,9 +123,7 @@ TRAIN: Options = {
 PICTURES: Options = {
     "prompt": text("needed unless --like is given"),
     "output_path": path(
-        "FOLDER",
-        "for the pictures, made if needed; nothing in it is overwritten",
-        required=True,
+        "FOLDER", "for the pictures, made if needed; nothing in it is overwritten", required=True
     ),
     "like": path(
         "PICTURE.png",
@@ -172,10 +170,7 @@ LAYOUT: Options = {
 
 # at most one of them may be given
 LAYOUT_PICTURE: Options = {
-    "outline_of": path(
-        "PICTURE",
-        "the layout: the outlines of this picture, white on black",
-    ),
+    "outline_of": path("PICTURE", "the layout: the outlines of this picture, white on black"),
     "control_image": path(
         "PICTURE", "the layout as this ControlNet wants it (edges, depth, …; its card says which)"
     ),

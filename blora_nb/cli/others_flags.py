@@ -50,10 +50,7 @@ REASONS = (
         "--validation_epochs",
         "validation pictures are made at each checkpoint: --checkpointing_steps",
     ),
-    (
-        "--prior_generation_precision",
-        "class pictures are made in the dtype of the base: --dtype",
-    ),
+    ("--prior_generation_precision", "class pictures are made in the dtype of the base: --dtype"),
     (
         "--scale_lr",
         "say the learning rate you want with --learning_rate; it is not multiplied behind your "

@@ -18,21 +18,9 @@ from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from blora_nb.widgets.gallery import Gallery, Source, Upload
 from blora_nb.widgets.kept import files_of, forget, keep, size_of, weights_file
-from blora_nb.widgets.markup import (
-    AUTO,
-    EMPTY,
-    WRAPPED,
-    download_link,
-    picture_html,
-    small_print,
-)
+from blora_nb.widgets.markup import AUTO, EMPTY, WRAPPED, download_link, picture_html, small_print
 from blora_nb.widgets.pad import DrawingPad
-from blora_nb.widgets.uploads import (
-    WEIGHTS,
-    blora_from_bytes,
-    picture_from_bytes,
-    uploaded_files,
-)
+from blora_nb.widgets.uploads import WEIGHTS, blora_from_bytes, picture_from_bytes, uploaded_files
 from blora_nb.widgets.worker import Worker
 
 # in pixels: a source's picture, the words before a control, the least width of the controls

@@ -156,19 +156,9 @@ class Panel(widgets.VBox):
         indented = {"description_width": INDENT}
         self.worker.progress.style.description_width = INDENT
         self.prompt = widgets.Text(
-            prompt,
-            description="Prompt",
-            continuous_update=False,
-            layout=AUTO,
-            style=indented,
+            prompt, description="Prompt", continuous_update=False, layout=AUTO, style=indented
         )
-        self.seed = widgets.BoundedIntText(
-            seed,
-            min=0,
-            max=2**31 - 1,
-            description="Seed",
-            **NUMBER,
-        )
+        self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="Seed", **NUMBER)
         self.steps = widgets.BoundedIntText(
             steps,
             min=1,
@@ -178,10 +168,7 @@ class Panel(widgets.VBox):
             style={"description_width": "calc(100% - 80px)"},
         )
         self.generate = widgets.Button(
-            description="Generate",
-            icon="paint-brush",
-            button_style="primary",
-            layout=AUTO,
+            description="Generate", icon="paint-brush", button_style="primary", layout=AUTO
         )
         self.save = widgets.Button(description="Save", icon="download", disabled=True, layout=AUTO)
         self.large = widgets.HTML()

@@ -91,13 +91,7 @@ class SeedPanel(Panel):
         self.order: list[int] = []
         self.scores: dict[int, dict[str, float]] = {}
         self.images: dict[int, Image.Image] = {}
-        self.count = widgets.BoundedIntText(
-            count,
-            min=1,
-            max=64,
-            description="How many",
-            **NUMBER,
-        )
+        self.count = widgets.BoundedIntText(count, min=1, max=64, description="How many", **NUMBER)
         self.cards = widgets.HBox(layout=WRAPPED | {"margin": "14px 0 0 0"})
         super().__init__(pipe, *args, **kwargs)
         if not self.choosers:
