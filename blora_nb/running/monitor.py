@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from safetensors import SafetensorError
@@ -73,12 +72,7 @@ class Monitor:
         self.contexts.callback(self.bar.close)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         with self.contexts:
             if isinstance(error, TrainingError) and error.step is not None:
                 self._keep_last_good(error)

@@ -221,17 +221,17 @@ class HalfChooser(widgets.VBox):
         A picture with the same name as a B-LoRA, but for the ending, is shown as its picture.
         """
         files = dict(uploaded_files(self.upload))
-        beside = {}
-        for name in files:
-            picture = str(Path(name).with_suffix(".png"))
-            if _is_weights(name) and picture in files:
-                beside[name] = picture
+        # of weights, the picture that may have come with them
+        beside = {
+            name: str(Path(name).with_suffix(".png"))
+            for name in files
+            if Path(name).suffix.lower() == WEIGHTS
+        }
         errors: list[Exception] = []
         for name, content in files.items():
             try:
-                if _is_weights(name):
-                    picture = beside.get(name, "")
-                    self._add_weights(name, content, picture, files.get(picture))
+                if name in beside:
+                    self._add_weights(name, content, beside[name], files.get(beside[name]))
                 elif name not in beside.values():
                     self._add_picture(name, content)
             except Exception as error:
@@ -379,8 +379,3 @@ class HalfChooser(widgets.VBox):
             self.worker.say(said, remarks)
 
         self.worker.start(f"Learning {source.name}", work)
-
-
-def _is_weights(name: str) -> bool:
-    """Whether the name of a file is that of weights."""
-    return Path(name).suffix.lower() == WEIGHTS
