@@ -62,9 +62,8 @@ def validation_pictures(
                 # some may be there from a training that was stopped
                 missing = [seed for seed, file in files.items() if not file.exists()]
                 with only_half(pipe, half) if half else nullcontext():
-                    for seed, image in zip(
-                        missing, draw_each(pipe, embeds, missing, progress=False)
-                    ):
+                    drawn = draw_each(pipe, embeds, missing, progress=False)
+                    for seed, image in zip(missing, drawn):
                         settings = {"prompt": text, "seed": seed}
                         save_image(image, files[seed], settings | ({"half": half} if half else {}))
         except (OSError, MemoryError, ValueError) as error:
