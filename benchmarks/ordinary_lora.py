@@ -8,7 +8,7 @@ from torch import Tensor
 from blora_nb.blocks import TRANSFORMER_BLOCKS
 from blora_nb.lora import remove
 from blora_nb.settings import TrainingSettings
-from blora_nb.training import ADAPTER, attach_lora, encode_image, run_steps
+from blora_nb.training import IN_TRAINING, attach_lora, encode_image, run_steps
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -24,7 +24,7 @@ def train_everywhere(
     remove(pipe)
     parameters = attach_lora(pipe.unet, settings.rank, settings.seed, TRANSFORMER_BLOCKS)
     run_steps(pipe, parameters, moments, settings, progress=False)
-    weights = get_peft_model_state_dict(pipe.unet, adapter_name=ADAPTER)
+    weights = get_peft_model_state_dict(pipe.unet, adapter_name=IN_TRAINING)
     weights = {f"unet.{name}": tensor.detach().clone() for name, tensor in weights.items()}
     remove(pipe)
     return weights

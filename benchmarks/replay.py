@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from blora_nb import training
-from blora_nb.lora import ADAPTER
+from blora_nb.lora import IN_TRAINING
 from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.lean_lora import lean_lora
 from blora_nb.running.text_cache import cached_text
@@ -57,7 +57,10 @@ class Replay:
 
 def recorded(trace: dict[str, Tensor], when: str) -> dict[str, Tensor]:
     """The LoRA that was recorded before or after the training, by our names."""
-    names = {"lora_layer.down.": f"lora_A.{ADAPTER}.", "lora_layer.up.": f"lora_B.{ADAPTER}."}
+    names = {
+        "lora_layer.down.": f"lora_A.{IN_TRAINING}.",
+        "lora_layer.up.": f"lora_B.{IN_TRAINING}.",
+    }
     found = {}
     for name, t in trace.items():
         if name.startswith(when):

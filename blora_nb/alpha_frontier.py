@@ -16,7 +16,14 @@ from PIL import Image
 from blora_nb.figures import NotebookFigure, frontier_figure
 from blora_nb.files.images import ImageSource, read_image
 from blora_nb.files.metadata import thumbnail
-from blora_nb.generation import Seeds, check_pipeline, encode, memory_explained, pictures, seed_list
+from blora_nb.generation import (
+    Seeds,
+    check_pipeline,
+    draw_each,
+    encode,
+    memory_explained,
+    seed_list,
+)
 from blora_nb.guards.changed_pipelines import ready_to_draw
 from blora_nb.lora import BLoRA, Given, apply, check_strength, loaded, set_alphas
 from blora_nb.metrics import (
@@ -195,7 +202,7 @@ def frontier(
                 made_with = common | {"content_alpha": c, "style_alpha": s}
                 images = []
                 try:
-                    for image in pictures(pipe, embeds, numbers, c, s, progress=False, **sampling):
+                    for image in draw_each(pipe, embeds, numbers, c, s, progress=False, **sampling):
                         image.info["blora_nb"] = made_with | image.info["blora_nb"]
                         images.append(image)
                         bar.update()

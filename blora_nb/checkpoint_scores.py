@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from blora_nb.blocks import HALVES
 from blora_nb.errors import BLoRAError
-from blora_nb.files.images import ImageSource, read_image
+from blora_nb.files.images import ImageSource, pixels_hash, read_image
 from blora_nb.files.safe_files import complete_file, read_json
 from blora_nb.metrics import KeptAndMoved, Scorer, balance, check_scores
 from blora_nb.running.checkpoints import step_of
@@ -44,10 +42,7 @@ class CheckpointScores(KeptAndMoved):
 
 
 def score_checkpoints(
-    folder: str | Path,
-    picture: ImageSource,
-    scorer: Scorer,
-    progress: bool = True,
+    folder: str | Path, picture: ImageSource, scorer: Scorer, progress: bool = True
 ) -> list[CheckpointScores]:
     """Score the pictures at each checkpoint against the picture of the training, the oldest first.
 
@@ -75,7 +70,7 @@ def score_checkpoints(
 
     compared = read_image(picture)
     identity = _identity(scorer)
-    made_with = {"scorer": identity or "", "picture": _pixels_hash(compared)}
+    made_with = {"scorer": identity or "", "picture": pixels_hash(compared)}
     scores = []
     found = _pictures_to_score(folder)
     for checkpoint, files in tqdm(found.items(), desc="scoring", disable=not progress):
@@ -151,10 +146,6 @@ def _identity(scorer: Scorer) -> str | None:
     """A text that is the same only for the same scorer; None for one that does not name itself."""
     identity = getattr(scorer, "identity", None)
     return f"{type(scorer).__module__}.{type(scorer).__qualname__} {identity}" if identity else None
-
-
-def _pixels_hash(image: Image.Image) -> str:
-    return hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def _drawn(files: Files) -> dict[str, dict[str, str]]:

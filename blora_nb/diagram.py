@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from blora_nb.blocks import BLOCK_OF_HALF, TRANSFORMER_BLOCKS, paper_name
+from blora_nb.blocks import BLOCK_OF_HALF, COLOUR_OF_HALF, TRANSFORMER_BLOCKS, paper_name
 from blora_nb.figures import NotebookFigure
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-COLOUR_OF_HALF = {"content": "#d55e00", "style": "#0072b2"}
 LISTENS, COMPUTES = "#dfe9df", "0.9"
 LINE = "0.55"
 WIDTH, STEP = 0.82, 1.0  # of a box, and from one box to the next

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from blora_nb.lora import BLoRA
 
+MOST_NAMED = 4  # of many names in a message
+
 
 class BLoRAError(ValueError):
     """A file or state dict that is no usable B-LoRA; the message says why."""
@@ -66,11 +68,12 @@ def shown(text: object, longest: int = 120) -> str:
     return plain if len(plain) <= longest else plain[:longest] + "…"
 
 
-def several(names: Iterable[object], most: int = 4) -> str:
+def several(names: Iterable[object]) -> str:
     """The first few of many names, for a message."""
     names = list(names)
-    listed = ", ".join(shown(name) for name in names[:most])
-    return listed if len(names) <= most else f"{listed} and {len(names) - most:,} more"
+    listed = ", ".join(shown(name) for name in names[:MOST_NAMED])
+    left = len(names) - MOST_NAMED
+    return f"{listed} and {left:,} more" if left > 0 else listed
 
 
 @contextmanager

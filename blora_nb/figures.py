@@ -18,6 +18,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from blora_nb.blocks import COLOUR_OF_HALF
 from blora_nb.checkpoint_scores import CheckpointScores, recommended
 from blora_nb.files.images import read_image
 from blora_nb.files.paths import free_path
@@ -39,7 +40,7 @@ Rows = Sequence[Sequence[Image.Image | None]]
 
 GAP = 0.05  # inches between pictures
 # Okabe and Ito's colours, which the colour-blind can tell apart
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 MARKERS = "os^D"
 BEST = "0.1"  # the colour of what is recommended
 MOST_TICKS = 12
@@ -278,8 +279,8 @@ def checkpoint_curve(
     content = [mean_and_error(one.content_scores) for one in scores]
     style = [mean_and_error(one.style_scores) for one in scores]
     curves = {"content kept": content, "style moved": style}
-    # as in `diagram`, content orange and style blue; dashed, so that both show where they meet
-    colours = (COLOURS[1], COLOURS[0])
+    colours = COLOUR_OF_HALF.values()
+    # dashed, so that both show where they meet
     for (name, values), colour, marker, line in zip(curves.items(), colours, MARKERS, ("-", "--")):
         means = [mean for mean, _ in values]
         errors = [error or 0 for _, error in values]
@@ -391,7 +392,7 @@ def _draw_frontier(ax: Axes, frontier: "Frontier") -> None:
     star = dot | {"marker": "*", "markersize": 15, "zorder": 4}
     for points, name, colour, look in (
         (off_it, "dominated", "0.6", dot),
-        (on_it, "frontier", COLOURS[2], line),
+        (on_it, "frontier", LINE_COLOURS[2], line),
         ([best], "recommended", BEST, star),
     ):
         if points:
@@ -643,7 +644,7 @@ def loss_curve(losses: Sequence[float], window: int = 20, caption: str = "") -> 
     ax.plot(steps, losses, color="0.75", linewidth=0.8, label="each step")
     if len(losses) >= window:
         mean = np.convolve(losses, np.ones(window) / window, "valid")
-        ax.plot(steps[window - 1 :], mean, color=COLOURS[0], label=f"mean of {window} steps")
+        ax.plot(steps[window - 1 :], mean, color=LINE_COLOURS[0], label=f"mean of {window} steps")
     _finish_chart(ax)
     figure.add_caption(caption, f"the loss of {len(losses)} steps")
     return figure
@@ -658,7 +659,7 @@ def line_figure(
 ) -> NotebookFigure:
     """Up to four curves by name, over the values of `x`, by default 1, 2, 3, …"""
     figure, ax = _chart(x_label, y_label)
-    for (name, values), colour, marker in zip(curves.items(), COLOURS, MARKERS):
+    for (name, values), colour, marker in zip(curves.items(), LINE_COLOURS, MARKERS):
         places = range(1, len(values) + 1) if x is None else x
         ax.plot(places, values, color=colour, marker=marker, markersize=4, label=name)
     _finish_chart(ax)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from blora_nb.defaults import defaults_for
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import check_unchanged, ready_to_draw, unwrapped
-from blora_nb.guards.prompts import check_prompt, quiet_libraries, warn_about_prompt
 from blora_nb.lora import Given, apply, loaded, set_alphas
+from blora_nb.pipeline import checked_and_encoded
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.memory import pictures_at_once
@@ -26,6 +26,7 @@ from blora_nb.running.out_of_memory import (
     release_tensors,
 )
 from blora_nb.running.records import record
+from blora_nb.settings import checked_number
 from blora_nb.structure import Structure, structure_of
 
 if TYPE_CHECKING:
@@ -81,10 +82,11 @@ class Sampling:
             ValueError: no picture can be made with it.
         """
         suited = defaults_for(pipe)
-        steps, guidance = self.num_inference_steps, self.guidance_scale
-        steps = whole_number("num_inference_steps", steps, suited.num_inference_steps)
+        steps = checked_number("num_inference_steps", self.num_inference_steps, int)
+        steps = suited.num_inference_steps if steps is None else steps
+        guidance = self.guidance_scale
         guidance = float(suited.guidance_scale if guidance is None else guidance)
-        batch_size = whole_number("batch_size", self.batch_size)
+        batch_size = checked_number("batch_size", self.batch_size, int)
         for name, count in (("num_inference_steps", steps), ("batch_size", batch_size)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}.")
@@ -98,8 +100,8 @@ class Sampling:
             self,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            height=whole_number("height", self.height),
-            width=whole_number("width", self.width),
+            height=checked_number("height", self.height, int),
+            width=checked_number("width", self.width, int),
             batch_size=batch_size,
         )
 
@@ -154,7 +156,7 @@ def generate(
         height, width: in pixels; by default the size that the model was trained on.
         progress: True for a progress bar over all steps, or a function called with (steps done,
             steps in all).
-        options: `preview` (see `pictures`) and the other fields of `Sampling`: `batch_size`,
+        options: `preview` (see `draw_each`) and the other fields of `Sampling`: `batch_size`,
             `image` and `strength`, `controlnet` and `control_image`, `asymmetric_guidance`,
             `content_until`, `style_from`.
 
@@ -195,7 +197,7 @@ def generate_each(
     """Like `generate`, one picture after another, each as soon as it is ready.
 
     Args:
-        options: see `pictures`.
+        options: see `draw_each`.
     """
     check_pipeline(pipe)
     content, style = loaded(content), loaded(style)
@@ -206,7 +208,7 @@ def generate_each(
         embeds = encode(pipe, prompt, negative_prompt)
         common = record(pipe, prompt, negative_prompt, content, style, *alphas)
     options |= {"content_alpha": alphas[0], "style_alpha": alphas[1]}
-    for picture in pictures(pipe, embeds, **options):
+    for picture in draw_each(pipe, embeds, **options):
         picture.info["blora_nb"] = common | picture.info["blora_nb"]
         yield picture
 
@@ -225,14 +227,14 @@ def sample(
     See `lora.apply` and `lora.set_alphas`.
 
     Args:
-        options: see `pictures`.
+        options: see `draw_each`.
     """
     options["num_inference_steps"] = num_inference_steps
     with pipeline_lock(pipe):
         check_pipeline(pipe)
         with ready_to_draw(pipe), memory_explained(pipe):
             embeds = encode(pipe, prompt, negative_prompt)
-        return list(pictures(pipe, embeds, seeds, **options))
+        return list(draw_each(pipe, embeds, seeds, **options))
 
 
 def check_pipeline(pipe: "StableDiffusionXLPipeline") -> None:
@@ -250,24 +252,17 @@ def encode(
 
     Encoded once, they serve any number of seeds.
     """
-    for text in (prompt, negative_prompt or ""):
-        check_prompt(text)
-        warn_about_prompt(pipe, text)
-    with quiet_libraries():
-        embeds = pipe.encode_prompt(
-            prompt, negative_prompt=negative_prompt, device=pipe._execution_device
-        )
     names = (
         "prompt_embeds",
         "negative_prompt_embeds",
         "pooled_prompt_embeds",
         "negative_pooled_prompt_embeds",
     )
-    return dict(zip(names, embeds, strict=True))
+    return dict(zip(names, checked_and_encoded(pipe, prompt, negative_prompt), strict=True))
 
 
 @torch.no_grad()
-def pictures(
+def draw_each(
     pipe: "StableDiffusionXLPipeline",
     embeds: dict[str, Tensor],
     seeds: Seeds = (0,),
@@ -407,16 +402,6 @@ def check_latents(latents: Tensor, seeds: Sequence[int]) -> None:
             f"NaN instead of a picture for the seed {' and '.join(broken)}. Try smaller alphas or "
             "a smaller guidance scale; if the base is in float16, load it in bfloat16 or float32."
         )
-
-
-def whole_number(name: str, value: Any, default: int | None = None) -> int | None:
-    """A whole number of Python's, perhaps from one of NumPy's; the default for None."""
-    if value is None:
-        return default
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, not {value!r}.") from None
 
 
 def seed_list(seeds: Seeds) -> list[int]:

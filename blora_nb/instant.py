@@ -29,14 +29,14 @@ from blora_nb.blocks import BLOCK_OF_HALF
 from blora_nb.defaults import TINY_WORDS, can_start_instantly
 from blora_nb.files.images import centre_square, read_image, to_tensor
 from blora_nb.judge import statistics
-from blora_nb.lora import ADAPTER, BLoRA
+from blora_nb.lora import IN_TRAINING, BLoRA
 from blora_nb.pipeline import encode_prompt
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
 EYES = DATA / "eyes.safetensors"
-SIDE = 96  # pixels that the eyes look at
+EYES_SIDE = 96  # pixels that the eyes look at
 WIDTH = TINY_WORDS // 2  # numbers that one text encoder gives: the first half is content's
 CONTENT_TOKENS, STYLE_TOKENS = 36, 16  # the last of a prompt
 READS_THE_PROMPT = (".attn2.to_k", ".attn2.to_v")
@@ -86,7 +86,7 @@ def instant_change(pipe: "StableDiffusionXLPipeline", picture: Image.Image, prom
             "words that it is made of. For another base train one with init_lora_weights gaussian."
         )
     neutral = encode_prompt(pipe, prompt)[0][0].float().cpu()
-    content, style = load_eyes()(to_tensor(centre_square(picture, SIDE)))
+    content, style = load_eyes()(to_tensor(centre_square(picture, EYES_SIDE)))
     content_prompt, style_prompt = neutral.clone(), neutral.clone()
     content_prompt[-CONTENT_TOKENS:, :WIDTH] = content[0]
     style_prompt[-STYLE_TOKENS:, WIDTH:] = style[0]
@@ -123,9 +123,9 @@ def start_from(unet: nn.Module, change: Change) -> None:
     """
     for name, added in change.items():
         layer: Any = unet.get_submodule(name)
-        if ADAPTER not in getattr(layer, "lora_A", {}):
+        if IN_TRAINING not in getattr(layer, "lora_A", {}):
             continue
-        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        a, b = layer.lora_A[IN_TRAINING].weight, layer.lora_B[IN_TRAINING].weight
         first_a, first_b = factors(added, a.shape[0])
         used = first_b.any(0)
         a[used] = first_a[used].to(a)
@@ -158,12 +158,12 @@ class Eyes(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shape_trunk = trunk((3, 24, 48, 96, 192))
+        self.shape_trunk = eyes_trunk((3, 24, 48, 96, 192))
         self.everywhere = nn.Linear(192, 192)  # what is ground and what is not, seen as a whole
         self.shape_after = ResidualConv(192)
         self.shape_head = nn.Conv2d(192, WIDTH, 1)
         self.shape_places = nn.Parameter(0.5 * torch.randn(CONTENT_TOKENS, WIDTH))
-        self.style_trunk = trunk((3, 24, 48, 96, 160))
+        self.style_trunk = eyes_trunk((3, 24, 48, 96, 160))
         self.style_head = nn.Sequential(
             nn.Linear(3 * 160, 512),
             nn.SiLU(),
@@ -181,7 +181,7 @@ class Eyes(nn.Module):
         return content, even(style + self.style_places)
 
 
-def trunk(widths: tuple[int, ...]) -> nn.Sequential:
+def eyes_trunk(widths: tuple[int, ...]) -> nn.Sequential:
     """Levels that halve the side, each but the first with a residual block."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):

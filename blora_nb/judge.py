@@ -20,7 +20,7 @@ from blora_nb.assets import DATA
 from blora_nb.files.images import read_image, to_tensor
 
 JUDGE = DATA / "judge"
-SIDE = 64  # pixels that the judge looks at
+JUDGE_SIDE = 64  # pixels that the judge looks at
 LENGTH = 96  # numbers of an embedding
 
 
@@ -41,8 +41,8 @@ class Judge(nn.Module):
         super().__init__()
         self.objects = list(objects)
         self.styles = list(styles)
-        self.shape_trunk = trunk((24, 48, 96, 160))
-        self.style_trunk = trunk((24, 48, 96, 128))
+        self.shape_trunk = judge_trunk((24, 48, 96, 160))
+        self.style_trunk = judge_trunk((24, 48, 96, 128))
         self.shape_head = nn.Linear(160 * 16, LENGTH)
         self.style_head = nn.Linear(3 * 128, LENGTH)
         self.register_buffer("named_objects", torch.zeros(len(self.objects), LENGTH))
@@ -81,7 +81,7 @@ class Judge(nn.Module):
         Of one that is not square the middle is compared, as it is learned.
         """
         squares = [read_image(image) for image in images]
-        box, size = Image.Resampling.BOX, (SIDE, SIDE)
+        box, size = Image.Resampling.BOX, (JUDGE_SIDE, JUDGE_SIDE)
         small = [ImageOps.fit(square, size, box) for square in squares]
         return self(torch.cat([to_tensor(image) for image in small]))
 
@@ -96,7 +96,7 @@ def statistics(features: Tensor) -> Tensor:
     return torch.cat([features.mean((2, 3)), features.std((2, 3)), border], 1)
 
 
-def trunk(widths: tuple[int, ...]) -> nn.Sequential:
+def judge_trunk(widths: tuple[int, ...]) -> nn.Sequential:
     """Four levels of two convolutions, each halving the side: 64 → 4."""
     layers: list[nn.Module] = []
     before = 3

@@ -15,13 +15,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from blora_nb.blocks import HALVES, half_of
+from blora_nb.blocks import HALVES, WEIGHT_FORMATS, half_of
 from blora_nb.errors import BLoRAError, BLoRAWarning, PipelineWarning, named_in_errors
 from blora_nb.files.descriptions import describe, describe_as_html
 from blora_nb.files.locating import FILE_NAME, PEFT_FILE, find_weights, read_beside
 from blora_nb.files.lora_settings import PEFT_CONFIG, is_setting
 from blora_nb.files.metadata import versions
-from blora_nb.files.names import FORMATS, WRAPPER, format_of
+from blora_nb.files.names import WRAPPER, format_of
 from blora_nb.files.reading import read_weights
 from blora_nb.files.safe_files import complete_file, open_weights
 from blora_nb.files.state_dict_checks import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 # the name of the LoRA in training on a U-Net
-ADAPTER = "new"
+IN_TRAINING = "new"
 # endings that nobody gives a folder
 NO_FOLDER = {".safetensors", ".safetensor", ".pt", ".pth", ".bin", ".ckpt"}
 # header entries that would be wrong in a file written anew
@@ -165,7 +165,7 @@ class BLoRA:
         file, config = find_weights(source)
         with named_in_errors(file):
             blora = cls._read(file, config, str(source))
-            blora.notes += remarks(blora.layers)
+            blora.notes += remarks(blora.state_dict, blora.layers)
         for note in blora.notes:
             warnings.warn(f"{file}: {note}", BLoRAWarning, stacklevel=2)
         return blora
@@ -242,8 +242,10 @@ class BLoRA:
 
 def _file_to_write(path: Path, format: str) -> Path:
     """The file that `BLoRA.save` writes; it must not be there yet."""
-    if format not in FORMATS:
-        raise ValueError(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
+    if format not in WEIGHT_FORMATS:
+        raise ValueError(
+            f"There is no format {format!r}; choose one of {', '.join(WEIGHT_FORMATS)}."
+        )
     if format == "peft" and path.suffix == ".safetensors":
         raise ValueError(
             "PEFT reads folders, with the ranks in a file of their own; name a folder instead of "
@@ -289,8 +291,8 @@ def _kohya_metadata(blora: BLoRA, format: str) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------- mixing
 
 # what stands for one half: a B-LoRA or where it is, one with a weight, or a list of these
-Source: TypeAlias = BLoRA | str | Path
-Given: TypeAlias = Source | tuple[Source, float] | list[Any]
+BLoRASource: TypeAlias = BLoRA | str | Path
+Given: TypeAlias = BLoRASource | tuple[BLoRASource, float] | list[Any]
 
 
 def from_original_alpha(alpha: float) -> float:
@@ -499,7 +501,7 @@ def set_alphas(
     if any(getattr(module, "disable_adapters", False) is True for module in unet.modules()):
         unet.enable_lora()
     # a style half in training beside a content half stays on
-    in_training = [ADAPTER] if ADAPTER in there else []
+    in_training = [IN_TRAINING] if IN_TRAINING in there else []
     strengths = [alphas[half] for half in halves] + [1.0 for _ in in_training]
     with unwrapped(pipe):
         unet.set_adapters(halves + in_training, strengths)
@@ -590,14 +592,14 @@ def remove(pipe: "StableDiffusionXLPipeline") -> None:
 def trained_parameters(unet: "UNet2DConditionModel") -> dict[str, Tensor]:
     """The tensors of the LoRA in training, by their names in a `BLoRA`."""
     trained = {name: p for name, p in inner(unet).named_parameters() if p.requires_grad}
-    return {f"unet.{name.replace(f'.{ADAPTER}.', '.')}": p for name, p in trained.items()}
+    return {f"unet.{name.replace(f'.{IN_TRAINING}.', '.')}": p for name, p in trained.items()}
 
 
 def collect(unet: "UNet2DConditionModel", settings: TrainingSettings) -> BLoRA:
     """The `BLoRA` made of the LoRA in training, with settings and versions in its metadata."""
     from peft.utils import get_peft_model_state_dict
 
-    weights = get_peft_model_state_dict(inner(unet), adapter_name=ADAPTER)
+    weights = get_peft_model_state_dict(inner(unet), adapter_name=IN_TRAINING)
     state_dict = {f"unet.{key}": t.detach().float().cpu().clone() for key, t in weights.items()}
     metadata = {"training": json.dumps(asdict(settings)), "versions": versions()}
     return BLoRA(state_dict, metadata)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
@@ -246,12 +247,8 @@ def check_scores(name: str, scores: Sequence[float], count: int) -> list[float]:
 
 def mean_and_error(scores: Sequence[float]) -> tuple[float, float | None]:
     """The mean of scores over seeds and its standard error, which is None for a single seed."""
-    count = len(scores)
-    mean = math.fsum(scores) / count
-    if count < 2:
-        return mean, None
-    variance = math.fsum((score - mean) ** 2 for score in scores) / (count - 1)
-    return mean, math.sqrt(variance / count)
+    error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
+    return fmean(scores), error
 
 
 class KeptAndMoved:

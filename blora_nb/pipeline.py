@@ -203,11 +203,7 @@ def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def _quantized_unet(
-    source: str | Path,
-    quantization: str,
-    dtype: torch.dtype,
-    device: str,
-    options: dict[str, Any],
+    source: str | Path, quantization: str, dtype: torch.dtype, device: str, options: dict[str, Any]
 ) -> "UNet2DConditionModel":
     """The U-Net with its linear layers in 8 or 4 bits, on its device; computed in `dtype`."""
     from diffusers import BitsAndBytesConfig, UNet2DConditionModel
@@ -336,10 +332,20 @@ def _load_and_fuse(pipe: "StableDiffusionXLPipeline", path: Path, layers: int) -
 @torch.no_grad()
 def encode_prompt(pipe: "StableDiffusionXLPipeline", prompt: str) -> tuple[Tensor, Tensor]:
     """`prompt_embeds` [1, tokens, dim] and `pooled_prompt_embeds` [1, dim] of one prompt."""
-    check_prompt(prompt)
-    warn_about_prompt(pipe, prompt)
-    with quiet_libraries():
-        embeds, _, pooled, _ = pipe.encode_prompt(
-            prompt, device=pipe._execution_device, do_classifier_free_guidance=False
-        )
+    embeds, _, pooled, _ = checked_and_encoded(pipe, prompt, do_classifier_free_guidance=False)
     return embeds, pooled
+
+
+def checked_and_encoded(
+    pipe: "StableDiffusionXLPipeline",
+    prompt: str,
+    negative_prompt: str | None = None,
+    **options: Any,
+) -> tuple[Tensor, ...]:
+    """What `pipe.encode_prompt` gives, with our errors and warnings about the prompts."""
+    for text in (prompt, negative_prompt or ""):
+        check_prompt(text)
+        warn_about_prompt(pipe, text)
+    options |= {"negative_prompt": negative_prompt, "device": pipe._execution_device}
+    with quiet_libraries():
+        return pipe.encode_prompt(prompt, **options)

@@ -7,6 +7,7 @@ The comparison is pixel by pixel, in dB (PSNR). The best picture of one single c
 of having learned nothing: how many dB it reaches depends on the picture, so only the gain counts.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from blora_nb.defaults import is_teaching_model
+from blora_nb.errors import PipelineWarning, PromptWarning
 from blora_nb.files.images import centre_square, read_with_remarks
-from blora_nb.generation import DrawingProgress, sample
+from blora_nb.generation import sample
 from blora_nb.lora import BLoRA, apply, remove
 from blora_nb.registry import pipeline_lock
 
@@ -71,7 +73,6 @@ def rebuild(
     picture: str | Path | Image.Image,
     prompt: str = "A [v]",
     seed: int = 0,
-    progress: DrawingProgress = False,
 ) -> Rebuilt:
     """Draw a picture again with both halves of its B-LoRA, and compare the two.
 
@@ -79,7 +80,6 @@ def rebuild(
         pipe: the teaching model, from `load_pipeline`; afterwards it is the plain model.
         picture: that the B-LoRA was trained on; its middle square is compared.
         prompt: that it was trained with.
-        progress: as in `generate`.
 
     Raises:
         ValueError: another pipeline than the teaching model.
@@ -93,13 +93,27 @@ def rebuild(
     with pipeline_lock(pipe):
         apply(pipe, blora, blora)
         try:
-            image = sample(pipe, prompt, (seed,), progress=progress)[0]
+            image = sample(pipe, prompt, (seed,), progress=False)[0]
         finally:
             remove(pipe)
     square = centre_square(read_with_remarks(picture)[0], image.width)
-    original, drawn = (np.asarray(shown, np.float64) / 255 for shown in (square, image))
+    original, drawn = (np.asarray(one, np.float64) / 255 for one in (square, image))
     flat = np.broadcast_to(original.mean((0, 1)), original.shape)
     return Rebuilt(image, psnr(drawn, original), psnr(flat, original))
+
+
+def rebuilt_in_words(
+    pipe: "StableDiffusionXLPipeline", blora: BLoRA, picture: str | Path | Image.Image, prompt: str
+) -> str:
+    """A sentence on how near a B-LoRA that was just trained comes to its picture; see `rebuild`."""
+    try:
+        with warnings.catch_warnings():
+            # given before the training
+            warnings.simplefilter("ignore", PromptWarning)
+            warnings.simplefilter("ignore", PipelineWarning)
+            return f"It is {rebuild(pipe, blora, picture, prompt)}"
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        return f"It was not drawn again, to compare: {error}"
 
 
 def psnr(drawn: np.ndarray, original: np.ndarray) -> float:

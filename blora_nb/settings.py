@@ -175,7 +175,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            object.__setattr__(self, f.name, as_number(f, getattr(self, f.name)))
+            object.__setattr__(
+                self, f.name, checked_number(f.name, getattr(self, f.name), value_type(f))
+            )
             _check_value(f, getattr(self, f.name))
         self._check_together()
 
@@ -220,12 +222,12 @@ class TrainingSettings:
 
     def __repr__(self) -> str:
         """The ten settings everybody needs, and of the rest those that differ from the default."""
-        shown = [
+        listed = [
             f"{f.name}={getattr(self, f.name)!r}"
             for number, f in enumerate(fields(self))
             if number < 10 or getattr(self, f.name) != f.default
         ]
-        return f"TrainingSettings({', '.join(shown)})"
+        return f"TrainingSettings({', '.join(listed)})"
 
     def checkpoint_at(self, step: int) -> bool:
         """Whether there is a checkpoint after this step.
@@ -266,22 +268,21 @@ def value_type(f: Field) -> type:
     return f.type  # type: ignore[return-value]
 
 
-def as_number(f: Field, value: Any) -> Any:
-    """A field's value as a number of Python's, perhaps one of NumPy's or PyTorch's.
+def checked_number(name: str, value: Any, kind: type) -> Any:
+    """A setting as a number of Python's, perhaps one of NumPy's or PyTorch's; None stays None.
 
-    What is no number by its type stays as it is.
+    So does what is of another kind than `int` and `float`.
 
     Raises:
         ValueError: it should be a number, or a whole one.
     """
-    kind = value_type(f)
     if value is None or kind not in (int, float):
         return value
     try:
         return operator.index(value) if kind is int else float(value)
     except (TypeError, ValueError):
         wanted = "whole number" if kind is int else "number"
-        raise ValueError(f"{f.name} must be a {wanted}, not {value!r}.") from None
+        raise ValueError(f"{name} must be a {wanted}, not {value!r}.") from None
 
 
 def _check_value(f: Field, value: Any) -> None:

@@ -30,7 +30,7 @@ from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import changes, check_unchanged, uncompiled
 from blora_nb.instant import instant_change, start_from
 from blora_nb.lora import (
-    ADAPTER,
+    IN_TRAINING,
     BLoRA,
     apply,
     collect,
@@ -128,7 +128,7 @@ def train(
             models.append(pipe.unet)
         with all_back(*models):
             try:
-                return _learn(pipe, pictures, prompts, settings, kept, checkpoint, reporting)
+                return _train_on(pipe, pictures, prompts, settings, kept, checkpoint, reporting)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -188,7 +188,7 @@ def _pictures_and_prompts(
     return pictures, prompts
 
 
-def _learn(
+def _train_on(
     pipe: "StableDiffusionXLPipeline",
     pictures: "list[Picture]",
     prompts: list[str | None] | None,
@@ -353,7 +353,7 @@ def attach_lora(
     # without the list of devices it warns where there are several
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        unet.add_adapter(config, adapter_name=ADAPTER)
+        unet.add_adapter(config, adapter_name=IN_TRAINING)
     cast_training_params(unet, torch.float32)
     return [p for p in unet.parameters() if p.requires_grad]
 
@@ -371,9 +371,9 @@ def attach_style_beside(
         # two adapters are what we want
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
         attach_lora(pipe.unet, settings.rank, settings.seed, [STYLE_BLOCK])
-    pipe.unet.set_adapters(["content", ADAPTER])
+    pipe.unet.set_adapters(["content", IN_TRAINING])
     for name, parameter in pipe.unet.named_parameters():
-        parameter.requires_grad_(f".{ADAPTER}." in name)
+        parameter.requires_grad_(f".{IN_TRAINING}." in name)
     return [p for p in pipe.unet.parameters() if p.requires_grad]
 
 
@@ -580,10 +580,7 @@ def blora_loss(
     noisy = scheduler.add_noise(latents, noise, timesteps)
     # `unet.dtype` would look through all modules, at every step
     noisy = noisy.to(unet.conv_in.weight.dtype)
-    conditions = {
-        "text_embeds": pooled_prompt_embeds.expand(batch, -1),
-        "time_ids": time_ids,
-    }
+    conditions = {"text_embeds": pooled_prompt_embeds.expand(batch, -1), "time_ids": time_ids}
     words = prompt_embeds.expand(batch, -1, -1)
     prediction = unet(noisy, timesteps, words, added_cond_kwargs=conditions).sample.float()
     target = diffusion_target(scheduler, latents, noise, timesteps).float()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHEET = "validation.png"  # the pictures of all checkpoints side by side
 SHOWN_AS = {"both": "both halves", "content": "content half", "style": "style half"}
-PICTURE = re.compile(r"_seed(-?\d+)\.png$")
+PICTURE_OF_BOTH = re.compile(r"_seed(-?\d+)\.png$")
 PICTURE_OF_HALF = {half: re.compile(rf"_seed(-?\d+)_{half}\.png$") for half in HALVES}
 
 
@@ -45,7 +45,7 @@ def validation_pictures(
         style_prompt: also drawn, with the style half alone; name another object in it. With both of
             these, `checkpoint_scores.score_checkpoints` measures each half by itself.
     """
-    from blora_nb.generation import encode, pictures
+    from blora_nb.generation import draw_each, encode
 
     prompts = {"": prompt, "content": content_prompt, "style": style_prompt}
     encoded = [
@@ -62,9 +62,8 @@ def validation_pictures(
                 # some may be there from a training that was stopped
                 missing = [seed for seed, file in files.items() if not file.exists()]
                 with only_half(pipe, half) if half else nullcontext():
-                    for seed, image in zip(
-                        missing, pictures(pipe, embeds, missing, progress=False)
-                    ):
+                    drawn = draw_each(pipe, embeds, missing, progress=False)
+                    for seed, image in zip(missing, drawn):
                         settings = {"prompt": text, "seed": seed}
                         save_image(image, files[seed], settings | ({"half": half} if half else {}))
         except (OSError, MemoryError, ValueError) as error:
@@ -115,7 +114,7 @@ def pictures_at(checkpoint: Path, half: str | None = None) -> list[Path]:
 
     Where it has pictures of several prompts, those of the one that was drawn last.
     """
-    pattern = PICTURE_OF_HALF[half] if half else PICTURE
+    pattern = PICTURE_OF_HALF[half] if half else PICTURE_OF_BOTH
     matches = ((pattern.search(file.name), file) for file in checkpoint.iterdir())
     found = [(file.name[: match.start()], int(match[1]), file) for match, file in matches if match]
     if not found:

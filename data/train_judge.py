@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blora_nb.course.drawings import MORE_OBJECTS, OBJECTS
-from blora_nb.judge import SIDE, Judge
+from blora_nb.judge import JUDGE_SIDE, Judge
 from processes import half_precision
 from train_unet import save
 from world.captions import CANONICAL_POSE, Noun, nouns
@@ -93,7 +93,7 @@ SPOIL = (blurred, noisy, cut_off, smeared, scribbled, mixed)
 
 def small(pictures: Tensor) -> Tensor:
     """Pictures of the size that the judge looks at."""
-    return F.avg_pool2d(pictures, pictures.shape[-1] // SIDE)
+    return F.avg_pool2d(pictures, pictures.shape[-1] // JUDGE_SIDE)
 
 
 def triples(shapes: Shapes, count: int, generator: torch.Generator) -> Tensor:

@@ -22,7 +22,7 @@ from PIL import Image, ImageColor
 from blora_nb.assets import DATA
 from blora_nb.course import drawings
 from blora_nb.lora import BLoRA
-from blora_nb.widgets.pad import COLOURS
+from blora_nb.widgets.pad import PEN_COLOURS
 from conftest import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -30,7 +30,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 WHITE, BLACK, RED, GREEN = (
     ImageColor.getrgb(colour)
-    for colour in ("#ffffff", *(COLOURS[name] for name in ("black", "red", "green")))
+    for colour in ("#ffffff", *(PEN_COLOURS[name] for name in ("black", "red", "green")))
 )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from blora_nb.assets import TINY_SDXL
 from blora_nb.cli.options import add_settings, given
-from blora_nb.cli.others_flags import NEEDLESS, REFUSED, add_others_flags
+from blora_nb.cli.others_flags import NEEDLESS, REFUSED_FLAGS, add_others_flags
 from blora_nb.course.drawings import draw
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
@@ -218,11 +218,11 @@ def training_parser():
     return parser
 
 
-@pytest.mark.parametrize("flag", REFUSED)
+@pytest.mark.parametrize("flag", REFUSED_FLAGS)
 def test_flags_that_damage_the_separation_are_refused_with_the_reason(capsys, flag):
     with pytest.raises(SystemExit):
         training_parser().parse_args([flag])
-    assert f"{flag} is refused: {REFUSED[flag]}" in capsys.readouterr().err
+    assert f"{flag} is refused: {REFUSED_FLAGS[flag]}" in capsys.readouterr().err
 
 
 def test_a_refused_flag_ends_the_command_before_anything_is_done(tmp_path):
@@ -267,7 +267,7 @@ def test_flags_of_the_original_and_of_diffusers_script_are_taken():
     """Unless they are refused with a reason or said to change nothing: never just unknown."""
     help_text = run_here("train", "--help").stdout.split()
     flags = [f"--{name}" for name in (ORIGINAL + ADVANCED).split()]
-    taken = [flag for flag in flags if flag not in REFUSED | NEEDLESS]
+    taken = [flag for flag in flags if flag not in REFUSED_FLAGS | NEEDLESS]
     assert len(taken) > 35
     assert [flag for flag in taken if flag not in help_text] == []
 

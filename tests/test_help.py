@@ -1,13 +1,11 @@
-"""The entry point: help without PyTorch, exit codes, and choices that are written out for it."""
+"""The entry point: help without PyTorch, and exit codes."""
 
 import subprocess
 import sys
 
 import pytest
 
-from blora_nb.cli import options
 from blora_nb.cli.commands import main
-from blora_nb.files import names
 
 
 @pytest.mark.parametrize("command", ["", "train", "generate", "inspect", "export"])
@@ -27,7 +25,3 @@ def test_main_returns_the_exit_code(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["blora", "inspect", str(tmp_path / "none.safetensors")])
     assert main() == 1
     assert capsys.readouterr().err.startswith("error: There is no file or folder")
-
-
-def test_the_formats_are_those_of_the_files():
-    assert options.FORMATS == names.FORMATS

@@ -11,7 +11,7 @@ from blora_nb.files.images import to_tensor
 from blora_nb.generation import generate
 from blora_nb.instant import (
     CONTENT_TOKENS,
-    SIDE,
+    EYES_SIDE,
     STYLE_TOKENS,
     WIDTH,
     factors,
@@ -25,7 +25,7 @@ from blora_nb.rebuilding import rebuild
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 
-PICTURE = draw("cat", "clay", 4, SIDE)
+PICTURE = draw("cat", "clay", 4, EYES_SIDE)
 
 
 @pytest.mark.parametrize("block", [CONTENT_BLOCK, STYLE_BLOCK])

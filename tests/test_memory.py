@@ -17,7 +17,7 @@ from blora_nb.running.activations import count_activations
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.device import needs_4_bits
 from blora_nb.running.gradient_checkpointing import gradient_checkpointing
-from blora_nb.running.memory import GIB, choose_checkpointing, need, report
+from blora_nb.running.memory import GIB, choose_checkpointing, memory_need, report
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import (
     attach_lora,
@@ -67,7 +67,7 @@ def test_the_count_is_what_a_real_loss_keeps(pipe, picture):
     weights = {t.untyped_storage()._cdata for t in unet.state_dict().values()}
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
     real = sum(size for key, size in storages.items() if key not in weights)
-    assert need(pipe, settings, "none").activations == pytest.approx(real, rel=0.05)
+    assert memory_need(pipe, settings, "none").activations == pytest.approx(real, rel=0.05)
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_recomputing_saves_memory_and_changes_nothing(pipe, picture):
     assert same_weights(plain, full)
     assert not pipe.unet.is_gradient_checkpointing
     settings = TrainingSettings.for_pipeline(pipe)
-    sizes = [need(pipe, settings, mode).activations for mode in ("none", "partial", "full")]
+    sizes = [memory_need(pipe, settings, mode).activations for mode in ("none", "partial", "full")]
     assert sizes[0] > 1.1 * sizes[1] > 1.1 * 1.1 * sizes[2]
     with gradient_checkpointing(pipe.unet, "partial"):
         on = {
@@ -95,7 +95,7 @@ def test_recomputing_saves_memory_and_changes_nothing(pipe, picture):
 def test_the_first_that_fits_is_chosen_and_reported(pipe):
     settings = TrainingSettings.for_pipeline(pipe)
     none, partial, full = (
-        need(pipe, settings, mode).beside_the_base for mode in ("none", "partial", "full")
+        memory_need(pipe, settings, mode).beside_the_base for mode in ("none", "partial", "full")
     )
     free = (none, none - 1, partial - 1, full - 1)
     chosen = [choose_checkpointing(pipe, settings, size) for size in free]

@@ -11,12 +11,12 @@ from PIL import Image
 from blora_nb import DrawingPad
 from blora_nb.errors import ImageError
 from blora_nb.widgets.markup import png_address, png_bytes
-from blora_nb.widgets.pad import SIDE, SIZES
+from blora_nb.widgets.pad import PAD_SIDE, SIZES
 
 WHITE = (255, 255, 255)
 
 
-def sketch(side=SIDE):
+def sketch(side=PAD_SIDE):
     """White paper with a red square in the middle."""
     image = Image.new("RGB", (side, side), WHITE)
     image.paste("red", (side // 4, side // 4, side // 2, side // 2))
@@ -27,22 +27,22 @@ def address(image):
     return png_address(png_bytes(image))
 
 
-@pytest.mark.parametrize("drawn", ["", address(Image.new("RGB", (SIDE, SIDE), WHITE))])
+@pytest.mark.parametrize("drawn", ["", address(Image.new("RGB", (PAD_SIDE, PAD_SIDE), WHITE))])
 def test_white_paper_is_no_picture(drawn):
     pad = DrawingPad()
     pad.set_state({"drawn": drawn})
     assert pad.picture is None
 
 
-@pytest.mark.parametrize("side", [SIDE, 100])
+@pytest.mark.parametrize("side", [PAD_SIDE, 100])
 def test_what_the_page_sends_is_the_picture(side):
     pad, seen = DrawingPad(), []
     pad.observe(lambda _: seen.append(pad.picture), "drawn")
     pad.set_state({"drawn": address(sketch(side))})
     (picture,) = seen
     assert picture.mode == "RGB"
-    assert picture.size == (SIDE, SIDE)
-    assert picture.getpixel((SIDE // 3, SIDE // 3)) == (255, 0, 0)
+    assert picture.size == (PAD_SIDE, PAD_SIDE)
+    assert picture.getpixel((PAD_SIDE // 3, PAD_SIDE // 3)) == (255, 0, 0)
     assert picture.getpixel((5, 5)) == WHITE
     pad.clear()
     assert pad.picture is None
@@ -51,7 +51,7 @@ def test_what_the_page_sends_is_the_picture(side):
 
 def test_transparent_paper_is_white():
     pad = DrawingPad()
-    pad.drawn = address(Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0)))
+    pad.drawn = address(Image.new("RGBA", (PAD_SIDE, PAD_SIDE), (0, 0, 0, 0)))
     assert pad.picture is None
 
 
@@ -66,15 +66,15 @@ def test_what_is_no_picture_is_an_error(content):
 def test_a_start_picture_is_on_the_paper_whole(tmp_path):
     Image.new("RGB", (300, 100), "blue").save(tmp_path / "wide.png")
     picture = DrawingPad(tmp_path / "wide.png").picture
-    assert picture.getpixel((0, SIDE // 2)) == (0, 0, 255)
-    assert picture.getpixel((SIDE // 2, 0)) == WHITE
+    assert picture.getpixel((0, PAD_SIDE // 2)) == (0, 0, 255)
+    assert picture.getpixel((PAD_SIDE // 2, 0)) == WHITE
     with pytest.raises(ImageError, match="no picture"):
         DrawingPad(tmp_path / "none.png")
 
 
 def test_the_page_learns_what_it_may_draw_with():
     state = DrawingPad().get_state()
-    assert state["side"] == SIDE
+    assert state["side"] == PAD_SIDE
     assert state["sizes"] == SIZES
     assert "export default" in state["_esm"]
     assert ".blora-pad" in state["_css"]

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from blora_nb import example_blora, example_picture
 from blora_nb.errors import ImageError
 from blora_nb.files.images import remarks_on_square
-from blora_nb.rebuilding import psnr, rebuild
+from blora_nb.rebuilding import psnr, rebuild, rebuilt_in_words
 
 
 def test_a_picture_is_compared_with_its_own_b_lora(pipe):
@@ -26,8 +26,13 @@ def test_a_picture_is_compared_with_its_own_b_lora(pipe):
 def test_a_picture_that_cannot_be_read_is_named(pipe, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
+    blora = example_blora(pipe, "star_sunset")
     with pytest.raises(ImageError, match="broken.png"):
-        rebuild(pipe, example_blora(pipe, "star_sunset"), broken)
+        rebuild(pipe, blora, broken)
+    # after a training it is said, and nothing ends
+    said = rebuilt_in_words(pipe, blora, broken, "A [v]")
+    assert said.startswith("It was not drawn again, to compare: ")
+    assert "broken.png" in said
 
 
 def test_other_models_are_refused_with_the_remedy(pipe, monkeypatch):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from blora_nb.blocks import CONTENT_BLOCK, SGM_BLOCK_OF_HALF, STYLE_BLOCK, target_modules
 from blora_nb.errors import BLoRAError, BLoRAWarning
 from blora_nb.files.lora_settings import SOURCES
-from blora_nb.files.other_methods import CHANGE_THE_BASE, REFUSED
+from blora_nb.files.other_methods import CHANGE_THE_BASE, REFUSED_METHODS
 from blora_nb.lora import BLoRA
 from blora_nb.pipeline import load_pipeline, merge_few_step_lora
 from blora_nb.registry import options_of
@@ -755,4 +755,4 @@ def test_the_documentation_lists_the_places_and_the_refused_methods():
     assert rows[1:-1] == [place for place, _ in SOURCES]
     refused = text.split("## Refused")[1].split("\n## ")[0].replace("\n  ", " ")
     bullets = [line[2:].split(":")[0] for line in refused.splitlines() if line.startswith("* ")]
-    assert ", ".join(bullets).split(", ") == [*REFUSED, *CHANGE_THE_BASE.values()]
+    assert ", ".join(bullets).split(", ") == [*REFUSED_METHODS, *CHANGE_THE_BASE.values()]

@@ -567,7 +567,7 @@ def test_pictures_at_a_checkpoint_that_cannot_be_made_do_not_end_the_training(
     def too_large(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(generation, "pictures", too_large)
+    monkeypatch.setattr(generation, "draw_each", too_large)
     validate = validation_pictures(pipe, "A star", 1)
     options = {"progress": False, "output_dir": tmp_path, "on_checkpoint": validate, **CHANGES}
     with pytest.warns(UserWarning, match=f"checkpoint-30 could not all be made.*{error}.*goes on"):

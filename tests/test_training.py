@@ -23,7 +23,7 @@ from blora_nb.running.recipes import sample_weights
 from blora_nb.running.text_cache import cached_text
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import (
-    ADAPTER,
+    IN_TRAINING,
     attach_lora,
     blora_loss,
     diffusion_target,
@@ -82,7 +82,7 @@ def test_a_plain_loop_gives_the_same_losses_and_weights(pipe, picture):
 
     parameters = attach_lora(ours, rank=4)
     our_named = {
-        n.replace(f".{ADAPTER}.", ".default."): p
+        n.replace(f".{IN_TRAINING}.", ".default."): p
         for n, p in ours.named_parameters()
         if p.requires_grad
     }
@@ -134,10 +134,10 @@ def test_lora_starts_from_the_unchanged_model_with_the_right_scale(pipe):
     assert len(layers) == 32
     assert {half_of(n) for n in layers} == {"content", "style"}
     for layer in layers.values():
-        assert layer.scaling[ADAPTER] == 1.0
-        assert layer.lora_B[ADAPTER].weight.abs().max() == 0
+        assert layer.scaling[IN_TRAINING] == 1.0
+        assert layer.lora_B[IN_TRAINING].weight.abs().max() == 0
     # normal with standard deviation 1 / rank, PEFT's "gaussian"
-    values = torch.cat([m.lora_A[ADAPTER].weight.detach().flatten() for m in layers.values()])
+    values = torch.cat([m.lora_A[IN_TRAINING].weight.detach().flatten() for m in layers.values()])
     assert values.std() == pytest.approx(1 / 8, rel=0.05)
 
 
@@ -576,4 +576,4 @@ def test_alphas_changed_at_a_checkpoint_leave_the_half_in_training_on(
 
     options = {"output_dir": tmp_path, "checkpointing_steps": 3, "on_checkpoint": change}
     train(pipe, picture, content=blora, progress=False, max_train_steps=3, **options)
-    assert active == [["content", ADAPTER]]
+    assert active == [["content", IN_TRAINING]]

@@ -7,13 +7,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from blora_nb.running.device import (
-    default_base,
-    default_device,
-    default_dtype,
-    host,
-    needs_4_bits,
-)
+from blora_nb.running.device import default_base, default_device, default_dtype, host, needs_4_bits
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "ipywidgets")
 

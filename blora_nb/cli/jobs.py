@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blora_nb.errors import ImageWarning
+from blora_nb.errors import ImageWarning, several
 from blora_nb.files.image_folders import find_images
 from blora_nb.files.images import read_with_remarks
 from blora_nb.files.locating import FILE_NAME
@@ -181,9 +181,8 @@ def unused_captions(paths: Sequence[Path]) -> str | None:
     names = [path.name for path in dict.fromkeys(beside) if path.is_file()]
     if not names:
         return None
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
-        f"The captions beside the pictures ({', '.join(names[:3])}{more}) are not used: all "
-        "pictures have the instance prompt. For a prompt of its own for each, with --together, "
-        f"write a --captions_file with lines like {CAPTION}."
+        f"The captions beside the pictures ({several(names)}) are not used: all pictures have the "
+        "instance prompt. For a prompt of its own for each, with --together, write a "
+        f"--captions_file with lines like {CAPTION}."
     )

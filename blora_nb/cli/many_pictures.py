@@ -5,27 +5,20 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blora_nb.cli.jobs import MANIFEST, Job
 from blora_nb.defaults import is_teaching_model
-from blora_nb.errors import (
-    BLoRAError,
-    CheckpointError,
-    PipelineWarning,
-    PromptWarning,
-    TrainingError,
-)
+from blora_nb.errors import BLoRAError, CheckpointError, TrainingError
 from blora_nb.files.image_folders import find_images
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import free_path, safe_name, writable_folder
 from blora_nb.files.safe_files import complete_file
 from blora_nb.files.saved_images import save_image
 from blora_nb.lora import BLoRA
-from blora_nb.rebuilding import rebuild
+from blora_nb.rebuilding import rebuilt_in_words
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
 from blora_nb.settings import TrainingSettings
@@ -78,29 +71,14 @@ def train_all(
                 failed.append((job, str(error)))
             else:
                 if is_teaching_model(pipe) and len(job.pictures) == 1 and not stop.asked:
-                    report_rebuilt(pipe, blora, job, settings)
+                    [(picture, caption)] = job.pictures.items()
+                    prompt = caption or settings.instance_prompt
+                    print(rebuilt_in_words(pipe, blora, picture, prompt), flush=True)
             if stop.asked:
                 raise KeyboardInterrupt(
                     'What is not finished goes on with resume_from_checkpoint="latest".'
                 )
     return failed
-
-
-def report_rebuilt(
-    pipe: "StableDiffusionXLPipeline", blora: BLoRA, job: Job, settings: TrainingSettings
-) -> None:
-    """Draw the one picture of a job again by the B-LoRA of it, and print how near it comes."""
-    [(picture, caption)] = job.pictures.items()
-    try:
-        with warnings.catch_warnings():
-            # given before the training
-            warnings.simplefilter("ignore", PromptWarning)
-            warnings.simplefilter("ignore", PipelineWarning)
-            rebuilt = rebuild(pipe, blora, picture, caption or settings.instance_prompt)
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        print(f"note: {job} was not drawn again, to compare: {error}", file=sys.stderr, flush=True)
-    else:
-        print(rebuilt, flush=True)
 
 
 def save_somewhere(blora: BLoRA, file: Path) -> Path:
@@ -192,7 +170,7 @@ def manifest_row(job: Job, output_dir: str | Path, why: str | None) -> dict[str,
 
 def make_class_pictures(pipe: "StableDiffusionXLPipeline", settings: TrainingSettings) -> None:
     """Generate the class pictures that `class_data_dir` lacks, for prior preservation."""
-    from blora_nb.generation import encode, pictures
+    from blora_nb.generation import draw_each, encode
 
     folder = writable_folder(settings.class_data_dir or "")
     try:
@@ -201,7 +179,7 @@ def make_class_pictures(pipe: "StableDiffusionXLPipeline", settings: TrainingSet
         there = 0
     prompt = settings.class_prompt or ""
     seeds = range(there, settings.num_class_images)
-    drawn = pictures(pipe, encode(pipe, prompt), seeds, batch_size=settings.sample_batch_size)
+    drawn = draw_each(pipe, encode(pipe, prompt), seeds, batch_size=settings.sample_batch_size)
     for seed, picture in zip(seeds, drawn):
         path = free_path(folder, f"{safe_name(prompt)}_seed{seed}", ".png")
         save_image(picture, path, {"prompt": prompt, "seed": seed})

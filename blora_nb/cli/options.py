@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from blora_nb.blocks import HALVES
+from blora_nb.blocks import HALVES, WEIGHT_FORMATS
 from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
 from blora_nb.settings import SUITED, TrainingSettings, value_type
 
 DTYPES = ("float32", "float16", "bfloat16")
 MIXED_PRECISION = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
-FORMATS = ("diffusers", "peft", "kohya", "sgm")  # of `files.names`, which imports PyTorch
 SUITS = "by default what suits the base model"
 
 Option = dict[str, Any]
@@ -124,9 +123,7 @@ TRAIN: Options = {
 PICTURES: Options = {
     "prompt": text("needed unless --like is given"),
     "output_path": path(
-        "FOLDER",
-        "for the pictures, made if needed; nothing in it is overwritten",
-        required=True,
+        "FOLDER", "for the pictures, made if needed; nothing in it is overwritten", required=True
     ),
     "like": path(
         "PICTURE.png",
@@ -173,10 +170,7 @@ LAYOUT: Options = {
 
 # at most one of them may be given
 LAYOUT_PICTURE: Options = {
-    "outline_of": path(
-        "PICTURE",
-        "the layout: the outlines of this picture, white on black",
-    ),
+    "outline_of": path("PICTURE", "the layout: the outlines of this picture, white on black"),
     "control_image": path(
         "PICTURE", "the layout as this ControlNet wants it (edges, depth, …; its card says which)"
     ),
@@ -227,7 +221,7 @@ EXPORT: Options = {
         default="float32",
     ),
     "format": choice(
-        FORMATS,
+        WEIGHT_FORMATS,
         "sgm: ComfyUI and A1111; kohya: A1111 and others; peft: a folder for PEFT; diffusers",
         default="sgm",
     ),

@@ -50,17 +50,14 @@ REASONS = (
         "--validation_epochs",
         "validation pictures are made at each checkpoint: --checkpointing_steps",
     ),
-    (
-        "--prior_generation_precision",
-        "class pictures are made in the dtype of the base: --dtype",
-    ),
+    ("--prior_generation_precision", "class pictures are made in the dtype of the base: --dtype"),
     (
         "--scale_lr",
         "say the learning rate you want with --learning_rate; it is not multiplied behind your "
         "back",
     ),
 )
-REFUSED = {flag: reason for flags, reason in REASONS for flag in flags.split()}
+REFUSED_FLAGS = {flag: reason for flags, reason in REASONS for flag in flags.split()}
 
 # values of refused flags that ask for what is done anyway
 DONE_ANYWAY = {
@@ -94,12 +91,12 @@ class Answer(argparse.Action):
     ) -> None:
         if flag in NEEDLESS:
             print(f"note: {flag} changes nothing: {NEEDLESS[flag]}.", file=sys.stderr)
-        elif flag in REFUSED and str(value).lower() not in DONE_ANYWAY.get(flag, ()):
-            parser.error(f"{flag} is refused: {REFUSED[flag]}.")
+        elif flag in REFUSED_FLAGS and str(value).lower() not in DONE_ANYWAY.get(flag, ()):
+            parser.error(f"{flag} is refused: {REFUSED_FLAGS[flag]}.")
 
 
 def add_others_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the authors' script and of diffusers' scripts, left out of --help."""
     # some of them have a value, some none
-    for flag in REFUSED | NEEDLESS:
+    for flag in REFUSED_FLAGS | NEEDLESS:
         parser.add_argument(flag, nargs="?", action=Answer, help=argparse.SUPPRESS)

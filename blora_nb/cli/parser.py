@@ -8,7 +8,7 @@ from blora_nb.cli import options
 from blora_nb.cli.like import defaults_from_picture, what_to_name
 from blora_nb.cli.others_flags import add_others_flags
 
-TRAIN = """\
+TRAIN_HELP = """\
 Train one B-LoRA from each picture. The flags have the names of the authors' script.
 
 examples:
@@ -23,7 +23,7 @@ spread over GPUs, or over two processor cores (accelerate wants --multi_gpu ther
   accelerate launch --multi_gpu --num_processes 2 -m blora_nb train …
 
 Ctrl-C ends the training at the end of a step and leaves a checkpoint."""
-GENERATE = """\
+GENERATE_HELP = """\
 Make pictures with the content half of one B-LoRA and the style half of another, with one of them
 and words for the rest, or with neither.
 
@@ -99,7 +99,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "train",
         help="train one B-LoRA from each picture",
         usage="%(prog)s --instance_data_dir PATH --output_dir FOLDER [options]",
-        description=TRAIN,
+        description=TRAIN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_group(train, "pictures in, weights out", options.TRAIN)
@@ -113,7 +113,7 @@ def add_generate(commands: argparse._SubParsersAction) -> argparse.ArgumentParse
         "generate",
         help="make pictures with one or two B-LoRA halves",
         usage="%(prog)s --prompt TEXT --output_path FOLDER [options]",
-        description=GENERATE,
+        description=GENERATE_HELP,
         formatter_class=HelpWithDefaults,
     )
     generate._negative_number_matcher = NEGATIVE_NUMBER

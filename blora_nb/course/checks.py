@@ -225,8 +225,7 @@ def train_content(pipe: "StableDiffusionXLPipeline", answer: Answer) -> str:
         )
         need(blora.rank == 4, f"its rank is {blora.rank}, the settings say 4.")
         need(
-            all(B.any() for _, B in blora.layers.values()),
-            "B is still zero: nothing was trained.",
+            all(B.any() for _, B in blora.layers.values()), "B is still zero: nothing was trained."
         )
         need(not applied(pipe), "the LoRA is still on the pipeline; take it off with remove(pipe).")
         need(
@@ -497,10 +496,7 @@ def useful_range(answer: Answer) -> str:
         f"for kept {kept} and followed {followed} both are at least 0.5 from alpha 0.5 to 1.5; "
         f"you return {got}.",
     )
-    need(
-        range_of(alphas, kept, followed, 0.6) == (0.5, 1.5),
-        "exactly 0.6 is enough for 0.6.",
-    )
+    need(range_of(alphas, kept, followed, 0.6) == (0.5, 1.5), "exactly 0.6 is enough for 0.6.")
     need(
         range_of(alphas, kept, followed, 0.95) == (None, None),
         "if no alpha is good in both, it is the pair (None, None).",
@@ -566,10 +562,7 @@ def my_series(pipe: "StableDiffusionXLPipeline", objects: Sequence[str], style: 
         'known_words()["objects"]: "star", not "a star".',
     )
     different = len(set(objects))
-    need(
-        different >= 4,
-        f"{different} different objects are not yet a series; take at least four.",
-    )
+    need(different >= 4, f"{different} different objects are not yet a series; take at least four.")
     own_object = style.split("_")[0]
     need(
         own_object not in objects,
@@ -611,8 +604,7 @@ def colour_distance(answer: Answer) -> str:
     need(close(got, 1), f"two that share no bin have the distance 1; you return {got}.")
     got = called(answer, even, left)
     need(
-        close(got, called(answer, left, even)),
-        "it should not matter which of the two comes first.",
+        close(got, called(answer, left, even)), "it should not matter which of the two comes first."
     )
     need(
         close(got, 0.75),

@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from blora_nb.blocks import half_of
+from blora_nb.blocks import COLOUR_OF_HALF, half_of
 from blora_nb.errors import shown
 from blora_nb.files.metadata import THUMBNAIL
 from blora_nb.files.state_dict_checks import base_of
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from blora_nb.lora import BLoRA
 
 BASE_FLAGS = {"the teaching model": "", "SDXL": " --pretrained_model_name_or_path sdxl"}
-COLOURS = {"content": "#0072b2", "style": "#d55e00"}
 FROM_METADATA = {
     "training": "training",
     "versions": "versions",
@@ -147,9 +146,10 @@ def _bars(changes: dict[str, float]) -> str:
     for row, ((half, kind), mean) in enumerate(means.items()):
         top = 14 * row
         width = 220 * mean / longest
+        fill = COLOUR_OF_HALF[half]
         bars += (
             f'<text x="0" y="{top + 11}">{half} {kind}</text>'
-            f'<rect x="150" y="{top + 2}" width="{width:.1f}" height="10" fill="{COLOURS[half]}"/>'
+            f'<rect x="150" y="{top + 2}" width="{width:.1f}" height="10" fill="{fill}"/>'
             f'<text x="375" y="{top + 11}">{mean:.3g}</text>'
         )
     label = "mean norm of the change by kind of layer"

@@ -8,10 +8,10 @@ HAS_AVIF = bool(features.check("avif"))
 SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
 SUFFIXES |= {".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # no others: some of Pillow's decoders start programs
-FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+IMAGE_FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 if HAS_AVIF:
     SUFFIXES |= {".avif", ".avifs"}
-    FORMATS += ("AVIF",)
+    IMAGE_FORMATS += ("AVIF",)
 
 CONVERT = "Save it as PNG or JPEG in an image editor"
 HEIC = (

@@ -4,6 +4,7 @@ What a person should know about a picture, and what is no error, is a remark: a 
 `read_image` gives as an `ImageWarning`, and `read_with_remarks` returns beside the picture.
 """
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from blora_nb.errors import ImageError, ImageWarning, shown
 from blora_nb.files.image_colours import has_wide_values, to_eight_bits, to_srgb
-from blora_nb.files.image_kinds import FORMATS, why_unreadable
+from blora_nb.files.image_kinds import IMAGE_FORMATS, why_unreadable
 
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image
 
@@ -99,7 +100,7 @@ def _open_file(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow takes a large photo for an attack; the limit here is MOST_PIXELS
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FORMATS)
+        return Image.open(path, formats=IMAGE_FORMATS)
 
 
 def _check_pixels(image: Image.Image, source: ImageSource) -> None:
@@ -218,6 +219,11 @@ def centre_square(image: Image.Image, resolution: int) -> Image.Image:
     The short side is resized, the long one cropped.
     """
     return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
+
+
+def pixels_hash(image: Image.Image) -> str:
+    """The sha256 of the size and the pixels of a picture."""
+    return hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -84,7 +84,7 @@ UNUSED = {"lora_scale", "scale", "scaling", "multiplier"}  # how it is to be use
 OWN_JSON = {"training", "versions", "pictures"}  # what this package writes
 KOHYA = {"ss_network_alpha": "alpha", "ss_network_dim": "rank"}
 KOHYA_ARGUMENTS = {"rslora", "dora", "init"}
-TEXT_ENCODER = re.compile(r"text_encoder|text_model|te\d?$|clip")
+TEXT_ENCODER_GROUP = re.compile(r"text_encoder|text_model|te\d?$|clip")
 
 
 @dataclass
@@ -245,7 +245,7 @@ def _of_the_unet(entries: dict, place: str) -> dict:
         pieces = model.lower().split(".")
         if "unet" in pieces:
             own.append(values)
-        elif model and not any(map(TEXT_ENCODER.match, pieces)):
+        elif model and not any(map(TEXT_ENCODER_GROUP.match, pieces)):
             others.append(values)
     if not own and "" not in groups:
         own = others

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from blora_nb.files.images import ImageSource, read_with_remarks
+from blora_nb.files.images import ImageSource, pixels_hash, read_with_remarks
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
     from blora_nb.settings import TrainingSettings
 
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
-WEIGHTS = "diffusion_pytorch_model*.safetensors"
+DECISIVE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+UNET_FILES = "diffusion_pytorch_model*.safetensors"
 THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]{40,400000}={0,2}")
 
 
 def versions() -> str:
     """The versions of the libraries that decide a result, as JSON."""
-    return json.dumps({name: importlib.metadata.version(name) for name in PACKAGES})
+    return json.dumps({name: importlib.metadata.version(name) for name in DECISIVE_PACKAGES})
 
 
 def model_hash(pipe: "StableDiffusionXLPipeline") -> tuple[str, str | None]:
@@ -39,7 +39,7 @@ def model_hash(pipe: "StableDiffusionXLPipeline") -> tuple[str, str | None]:
     name = str(pipe.config.get("_name_or_path") or folder)
     if Path(name).is_dir():  # where the folder is stays private
         name = Path(name).name
-    files = sorted(folder.glob(WEIGHTS)) or sorted((folder / "unet").glob(WEIGHTS))
+    files = sorted(folder.glob(UNET_FILES)) or sorted((folder / "unet").glob(UNET_FILES))
     if not files:
         return name, None
     file = files[0].resolve()
@@ -89,7 +89,7 @@ def training_metadata(
 def picture_metadata(picture: ImageSource) -> dict[str, str]:
     """A thumbnail (at most 128 pixels) and the sha256 of the pixels that `read_image` gives."""
     image, _ = read_with_remarks(picture)
-    sha256 = hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()
+    sha256 = pixels_hash(image)
     image.thumbnail((128, 128))
     jpeg = io.BytesIO()
     image.save(jpeg, format="JPEG", quality=80)

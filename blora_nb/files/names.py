@@ -16,7 +16,7 @@ from typing import NamedTuple
 from blora_nb.blocks import BLOCK_OF_HALF, SGM_BLOCK_OF_HALF
 from blora_nb.errors import BLoRAError, shown
 from blora_nb.files.lycoris import PARTS
-from blora_nb.files.other_methods import method_of, other_model, refuse_method
+from blora_nb.files.other_methods import method_of, model_of_names, refuse_method
 
 
 class Naming(NamedTuple):
@@ -30,7 +30,7 @@ class Naming(NamedTuple):
     writes_alphas: bool = False  # always, so that a file without them is odd
 
 
-ADAPTER = r"(?:\.[\w-]{1,80})?"  # PEFT may put the name of the adapter behind lora_A
+ADAPTER_ENDING = r"(?:\.[\w-]{1,80})?"  # PEFT may put the name of the adapter behind lora_A
 NAMINGS = (
     Naming(
         "diffusers, old names (attention processors)",
@@ -73,8 +73,8 @@ NAMINGS = (
         "PEFT",
         mark=r"base_model\.model\.",
         prefix=r"base_model\.model\.",
-        down=rf"\.lora_A{ADAPTER}",
-        up=rf"\.lora_B{ADAPTER}",
+        down=rf"\.lora_A{ADAPTER_ENDING}",
+        up=rf"\.lora_B{ADAPTER_ENDING}",
     ),
     Naming(
         "diffusers",
@@ -84,7 +84,6 @@ NAMINGS = (
         up=r"\.lora(?:_layer|_linear_layer)?\.up",
     ),
 )
-FORMATS = ("diffusers", "peft", "kohya", "sgm")  # that are written: `written_name`
 
 
 def _any_of(patterns: Iterable[str]) -> str:
@@ -92,9 +91,9 @@ def _any_of(patterns: Iterable[str]) -> str:
 
 
 # what torch.compile and distributed training put before the names of the model inside
-WRAPPERS = r"_orig_mod[._]|module[._]|_fsdp_wrapped_module[._]"
-WRAPPER = re.compile(rf"(?<![^._])(?:{WRAPPERS})")
-PREFIX = re.compile(rf"(?:{_any_of(n.prefix for n in NAMINGS)}|oft_unet_|{WRAPPERS})*")
+WRAPPER_NAMES = r"_orig_mod[._]|module[._]|_fsdp_wrapped_module[._]"
+WRAPPER = re.compile(rf"(?<![^._])(?:{WRAPPER_NAMES})")
+PREFIX = re.compile(rf"(?:{_any_of(n.prefix for n in NAMINGS)}|oft_unet_|{WRAPPER_NAMES})*")
 ENDINGS = {
     "lora_A": re.compile(rf"(?:{_any_of(n.down for n in NAMINGS)})\.weight$"),
     "lora_B": re.compile(rf"(?:{_any_of(n.up for n in NAMINGS)})\.weight$"),
@@ -103,7 +102,7 @@ ENDINGS = {
 }
 WHOLE_WEIGHT = re.compile(r"\.(?:weight|bias)$")
 TEXT_ENCODER = re.compile(
-    rf"(?:base_model\.model\.|{WRAPPERS})*"
+    rf"(?:base_model\.model\.|{WRAPPER_NAMES})*"
     r"(?:(?:lora|oft)_te[12]?_|lycoris_te|text_encoder|text_model|te[12][._]|clip_[lg]|conditioner)"
 )
 EMBEDDING = re.compile(r"bundle_emb\.")  # textual inversions that some programs put beside a LoRA
@@ -193,7 +192,7 @@ def read_name(key: str) -> Name:
 
 def hint_of_other_model(key: str) -> str:
     """A sentence, after a space, about the model to which a foreign name seems to belong."""
-    model = other_model([key])
+    model = model_of_names([key])
     return f" It looks like one for {model}; B-LoRA needs SDXL." if model else ""
 
 
@@ -228,7 +227,7 @@ def written_name(layer: str, part: str, format: str) -> str:
     Args:
         layer: diffusers' name in the U-Net.
         part: "lora_A", "lora_B", or "alpha", which only kohya's formats have.
-        format: one of `FORMATS`.
+        format: one of `WEIGHT_FORMATS`.
     """
     if format == "peft":
         return f"base_model.model.{layer}.{part}.weight"

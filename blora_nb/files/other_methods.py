@@ -1,6 +1,6 @@
 """What is refused by name: other methods than LoRA, LoHa and LoKr, and LoRAs for other models.
 
-docs/formats.md lists the methods, `REFUSED` and then `CHANGE_THE_BASE`, in this order.
+docs/formats.md lists the methods, `REFUSED_METHODS` and then `CHANGE_THE_BASE`, in this order.
 """
 
 import re
@@ -10,7 +10,7 @@ from blora_nb.errors import BLoRAError, shown
 from blora_nb.files.setting_values import NO, is_true, plain_text
 
 # methods, and a regular expression for the names of their weights
-REFUSED = {
+REFUSED_METHODS = {
     "(IA)^3": r"\.on_input$|ia3_l",
     "BOFT": r"boft_",
     "OFT": r"(?<!ps)oft_",
@@ -68,7 +68,7 @@ OTHER_MODELS = {
 
 def method_of(key: str) -> str | None:
     """The refused method to which the name of a weight belongs, or None."""
-    return next((method for method, mark in REFUSED.items() if re.search(mark, key)), None)
+    return next((method for method, mark in REFUSED_METHODS.items() if re.search(mark, key)), None)
 
 
 def refuse_method(key: str) -> None:
@@ -86,7 +86,7 @@ def refused_first(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=lambda key: method_of(key) is None)
 
 
-def other_model(keys: Iterable[str]) -> str | None:
+def model_of_names(keys: Iterable[str]) -> str | None:
     """The model, other than SDXL, for which the weights of these names seem to be made."""
     text = "\n".join(keys)
     return next((model for model, mark in OTHER_MODELS.items() if re.search(mark, text)), None)

@@ -7,16 +7,17 @@ from pathlib import Path
 
 # no file names on Windows
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+LONGEST = 120  # bytes of a name, with room for an ending
 
 
-def safe_name(text: str, longest: int = 120) -> str:
-    """A file name of at most `longest` bytes from any text.
+def safe_name(text: str) -> str:
+    """A file name of at most 120 bytes from any text.
 
     >>> safe_name("A <c>/cat"), safe_name("../nul"), safe_name("?")
     ('A_c_cat', 'picture_nul', 'picture')
     """
     plain = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFKC", text)).strip("._-")
-    plain = plain.encode()[:longest].decode(errors="ignore").rstrip("._") or "picture"
+    plain = plain.encode()[:LONGEST].decode(errors="ignore").rstrip("._") or "picture"
     return f"picture_{plain}" if RESERVED.fullmatch(plain) else plain
 
 

@@ -12,7 +12,7 @@ from blora_nb.errors import BLoRAError, several, shown
 from blora_nb.files.lora_settings import PEFT_CONFIG, LoRASettings, read_lora_settings
 from blora_nb.files.lycoris import PARTS, as_lora
 from blora_nb.files.names import are_pefts, hint_of_other_model, namings_of, read_name, split_name
-from blora_nb.files.other_methods import method_of, other_model, refused_first
+from blora_nb.files.other_methods import method_of, model_of_names, refused_first
 from blora_nb.files.safe_files import LARGEST
 from blora_nb.files.scales import scales
 
@@ -182,7 +182,7 @@ def _names_of_the_halves(keys: list[str]) -> tuple[dict[Part, str], list[str]]:
         if known != key:
             raise BLoRAError(f"{shown(known)} and {shown(key)} are two names for the same weight.")
     if not names:
-        model = other_model(keys)
+        model = model_of_names(keys)
         looks = f"; they are weights of {' and '.join(f'{what}s' for what in others)}"
         if model:
             looks = f" but looks like a LoRA for {model}"

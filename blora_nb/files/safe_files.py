@@ -14,14 +14,14 @@ from blora_nb.files.json_objects import parse_json
 
 LARGEST = 4 * 2**30  # bytes of float32 that a B-LoRA may take; SDXL at rank 64 takes 113 MB
 LONGEST_HEADER = 16 * 2**20  # bytes; a LoRA of all of SDXL has about 0.5 MB
-NOT_OPENED = (
+WHY_NOT_OPENED = (
     "Such files can run code when they are opened, so it was not; look for a .safetensors file of "
     "the same weights"
 )
 # how files of other kinds begin
 NO_SAFETENSORS = {
-    b"PK": f"is a zip or pickle checkpoint (.ckpt, .pt, .bin). {NOT_OPENED}",
-    b"\x80": f"is a pickle. {NOT_OPENED}",
+    b"PK": f"is a zip or pickle checkpoint (.ckpt, .pt, .bin). {WHY_NOT_OPENED}",
+    b"\x80": f"is a pickle. {WHY_NOT_OPENED}",
     b"version ": "is only the Git LFS pointer to the weights; get them with: git lfs pull",
     b"<": "is a web page, probably saved in place of the weights; download the file itself",
 }

@@ -140,8 +140,11 @@ def base_of(state_dict: dict[str, Tensor]) -> str:
     return f"a model with {width} channels in its transformer blocks"
 
 
-def remarks(layers: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
-    """What is unusual about {layer: (lora_A, lora_B)} but no fault: sentences.
+def remarks(state_dict: dict[str, Tensor], layers: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
+    """What is unusual about a B-LoRA but no fault: sentences.
+
+    Args:
+        layers: the same as {layer: (lora_A, lora_B)}.
 
     Raises:
         BLoRAError: it would change nothing.
@@ -152,10 +155,6 @@ def remarks(layers: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
             "All its weights or alphas are zero: it would change nothing. Perhaps it was saved "
             "before it was trained, or with an alpha of 0."
         )
-    state_dict = {}
-    for layer, (a, b) in layers.items():
-        state_dict[f"unet.{layer}.lora_A.weight"] = a
-        state_dict[f"unet.{layer}.lora_B.weight"] = b
     base_depth = dict(BASES.values()).get(base_of(state_dict))
     found = []
     for half, block in BLOCK_OF_HALF.items():

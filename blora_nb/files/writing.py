@@ -1,4 +1,4 @@
-"""The tensors and the config of a file that is written, in one of the `names.FORMATS`."""
+"""The tensors and the config of a file that is written, in one of the `blocks.WEIGHT_FORMATS`."""
 
 from collections import Counter
 

@@ -209,10 +209,7 @@ def find_checkpoint(folder: str | Path, wanted: str = "latest") -> Path | None:
 
 
 def write_checkpoint(
-    folder: str | Path,
-    blora: BLoRA,
-    state: TrainingState,
-    settings: TrainingSettings,
+    folder: str | Path, blora: BLoRA, state: TrainingState, settings: TrainingSettings
 ) -> Path:
     """Write `checkpoint-<step>` into a folder, under a hidden name first.
 
@@ -301,13 +298,7 @@ def read_checkpoint(
         if not same_weights or checksum(tensors, texts) != expected:
             raise ValueError("its content is not what was written")
         return blora, tensors, json.loads(texts["state"]), json.loads(texts["settings"])
-    except (
-        OSError,
-        safetensors.SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"The checkpoint {path} is not complete ({error}).") from None
 
 

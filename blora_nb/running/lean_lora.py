@@ -69,9 +69,7 @@ def _lean_class(pefts_own: type) -> type:
 
 
 @contextmanager
-def lean_lora(
-    unet: "UNet2DConditionModel",
-) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+def lean_lora(unet: "UNet2DConditionModel") -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Inside, the LoRA layers of a U-Net compute as said above.
 
     Yields:

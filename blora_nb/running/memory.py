@@ -15,7 +15,7 @@ from blora_nb.running.text_cache import movable, text_projections
 from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionXLPipeline
 
 GIB = 2**30
 # Of a picture of 1024 × 1024 pixels through SDXL's VAE (tests/on_a_simulated_gpu.py). Encoding, in
@@ -52,7 +52,7 @@ class Need:
         return f"{sum(parts.values()) / GIB:.1f} GiB = {listed}"
 
 
-def need(
+def memory_need(
     pipe: "StableDiffusionXLPipeline",
     settings: TrainingSettings,
     mode: str,
@@ -83,7 +83,7 @@ def need(
     )
     weights = frozen_bytes(pipe.unet)
     if one_prompt:
-        weights -= sum(frozen_bytes(layer) for layer in text_layers(pipe.unet))
+        weights -= sum(frozen_bytes(layer) for layer in movable(text_projections(pipe.unet)))
     # float32 values, gradients, and two moments of the gradient in 32 or 8 bits
     bytes_each = 4 + 4 + 2 * (1 if settings.use_8bit_adam else 4)
     return Need(weights, lora * bytes_each, activations, mode)
@@ -109,11 +109,6 @@ def frozen_bytes(model: torch.nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
 
 
-def text_layers(unet: "UNet2DConditionModel") -> list[torch.nn.Linear]:
-    """The layers that only see the prompt and wait in the computer's memory during a training."""
-    return movable(text_projections(unet))
-
-
 def free_memory(device: torch.device | str) -> int | None:
     """Bytes that PyTorch can still take on a GPU; None on other devices, which have no limit."""
     if torch.device(device).type != "cuda":
@@ -130,7 +125,7 @@ def free_for_training(pipe: "StableDiffusionXLPipeline", one_prompt: bool = True
         return None
     leaving = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2]
     if one_prompt:
-        leaving += text_layers(pipe.unet)
+        leaving += movable(text_projections(pipe.unet))
     return free + sum(
         frozen_bytes(model) for model in leaving if next(model.parameters()).device == device
     )
@@ -150,7 +145,7 @@ def choose_checkpointing(
     if free is None:
         return "none"
     for mode in ("none", "partial"):
-        if need(pipe, settings, mode).beside_the_base <= free:
+        if memory_need(pipe, settings, mode).beside_the_base <= free:
             return mode
     return "full"
 
@@ -204,10 +199,10 @@ def report(
     free: int | None = None,
     one_prompt: bool = True,
 ) -> str:
-    """A sentence that says what a training will take (see `need`), and whether it fits."""
+    """A sentence that says what a training will take (see `memory_need`), and whether it fits."""
     one_prompt = one_prompt and not settings.with_prior_preservation
     free = free_for_training(pipe, one_prompt) if free is None else free
-    needed = need(pipe, settings, choose_checkpointing(pipe, settings, free), one_prompt)
+    needed = memory_need(pipe, settings, choose_checkpointing(pipe, settings, free), one_prompt)
     free = psutil.virtual_memory().available if free is None else free
     fits = needed.beside_the_base <= free
     verdict = "it fits" if fits else f"it will NOT fit. {advice(pipe, settings)}"

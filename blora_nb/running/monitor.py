@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from safetensors import SafetensorError
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from blora_nb.errors import CheckpointError, TrainingError
 from blora_nb.files.paths import free_path
-from blora_nb.lora import ADAPTER, applied, collect
+from blora_nb.lora import IN_TRAINING, applied, collect
 from blora_nb.running.checkpoints import TrainingState, write_checkpoint
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
 from blora_nb.running.loss_guard import WINDOW, LossGuard
@@ -73,12 +72,7 @@ class Monitor:
         self.contexts.callback(self.bar.close)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         with self.contexts:
             if isinstance(error, TrainingError) and error.step is not None:
                 self._keep_last_good(error)
@@ -163,7 +157,7 @@ class Monitor:
                 "complete, and the training goes on.",
                 stacklevel=2,
             )
-        if ADAPTER not in applied(self.pipe):
+        if IN_TRAINING not in applied(self.pipe):
             raise TrainingError(
                 "The function called at checkpoints took the B-LoRA in training off the pipeline. "
                 f"Let it draw with generation.sample instead of generate. {path} is complete."

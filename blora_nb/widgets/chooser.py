@@ -9,29 +9,18 @@ from PIL import Image
 
 from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model, native_resolution
 from blora_nb.files.images import centre_square, remarks_on_square
+from blora_nb.files.metadata import thumbnail
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA
-from blora_nb.rebuilding import rebuild
+from blora_nb.rebuilding import rebuilt_in_words
 from blora_nb.running.device import host
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
-from blora_nb.widgets.gallery import Gallery, Source, Upload, thumbnail_of
+from blora_nb.widgets.gallery import Gallery, Source, Upload
 from blora_nb.widgets.kept import files_of, forget, keep, size_of, weights_file
-from blora_nb.widgets.markup import (
-    AUTO,
-    EMPTY,
-    WRAPPED,
-    download_link,
-    picture_html,
-    small_print,
-)
+from blora_nb.widgets.markup import AUTO, EMPTY, WRAPPED, download_link, picture_html, small_print
 from blora_nb.widgets.pad import DrawingPad
-from blora_nb.widgets.uploads import (
-    WEIGHTS,
-    blora_from_bytes,
-    picture_from_bytes,
-    uploaded_files,
-)
+from blora_nb.widgets.uploads import WEIGHTS, blora_from_bytes, picture_from_bytes, uploaded_files
 from blora_nb.widgets.worker import Worker
 
 # in pixels: a source's picture, the words before a control, the least width of the controls
@@ -232,17 +221,17 @@ class HalfChooser(widgets.VBox):
         A picture with the same name as a B-LoRA, but for the ending, is shown as its picture.
         """
         files = dict(uploaded_files(self.upload))
-        beside = {}
-        for name in files:
-            picture = str(Path(name).with_suffix(".png"))
-            if _is_weights(name) and picture in files:
-                beside[name] = picture
+        # of weights, the picture that may have come with them
+        beside = {
+            name: str(Path(name).with_suffix(".png"))
+            for name in files
+            if Path(name).suffix.lower() == WEIGHTS
+        }
         errors: list[Exception] = []
         for name, content in files.items():
             try:
-                if _is_weights(name):
-                    picture = beside.get(name, "")
-                    self._add_weights(name, content, picture, files.get(picture))
+                if name in beside:
+                    self._add_weights(name, content, beside[name], files.get(beside[name]))
                 elif name not in beside.values():
                     self._add_picture(name, content)
             except Exception as error:
@@ -266,7 +255,7 @@ class HalfChooser(widgets.VBox):
     ) -> None:
         """Put an uploaded B-LoRA into the gallery, choose it, and keep it in the folder."""
         blora = blora_from_bytes(name, content, self.worker.pipe)
-        picture, square, remarks = thumbnail_of(blora), None, list(blora.notes)
+        picture, square, remarks = thumbnail(blora.metadata), None, list(blora.notes)
         if picture_content is not None:
             picture, more = picture_from_bytes(picture_name, picture_content)
             square = centre_square(picture, self.resolution)
@@ -385,21 +374,8 @@ class HalfChooser(widgets.VBox):
             path = keep(self.gallery, source.name, self.folder, square)
             said = f"{source.name} is trained, and kept in {path}."
             if is_teaching_model(pipe):
-                said = f"{said} {self._rebuilt(blora, picture)}"
+                prompt = settings.instance_prompt if settings else "A [v]"
+                said = f"{said} {rebuilt_in_words(pipe, blora, picture, prompt)}"
             self.worker.say(said, remarks)
 
         self.worker.start(f"Learning {source.name}", work)
-
-    def _rebuilt(self, blora: BLoRA, picture: Image.Image) -> str:
-        """A sentence on how near a trained B-LoRA comes to its picture."""
-        settings = self.training_settings
-        prompt = settings.instance_prompt if settings else "A [v]"
-        try:
-            return f"It is {rebuild(self.worker.pipe, blora, picture, prompt)}"
-        except (OSError, ValueError, RuntimeError, MemoryError) as error:
-            return f"It was not drawn again, to compare: {error}"
-
-
-def _is_weights(name: str) -> bool:
-    """Whether the name of a file is that of weights."""
-    return Path(name).suffix.lower() == WEIGHTS

@@ -66,14 +66,14 @@ class Source:
         if isinstance(thing, (list, tuple)):
             thing = mix(half, thing)
         if isinstance(thing, BLoRA):
-            return cls(f"{half} B-LoRA", thumbnail_of(thing), thing)
+            return cls(f"{half} B-LoRA", thumbnail(thing.metadata), thing)
         if isinstance(thing, Image.Image):
             picture, remarks = read_with_remarks(thing)
             return cls(f"{half} picture", picture, remarks=tuple(remarks))
         name = Path(thing).stem
         if names_weights(thing):
             blora = BLoRA.load(thing)
-            return cls(name, thumbnail_of(blora), blora)
+            return cls(name, thumbnail(blora.metadata), blora)
         picture, remarks = read_with_remarks(Path(thing))
         return cls(name, picture, remarks=tuple(remarks))
 
@@ -85,11 +85,6 @@ def names_weights(source: str | Path) -> bool:
         return True
     picture = path.exists() or path.suffix.lower() in Image.registered_extensions()
     return bool(HUB_ID.fullmatch(str(source))) and not picture
-
-
-def thumbnail_of(blora: BLoRA) -> Image.Image | None:
-    """The small copy of its picture that a B-LoRA's file may hold."""
-    return thumbnail(blora.metadata)
 
 
 class Gallery(traitlets.HasTraits):

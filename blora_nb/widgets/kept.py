@@ -10,10 +10,11 @@ from PIL import Image
 
 from blora_nb.errors import ImageError, shown
 from blora_nb.files.images import read_with_remarks
+from blora_nb.files.metadata import thumbnail
 from blora_nb.files.paths import safe_name
 from blora_nb.files.safe_files import complete_file
 from blora_nb.lora import BLoRA
-from blora_nb.widgets.gallery import Gallery, Source, thumbnail_of
+from blora_nb.widgets.gallery import Gallery, Source
 from blora_nb.widgets.uploads import WEIGHTS, load_fitting
 
 if TYPE_CHECKING:
@@ -152,8 +153,8 @@ def _picture_beside(file: Path, blora: BLoRA) -> tuple[Image.Image | None, list[
     """The picture beside a file of weights, or else the small one inside; and remarks."""
     beside = file.with_suffix(PICTURE)
     if not beside.exists():
-        return thumbnail_of(blora), []
+        return thumbnail(blora.metadata), []
     try:
         return read_with_remarks(beside)
     except ImageError as error:
-        return thumbnail_of(blora), [str(error).replace(str(beside), beside.name)]
+        return thumbnail(blora.metadata), [str(error).replace(str(beside), beside.name)]

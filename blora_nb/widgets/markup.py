@@ -49,9 +49,9 @@ def png_address(content: bytes) -> str:
 
 def download_link(name: str, address: str) -> str:
     """A link that puts the file at an address into the browser's downloads, under a name."""
-    shown = html.escape(name)
+    text = html.escape(name)
     style = "display:inline-block;line-height:1.4;text-decoration:underline;overflow-wrap:anywhere"
-    return f'<a download="{shown}" href="{address}" style="{style}">Download {shown}</a>'
+    return f'<a download="{text}" href="{address}" style="{style}">Download {text}</a>'
 
 
 def small_print(markup: str) -> str:

@@ -13,9 +13,9 @@ from blora_nb.files.images import ImageSource, centre_square, read_image
 from blora_nb.widgets.markup import png_address, png_bytes
 from blora_nb.widgets.uploads import picture_from_bytes
 
-SIDE = 512  # pixels of the picture
+PAD_SIDE = 512  # pixels of the picture
 SIZES = {"fine": 6, "medium": 14, "broad": 32}  # the pen's, in these pixels
-COLOURS = {
+PEN_COLOURS = {
     "black": "#1c1c1e",
     "grey": "#8e8e93",
     "brown": "#8b5a2b",
@@ -54,23 +54,23 @@ class DrawingPad(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("pad.js")
     _css = Path(__file__).with_name("pad.css")
-    side = traitlets.Int(SIDE).tag(sync=True)
+    side = traitlets.Int(PAD_SIDE).tag(sync=True)
     sizes = traitlets.Dict(SIZES).tag(sync=True)
-    colours = traitlets.Dict(COLOURS).tag(sync=True)
+    colours = traitlets.Dict(PEN_COLOURS).tag(sync=True)
     # not echoed: an older drawing that comes back must not replace a newer one
     drawn = traitlets.Unicode().tag(sync=True, echo_update=False)
 
     def __init__(self, start: ImageSource | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if start is not None:
-            paper = ImageOps.pad(read_image(start), (SIDE, SIDE), color="white")
+            paper = ImageOps.pad(read_image(start), (PAD_SIDE, PAD_SIDE), color="white")
             self.drawn = png_address(png_bytes(paper))
 
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below
 
     @property
     def picture(self) -> Image.Image | None:
-        """The drawing, RGB, `SIDE` × `SIDE` pixels, on white; None if nothing is drawn.
+        """The drawing, RGB, `PAD_SIDE` × `PAD_SIDE` pixels, on white; None if nothing is drawn.
 
         Raises:
             ImageError, ValueError: `drawn` was set to what is no picture.
@@ -78,7 +78,7 @@ class DrawingPad(anywidget.AnyWidget):
         if not self.drawn:
             return None
         content = b64decode(self.drawn.partition(",")[2], validate=True)
-        picture = centre_square(picture_from_bytes("drawing.png", content)[0], SIDE)
+        picture = centre_square(picture_from_bytes("drawing.png", content)[0], PAD_SIDE)
         is_white = picture.getextrema() == ((255, 255),) * 3
         return None if is_white else picture
 

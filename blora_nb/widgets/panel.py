@@ -156,19 +156,9 @@ class Panel(widgets.VBox):
         indented = {"description_width": INDENT}
         self.worker.progress.style.description_width = INDENT
         self.prompt = widgets.Text(
-            prompt,
-            description="Prompt",
-            continuous_update=False,
-            layout=AUTO,
-            style=indented,
+            prompt, description="Prompt", continuous_update=False, layout=AUTO, style=indented
         )
-        self.seed = widgets.BoundedIntText(
-            seed,
-            min=0,
-            max=2**31 - 1,
-            description="Seed",
-            **NUMBER,
-        )
+        self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="Seed", **NUMBER)
         self.steps = widgets.BoundedIntText(
             steps,
             min=1,
@@ -178,10 +168,7 @@ class Panel(widgets.VBox):
             style={"description_width": "calc(100% - 80px)"},
         )
         self.generate = widgets.Button(
-            description="Generate",
-            icon="paint-brush",
-            button_style="primary",
-            layout=AUTO,
+            description="Generate", icon="paint-brush", button_style="primary", layout=AUTO
         )
         self.save = widgets.Button(description="Save", icon="download", disabled=True, layout=AUTO)
         self.large = widgets.HTML()
@@ -208,10 +195,10 @@ class Panel(widgets.VBox):
             ],
             layout={"flex": f"0 1 {CONTROLS}px", "max_width": "100%", "margin": "0 24px 0 0"},
         )
-        shown = widgets.VBox(
+        large = widgets.VBox(
             [self.large, self.caption], layout={"flex": "1 1 260px", "max_width": f"{SIDE}px"}
         )
-        top = widgets.HBox([controls, shown], layout=WRAPPED | {"align_items": "flex-start"})
+        top = widgets.HBox([controls, large], layout=WRAPPED | {"align_items": "flex-start"})
         return [top, *self.below()]
 
     def _observe_controls(self) -> None:

@@ -91,13 +91,7 @@ class SeedPanel(Panel):
         self.order: list[int] = []
         self.scores: dict[int, dict[str, float]] = {}
         self.images: dict[int, Image.Image] = {}
-        self.count = widgets.BoundedIntText(
-            count,
-            min=1,
-            max=64,
-            description="How many",
-            **NUMBER,
-        )
+        self.count = widgets.BoundedIntText(count, min=1, max=64, description="How many", **NUMBER)
         self.cards = widgets.HBox(layout=WRAPPED | {"margin": "14px 0 0 0"})
         super().__init__(pipe, *args, **kwargs)
         if not self.choosers:
@@ -174,7 +168,7 @@ class SeedPanel(Panel):
             f"<div>{_title(name)} {score:.2f}</div>" for name, score in self.scores[seed].items()
         ]
         picture = reduced(self.images[seed], CARD)
-        shown = widgets.HTML(
+        looks = widgets.HTML(
             picture_html(picture, CARD, f"place {place}: seed {seed}")
             + f'<div style="font-size:12px;line-height:1.35;margin-top:3px">{"".join(lines)}</div>'
         )
@@ -185,7 +179,7 @@ class SeedPanel(Panel):
         )
         button.on_click(lambda _: self.pick(seed))
         layout = {"width": f"{CARD}px", "margin": "0 14px 14px 0"}
-        return widgets.VBox([shown, button], layout=layout)
+        return widgets.VBox([looks, button], layout=layout)
 
     def pick(self, seed: int) -> None:
         """Show the picture of a seed large, and mark its card."""
