@@ -261,7 +261,7 @@ def checkpoint_grid(folder: str | Path) -> NotebookFigure:
         f'{SHOWN_AS[half]} "{read_settings(files[0])["prompt"]}"' for half, files in last.items()
     ]
     caption = f"{len(rows)} checkpoints; {', '.join(prompts)}"
-    return picture_grid(rows, steps, columns, caption, side=1.5 if len(columns) < 5 else 1.2)
+    return picture_grid(rows, steps, columns, caption, side=1.5 if len(columns) < 5 else 1.0)
 
 
 def checkpoint_curve(
