@@ -132,20 +132,14 @@ def load_controlnet(
 
     Args:
         source: the id or folder of one for the base model, or one that is loaded; "tiny" is the
-            teaching model's, which has not been made yet.
+            teaching model's.
 
     Raises:
-        ValueError: it belongs to another base model, or the teaching model's is not there.
+        ValueError: it belongs to another base model.
     """
     from diffusers import ControlNetModel
 
     if isinstance(source, (str, Path)):
-        if str(source) == "tiny" and not TINY_CONTROLNET.exists():
-            raise ValueError(
-                "There is no ControlNet for this teaching model yet. To keep a layout, start from "
-                "the picture itself (image= and strength=; on the command line --image and "
-                "--strength). A clone of the repository can train one: data/train_controlnet.py."
-            )
         folder = str(TINY_CONTROLNET if str(source) == "tiny" else source)
         options = dtype_argument(pipe.unet.dtype)
         with named_source(folder, "ControlNet"):

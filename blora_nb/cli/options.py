@@ -162,8 +162,8 @@ LAYOUT: Options = {
     ),
     "controlnet": path(
         "SOURCE",
-        "follow a drawn layout: the id or folder of a ControlNet for the base model (the teaching "
-        "model has none yet)",
+        "follow a drawn layout: the id or folder of a ControlNet for the base model (tiny: that of "
+        "the teaching model)",
     ),
     "controlnet_conditioning_scale": number("how closely the layout is followed", default=1.0),
 }
