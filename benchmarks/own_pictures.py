@@ -1,6 +1,6 @@
 """Pictures of one's own on the teaching model: are they rebuilt, and do they mix?
 
-    python benchmarks/own_pictures.py FOLDER     # about 20 seconds a picture
+    python benchmarks/own_pictures.py FOLDER     # about 15 seconds a picture
 
 Trains a B-LoRA of every picture of a folder with the defaults, as the command line does. Then:
 

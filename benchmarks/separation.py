@@ -319,7 +319,7 @@ flat colour by 4 dB or more.
         OUTPUTS.mkdir(exist_ok=True)
         figure.savefig(OUTPUTS / "separation_tuning.png")
         return
-    figure.savefig(HERE / "separation.png")
+    (HERE / "separation.png").write_bytes(figure.png())
     results = {
         "table": rows,
         "rebuilding": rebuilt,
