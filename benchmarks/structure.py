@@ -4,12 +4,13 @@
 
 The same pictures and seeds with and without each. A B-LoRA is trained from a drawing that the
 teaching model never saw, somewhere in the frame. Its content half and another picture's style half
-are put together. Of the content picture and 23 others, which is the result most like in shape, and
-which in style? And the layout is compared with the same object drawn in the same pose: of the
-pixels that belong to either silhouette, the share that belongs to both (intersection over union). A
-silhouette is what differs from the picture's own background, the median colour of its rim. As one
-style draws lines and another fills, the object is drawn in the style that is wanted and in the
-content picture's own, and the larger overlap counts.
+are put together; with the ControlNet the drawing's outline takes the place of the content half. Of
+the content picture and 23 others, which is the result most like in shape, and which in style? And
+the layout is compared with the same object drawn in the same pose: of the pixels that belong to
+either silhouette, the share that belongs to both (intersection over union). A silhouette is what
+differs from the picture's own background, the median colour of its rim. As one style draws lines
+and another fills, the object is drawn in the style that is wanted and in the content picture's own,
+and the larger overlap counts.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from blora_nb.figures import picture_grid
 from blora_nb.generation import generate
 from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import load_pipeline
-from blora_nb.structure import TINY_CONTROLNET, load_controlnet, outline
+from blora_nb.structure import load_controlnet, outline
 from blora_nb.training import train
 from course_drawings import PROMPT, drawings, pairs, verdicts
 from report import HERE, PAIR_BY_PAIR, against, fingerprint, shares, summary, table, write
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 OUTSIDE = 60
 RIM = 8  # pixels from the edge that are taken for background
 ALONE = "halves only"
+INSTEAD = "ControlNet instead of the content half"
 
 
 def layout(seed: int) -> Pose:
@@ -62,20 +64,19 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ways(
-    controlnet: "ControlNetModel | None", picture: Image.Image, edges: Image.Image
+    controlnet: "ControlNetModel", picture: Image.Image, edges: Image.Image
 ) -> dict[str, dict[str, Any]]:
     """What is compared: name → options of `generate`."""
     found: dict[str, dict[str, Any]] = {ALONE: {}}
     for strength in (0.8, 0.6, 0.4):
         found[f"img2img, strength {strength}"] = {"image": picture, "strength": strength}
-    if controlnet is None:
-        return found
-    for scale in (0.5, 1.0):
-        control = {"controlnet": controlnet, "control_image": edges}
-        control["controlnet_conditioning_scale"] = scale
-        found[f"ControlNet, scale {scale}"] = control
-    both = found["img2img, strength 0.8"] | found["ControlNet, scale 1.0"]
-    return found | {"ControlNet and img2img, strength 0.8": both}
+    control = {"controlnet": controlnet, "control_image": edges}
+    instead = control | {"content": None}
+    return found | {
+        INSTEAD: instead,
+        f"{INSTEAD}, img2img, strength 0.8": instead | found["img2img, strength 0.8"],
+        "ControlNet beside it, scale 0.5": control | {"controlnet_conditioning_scale": 0.5},
+    }
 
 
 def measure(
@@ -84,7 +85,7 @@ def measure(
     """The rows of the table, and for each pair its pictures by name."""
     pipe, scorer, pictures = load_pipeline(device="cpu"), JudgeScorer(), drawings()
     side = native_resolution(pipe)
-    controlnet = load_controlnet(pipe, "tiny") if TINY_CONTROLNET.exists() else None
+    controlnet = load_controlnet(pipe, "tiny")
     found: dict[str, list[tuple[bool, bool, float]]] = {}
     shown = []
     chosen = pairs(pictures)[:: len(pictures) // count]
@@ -95,10 +96,14 @@ def measure(
         wanted = draw(object_name, style_name, number, side, layout(number))
         candidates = pictures | {content: picture}
         targets = silhouette(wanted), silhouette(picture)
-        halves = [train(pipe, one, progress=False) for one in (picture, style_picture)]
+        halves = {
+            "content": train(pipe, picture, progress=False),
+            "style": train(pipe, style_picture, progress=False),
+        }
         row = {"content picture": picture, "style picture": style_picture}
         for name, options in ways(controlnet, picture, outline(picture, side)).items():
-            images = generate(pipe, PROMPT, *halves, seeds=range(seeds), progress=False, **options)
+            drawn = {"seeds": range(seeds), "progress": False} | halves | options
+            images = generate(pipe, PROMPT, **drawn)
             row[name] = images[0]
             right = verdicts(scorer, images, content, style, candidates)
             for image, (object_right, style_right) in zip(images, right):

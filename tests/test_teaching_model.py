@@ -152,7 +152,7 @@ def test_the_docs_quote_the_recipes(option):
 
 STRUCTURES = {
     "neither": "halves only",
-    "generate --controlnet FOLDER --outline_of PICTURE": "ControlNet, scale 1.0",
+    "generate --controlnet tiny --outline_of PICTURE": "ControlNet instead of the content half",
     "generate --image PICTURE --strength 0.6": "img2img, strength 0.6",
 }
 
