@@ -42,13 +42,13 @@ class Facts(NamedTuple):
 
 FACTS = {
     "00_setup": Facts("a little Python", 1, 15, 0),
-    "01_train_blora": Facts("notebook 0", 4, 70, 0),
+    "01_train_blora": Facts("notebook 0", 3, 75, 0),
     "02_inspect_block_attention": Facts(
         "notebooks 0 and 1; you should be comfortable with tensors", 1, 40, 20
     ),
-    "03_style_transfer": Facts("notebook 1", 3.5, 230, 130),
-    "04_text_stylization": Facts("notebook 3", 2.5, 120, 55),
-    "05_consistent_style": Facts("notebook 3", 2, 110, 55),
+    "03_style_transfer": Facts("notebook 1", 2, 230, 130),
+    "04_text_stylization": Facts("notebook 3", 2, 120, 55),
+    "05_consistent_style": Facts("notebook 3", 1.5, 110, 55),
 }
 
 FIRST_CELL = f"""\
