@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from tqdm import tqdm
 
-from blora_nb.assets import TINY_SDXL, fingerprint
 from blora_nb.course.examples import example_blora, example_names, example_picture
 from blora_nb.generation import sample
 from blora_nb.lora import BLoRA, apply, remove
 from blora_nb.metrics import scorer_for
 from blora_nb.pipeline import load_pipeline, use_scheduler
-from report import table, write
+from report import fingerprint, table, write
 from separation import psnr
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ with the style half of the next, seed 0, scored by the judge from 0 to 1. Guidan
 
 {table(columns, cells)}
 """
-    write("sampling", text, {"rows": rows, "model": fingerprint(TINY_SDXL)})
+    write("sampling", text, {"rows": rows, "model": fingerprint()})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The separation table: does the content half bring the shape, and the style half the style?
 
     python data/world/fetch_shapes.py    # once: the icons; needs npm, resvg-py, scipy
-    python benchmarks/separation.py    # an hour on two cores; separation.md, .json and .png
+    python benchmarks/separation.py    # forty minutes on one core; separation.md, .json and .png
 
 Every picture shows a drawing of a held-out thing in a style that no training picture has (a pattern
 or a hue that was held out). For each of 48 pairs (content picture, style picture) and 3 seeds:

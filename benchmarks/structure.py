@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 OUTSIDE = 60
 RIM = 8  # pixels from the edge that are taken for background
 ALONE = "halves only"
-INSTEAD = "ControlNet instead of the content half"
+INSTEAD = "ControlNet, no content half"
 
 
 def layout(seed: int) -> Pose:
@@ -74,8 +74,8 @@ def ways(
     instead = control | {"content": None}
     return found | {
         INSTEAD: instead,
-        f"{INSTEAD}, img2img, strength 0.8": instead | found["img2img, strength 0.8"],
-        "ControlNet beside it, scale 0.5": control | {"controlnet_conditioning_scale": 0.5},
+        f"{INSTEAD}, img2img 0.8": instead | found["img2img, strength 0.8"],
+        "ControlNet, both halves, scale 0.5": control | {"controlnet_conditioning_scale": 0.5},
     }
 
 

@@ -247,15 +247,21 @@ def checkpoint_grid(folder: str | Path) -> NotebookFigure:
         FileNotFoundError: there are none.
     """
     found = pictures_by_half(folder)
-    rows = [
-        [read_image(file) for half in files.values() for file in half] for files in found.values()
-    ]
+    counts = {
+        half: max(len(files[half]) for files in found.values())
+        for half in next(iter(found.values()))
+    }
+    rows = []
+    for files in found.values():
+        row: list[Image.Image | None] = []
+        for half, count in counts.items():
+            drawn = [read_image(file) for file in files[half]]
+            row += [*drawn, *[None] * (count - len(drawn))]
+        rows.append(row)
     steps = [f"step {path.name.partition('-')[2]}" for path in found]
     last = list(found.values())[-1]
     columns = [
-        f"{SHOWN_AS[half]}\nseed {seed}"
-        for half, files in last.items()
-        for seed in range(len(files))
+        f"{SHOWN_AS[half]}\nseed {seed}" for half, count in counts.items() for seed in range(count)
     ]
     prompts = [
         f'{SHOWN_AS[half]} "{read_settings(files[0])["prompt"]}"' for half, files in last.items()

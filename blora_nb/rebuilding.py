@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
 # dB above one flat colour
-LEARNT = 3.0
+LEARNED = 3.0
 ROUGHLY = 1.0
 REMEDY = (
     "The teaching model learns best one thing in a few flat colours, with a margin around it. Try "
@@ -56,7 +56,7 @@ class Rebuilt:
     @property
     def learned(self) -> bool:
         """Whether the gain is 3 dB or more."""
-        return self.gain >= LEARNT
+        return self.gain >= LEARNED
 
     def __str__(self) -> str:
         numbers = f"rebuilt to {self.psnr:.1f} dB (one flat colour reaches {self.flat_psnr:.1f} dB)"

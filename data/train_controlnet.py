@@ -1,6 +1,6 @@
 """Train a ControlNet for the teaching model: it draws where and how large the outline says.
 
-    python data/train_controlnet.py --minutes 30     # one CPU core; resumes where it was stopped
+    python data/train_controlnet.py --minutes 105    # one CPU core; resumes where it was stopped
 
 The outline is taken from the same shape in the same place, painted in another style, so that it
 tells nothing about the style. The teaching model itself stays as it is, and hears the style in the
@@ -72,7 +72,7 @@ def export(controlnet: ControlNetModel) -> None:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=30, help="of training in all")
+    parser.add_argument("--minutes", type=float, default=105, help="of training in all")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--name", default="unet", help="as in train_unet.py")
     args = parser.parse_args()

@@ -21,7 +21,7 @@ from blora_nb.running.memory import (
     WORKING,
     choose_checkpointing,
     free_for_training,
-    need,
+    memory_need,
     pictures_at_once,
     unet_can_stay,
 )
@@ -171,7 +171,7 @@ def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
             assert gpu.total - gpu.peak > 0.9 * WORKING
         run_steps(pipe, attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
         remove(pipe)
-        counted = need(pipe, settings, mode)
+        counted = memory_need(pipe, settings, mode)
         expected = counted.weights + counted.lora + counted.activations
         assert peaks[-1] == pytest.approx(expected, rel=0.03)
         assert gpu.total - peaks[-1] > 0.9 * WORKING
@@ -185,7 +185,7 @@ def test_sdxl_at_full_size_takes_what_was_counted_and_fits(gpu, monkeypatch):
 def test_what_fits_is_chosen_and_fits(gpu, on_gpu, picture):
     settings = TrainingSettings.for_pipeline(on_gpu)
     for mode in ("none", "partial", "full"):
-        counted = need(on_gpu, settings, mode)
+        counted = memory_need(on_gpu, settings, mode)
         gpu.total += counted.beside_the_base - free_for_training(on_gpu)
         assert choose_checkpointing(on_gpu, settings) == mode
         assert free_for_training(on_gpu) == counted.beside_the_base

@@ -18,6 +18,7 @@ from blora_nb.lora import (
     combine,
     from_original_alpha,
     mix,
+    only_half,
     remove,
     set_alphas,
 )
@@ -203,6 +204,19 @@ def test_alphas_are_linear_and_signed(pipe, blora, alphas):
         alpha = strength[half_of(name + ".")]
         base = pipe.unet.get_submodule(name).get_base_layer().weight
         expected = base + alpha * change_of(blora, name)
+        torch.testing.assert_close(acting, expected, atol=1e-5, rtol=1e-5)
+    remove(pipe)
+
+
+def test_an_alpha_is_kept_while_the_other_changes_after_a_half_alone(pipe, blora):
+    apply(pipe, blora, blora, content_alpha=0.5)
+    with only_half(pipe, "style"):
+        pass
+    set_alphas(pipe, style_alpha=0.25)
+    strength = {"content": 0.5, "style": 0.25}
+    for name, acting in effective_weights(pipe).items():
+        base = pipe.unet.get_submodule(name).get_base_layer().weight
+        expected = base + strength[half_of(name + ".")] * change_of(blora, name)
         torch.testing.assert_close(acting, expected, atol=1e-5, rtol=1e-5)
     remove(pipe)
 

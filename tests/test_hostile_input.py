@@ -530,6 +530,13 @@ def test_a_file_that_appears_meanwhile_is_not_written_over(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_folder_that_is_a_file_cannot_be_written_to_and_that_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    writing = complete_file(tmp_path / "file" / "x.png")
+    with pytest.raises(OSError, match="cannot be written .*name another place"), writing:
+        pass
+
+
 def test_a_file_that_is_written_anew_is_as_others_may_read_it(tmp_path):
     """Not as safetensors writes one, for its owner alone."""
     (tmp_path / "plain").touch()

@@ -670,6 +670,9 @@ OF_PEFT = {
             "finds 1 of its 2 layers",
         ),
         (OF_PEFT, "finds 0 of its 1 layers"),
+        (FITTING | {f"unet.{ODD_LAYER}.alpha": torch.ones(2)}, "an alpha is one number"),
+        ({DOWN: torch.tensor(1.0), UP: torch.ones(144, 2)}, "a LoRA's matrix has two sides"),
+        ({DOWN: torch.ones(2, 144).bool(), UP: torch.ones(144, 2)}, "numbers of the format BOOL"),
         ({f"unet.{ODD_LAYER}.weight": torch.ones(2, 2)}, "None of its weights"),
         ({"bundle_emb.x.clip_l": torch.ones(1, 8)}, "None of its weights"),
     ],
@@ -687,6 +690,12 @@ def test_a_few_step_lora_that_does_not_fit_is_refused_and_the_base_stays(
     assert not any(hasattr(module, "base_layer") for module in pipe.unet.modules())
     assert all(map(torch.equal, weights_of(pipe), before))
     assert "few_step_lora" not in options_of(pipe)
+
+
+def test_a_few_step_lora_without_its_ending_is_not_taken_for_a_pickled_file(tmp_path, pipe):
+    save_file(FITTING, tmp_path / "few.bin")
+    with pytest.raises(BLoRAError, match=r"end in \.safetensors"):
+        merge_few_step_lora(pipe, tmp_path / "few.bin")
 
 
 @pytest.mark.parametrize("way", ["own", "some without", "ranks", "header", "beside"])

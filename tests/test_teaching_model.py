@@ -81,7 +81,7 @@ def measured(name):
     return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["separation", "teaching_model"])
+@pytest.mark.parametrize("name", ["separation", "teaching_model", "recipes", "structure"])
 def test_the_stored_measurements_belong_to_this_model(name):
     """They are made again by `make bench`."""
     assert measured(name)["model"] == fingerprint()
@@ -152,7 +152,7 @@ def test_the_docs_quote_the_recipes(option):
 
 STRUCTURES = {
     "neither": "halves only",
-    "generate --controlnet tiny --outline_of PICTURE": "ControlNet instead of the content half",
+    "generate --controlnet tiny --outline_of PICTURE": "ControlNet, no content half",
     "generate --image PICTURE --strength 0.6": "img2img, strength 0.6",
 }
 

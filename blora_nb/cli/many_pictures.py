@@ -73,7 +73,7 @@ def train_all(
                 if is_teaching_model(pipe) and len(job.pictures) == 1 and not stop.asked:
                     [(picture, caption)] = job.pictures.items()
                     prompt = caption or settings.instance_prompt
-                    print(rebuilt_in_words(pipe, blora, picture, prompt), flush=True)
+                    print(f"{job}: {rebuilt_in_words(pipe, blora, picture, prompt)}", flush=True)
             if stop.asked:
                 raise KeyboardInterrupt(
                     'What is not finished goes on with resume_from_checkpoint="latest".'

@@ -12,6 +12,7 @@ from blora_nb.errors import BLoRAError, shown
 from blora_nb.files.lora_settings import DIFFUSERS_ENTRY, read_lora_settings
 from blora_nb.files.names import split_name
 from blora_nb.files.other_methods import refuse_method, refused_first
+from blora_nb.files.reading import check_number_format
 
 
 def check_few_step_lora(opened: safe_open, beside: dict) -> int:
@@ -29,9 +30,11 @@ def check_few_step_lora(opened: safe_open, beside: dict) -> int:
     parts: Counter[str | None] = Counter()
     ranks, alphas = set(), set()
     for key in refused_first(opened.keys()):
-        refuse_method(key)
         part = split_name(key)[1]
         parts[part] += 1
+        if part not in ("lora_A", "lora_B"):
+            refuse_method(key)
+        check_number_format(opened, key, part)
         tensor = opened.get_tensor(key).float()
         if not tensor.isfinite().all():
             raise BLoRAError(f"{shown(key)}: NaN or infinite values; the file is damaged.")

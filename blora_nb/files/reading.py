@@ -111,21 +111,32 @@ def _check_header(opened: safe_open, names: dict[Part, str]) -> None:
     """Raise a BLoRAError, before anything is read, for tensors that are too large or no weights."""
     total = 0
     for (_, part), key in names.items():
-        weight = opened.get_slice(key)
-        shape, dtype = weight.get_shape(), str(weight.get_dtype())
-        if dtype not in FLOATS and not (part == "alpha" and dtype in INTEGERS):
-            raise BLoRAError(
-                f"{shown(key)} holds numbers of the format {dtype}; weights are float32, float16, "
-                "bfloat16 or float8."
-            )
-        if part == "alpha" and math.prod(shape) != 1:
-            raise BLoRAError(f"{shown(key)} has the shape {list(shape)}; an alpha is one number.")
-        total += 4 * math.prod(shape)
+        total += 4 * math.prod(check_number_format(opened, key, part))
     if total > LARGEST:
         raise BLoRAError(
             f"The weights of the two blocks would take {total / 2**30:,.0f} GiB of memory; no "
             f"B-LoRA is larger than {LARGEST / 2**30:.0f} GiB."
         )
+
+
+def check_number_format(opened: safe_open, key: str, part: str | None) -> list[int]:
+    """The shape of a tensor, if its numbers can be weights, and if an alpha is one number.
+
+    Raises:
+        BLoRAError: they cannot be, or it is not.
+    """
+    weight = opened.get_slice(key)
+    shape, dtype = list(weight.get_shape()), str(weight.get_dtype())
+    if dtype not in FLOATS and not (part == "alpha" and dtype in INTEGERS):
+        raise BLoRAError(
+            f"{shown(key)} holds numbers of the format {dtype}; weights are float32, float16, "
+            "bfloat16 or float8."
+        )
+    if part == "alpha" and math.prod(shape) != 1:
+        raise BLoRAError(f"{shown(key)} has the shape {shape}; an alpha is one number.")
+    if part == "lora_A" and len(shape) < 2:
+        raise BLoRAError(f"{shown(key)} has the shape {shape}; a LoRA's matrix has two sides.")
+    return shape
 
 
 def _replace_lycoris(matrices: dict[Part, Tensor]) -> tuple[dict[str, int | None], list[str]]:

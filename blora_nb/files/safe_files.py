@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -68,7 +68,8 @@ def complete_file(path: str | Path, replace: bool = False) -> Iterator[Path]:
         trouble.strerror = why
         raise trouble from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or on a disk that cannot be read any more
+            part.unlink()
 
 
 def _put(part: Path, path: Path) -> None:

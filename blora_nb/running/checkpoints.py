@@ -340,7 +340,7 @@ def resume(path: Path, state: TrainingState, settings: TrainingSettings) -> None
             "or start in another folder."
         )
     for what, now in (state.trained_on or {}).items():
-        if (rest["learned"] or {}).get(what) != now:
+        if (rest.get("learned") or {}).get(what) != now:
             raise CheckpointError(
                 f"{path} belongs to another {what}. Name the same one, or start in another folder."
             )
