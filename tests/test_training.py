@@ -162,7 +162,8 @@ def test_training_is_deterministic_learns_and_leaves_the_model_as_it_was(pipe, p
     assert applied(pipe) == []
     assert before.keys() == after.keys()
     assert all(torch.equal(v, after[k]) for k, v in before.items())
-    assert sum(blora.losses[-30:]) < 0.8 * sum(blora.losses[:10]) * 3
+    # it starts from an instant B-LoRA, which knows most of the picture
+    assert sum(blora.losses[-30:]) < 0.9 * sum(blora.losses[:10]) * 3
 
 
 def test_progress_is_told_and_a_stop_inside_cleans_up(pipe, picture):
