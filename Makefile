@@ -67,6 +67,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/separation.py
 	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/structure.py
+	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/training_speed.py $(PEERS)
 	$(BIN)/python benchmarks/arithmetic.py
 	$(BIN)/python benchmarks/followed.py $(PEERS)

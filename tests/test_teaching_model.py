@@ -81,7 +81,9 @@ def measured(name):
     return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["separation", "teaching_model", "recipes", "structure"])
+@pytest.mark.parametrize(
+    "name", ["separation", "teaching_model", "recipes", "structure", "sampling"]
+)
 def test_the_stored_measurements_belong_to_this_model(name):
     """They are made again by `make bench`."""
     assert measured(name)["model"] == fingerprint()
