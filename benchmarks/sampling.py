@@ -78,8 +78,8 @@ def main() -> None:
 
 Made by `python benchmarks/sampling.py` from the {len(names)} example pictures, which no table of \
 separation uses. Both halves rebuild each picture, seeds 0 and 1; then the content half of each \
-with the style half of the next, seed 0, scored by the judge from 0 to 1. Guidance 2. The time of a \
-picture goes with its steps.
+with the style half of the next, seed 0, scored by the judge from 0 to 1. Guidance 2. The time of \
+a picture goes with its steps.
 
 {table(columns, cells)}
 """
