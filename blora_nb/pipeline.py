@@ -289,11 +289,11 @@ def merge_few_step_lora(pipe: "StableDiffusionXLPipeline", source: str | Path) -
         )
     path, config = find_weights(source)
     with named_in_errors(path):
-        if path.suffix != ".safetensors":  # diffusers would take it for a pickled file
-            raise BLoRAError("Rename it: its name has to end in .safetensors.")
         with open_weights(path) as opened:
             beside, _ = read_beside(path, config, opened.keys())
             layers = check_few_step_lora(opened, beside)
+        if path.suffix != ".safetensors":  # diffusers would take it for a pickled file
+            raise BLoRAError("Rename it: its name has to end in .safetensors.")
         _load_and_fuse(pipe, path, layers)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
