@@ -34,7 +34,9 @@ def check_few_step_lora(opened: safe_open, beside: dict) -> int:
         parts[part] += 1
         if part not in ("lora_A", "lora_B"):
             refuse_method(key)
-        check_number_format(opened, key, part)
+        shape = check_number_format(opened, key, part)
+        if part == "lora_A" and len(shape) < 2:
+            raise BLoRAError(f"{shown(key)} has the shape {shape}; a LoRA's matrix has two sides.")
         tensor = opened.get_tensor(key).float()
         if not tensor.isfinite().all():
             raise BLoRAError(f"{shown(key)}: NaN or infinite values; the file is damaged.")

@@ -134,8 +134,6 @@ def check_number_format(opened: safe_open, key: str, part: str | None) -> list[i
         )
     if part == "alpha" and math.prod(shape) != 1:
         raise BLoRAError(f"{shown(key)} has the shape {shape}; an alpha is one number.")
-    if part == "lora_A" and len(shape) < 2:
-        raise BLoRAError(f"{shown(key)} has the shape {shape}; a LoRA's matrix has two sides.")
     return shape
 
 
