@@ -163,7 +163,7 @@ LAYOUT: Options = {
     "controlnet": path(
         "SOURCE",
         "follow a drawn layout: the id or folder of a ControlNet for the base model (tiny: that of "
-        "the teaching model)",
+        "the teaching model; name no object in the prompt and no content half with it)",
     ),
     "controlnet_conditioning_scale": number("how closely the layout is followed", default=1.0),
 }
