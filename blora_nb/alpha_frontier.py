@@ -97,7 +97,7 @@ class Frontier:
 
     @property
     def best_point(self) -> FrontierPoint:
-        """The recommended one, by the rule of `frontier`."""
+        """The recommended one, by the rule of the function `frontier`."""
         kept = [point.content_kept for point in self.points]
         moved = [point.style_moved for point in self.points]
         return self.points[most_balanced(kept, moved, [_from_1(point) for point in self.points])]
@@ -202,7 +202,7 @@ def frontier(
                 made_with = common | {"content_alpha": c, "style_alpha": s}
                 images = []
                 try:
-                    for image in draw_each(pipe, embeds, numbers, c, s, progress=False, **sampling):
+                    for image in draw_each(pipe, embeds, numbers, progress=False, **sampling):
                         image.info["blora_nb"] = made_with | image.info["blora_nb"]
                         images.append(image)
                         bar.update()

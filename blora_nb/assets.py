@@ -1,10 +1,11 @@
-"""Where the teaching model, the judge, the example pictures and their B-LoRAs are stored."""
+"""Where the models, the example pictures and their B-LoRAs are."""
 
 import json
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parent / "data"
 TINY_SDXL = DATA / "tiny_sdxl"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 ADDRESS = "https://github.com/blora-nb/blora-nb"
 INSTALL_AGAIN = f'pip install --force-reinstall --no-deps "git+{ADDRESS}"'
 

@@ -28,6 +28,7 @@ from blora_nb.generation import sample
 from blora_nb.lora import Given, apply, set_alphas
 from blora_nb.metrics import DECIMALS, mean_and_error, ranked
 from blora_nb.registry import pipeline_lock
+from blora_nb.running.checkpoints import step_of
 from blora_nb.validation import SHEET, SHOWN_AS, pictures_by_half
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ def checkpoint_grid(folder: str | Path) -> NotebookFigure:
             drawn = [read_image(file) for file in files[half]]
             row += [*drawn, *[None] * (count - len(drawn))]
         rows.append(row)
-    steps = [f"step {path.name.partition('-')[2]}" for path in found]
+    steps = [f"step {step_of(path)}" for path in found]
     last = list(found.values())[-1]
     columns = [
         f"{SHOWN_AS[half]}\nseed {seed}" for half, count in counts.items() for seed in range(count)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from blora_nb.defaults import defaults_for
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import check_unchanged, ready_to_draw, unwrapped
-from blora_nb.lora import Given, apply, loaded, set_alphas
+from blora_nb.lora import Given, applied_alphas, apply, loaded, set_alphas
 from blora_nb.pipeline import checked_and_encoded
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.lean_attention import lean_attention
@@ -51,14 +51,14 @@ class Sampling:
             what the LoRA adds (CRAFT-LoRA, arXiv 2602.18936).
         content_until, style_from: timed halves: the content half only up to this share of the
             steps, the style half only from this one (content first, style late: arXiv
-            2602.18936). Outside its time the alpha of a half is 0.
+            2602.18936). Outside its time a half's alpha is 0, inside it the one it has on the
+            pipeline.
         image, strength: start from this picture (path or PIL image) instead of pure noise, and
             make only this share of the steps (img2img): the lower, the more of the picture is
             kept, its colours too.
         controlnet, control_image, controlnet_conditioning_scale: follow a drawn layout: a
-            ControlNet (id, folder, or one from
-            `structure.load_controlnet`), the layout as it wants it (see `structure.outline`), and
-            how closely.
+            ControlNet (id, folder, or one from `structure.load_controlnet`), the layout as it
+            wants it (see `structure.outline`), and how closely.
     """
 
     num_inference_steps: int | None = None
@@ -157,8 +157,8 @@ def generate(
         progress: True for a progress bar over all steps, or a function called with (steps done,
             steps in all).
         options: `preview` (see `draw_each`) and the other fields of `Sampling`: `batch_size`,
-            `image` and `strength`, `controlnet` and `control_image`, `asymmetric_guidance`,
-            `content_until`, `style_from`.
+            `image` and `strength`, `controlnet`, `control_image` and
+            `controlnet_conditioning_scale`, `asymmetric_guidance`, `content_until`, `style_from`.
 
     Returns:
         PIL images in the order of the seeds. Each knows what it was made with, in
@@ -207,7 +207,6 @@ def generate_each(
         apply(pipe, content, style, *alphas)
         embeds = encode(pipe, prompt, negative_prompt)
         common = record(pipe, prompt, negative_prompt, content, style, *alphas)
-    options |= {"content_alpha": alphas[0], "style_alpha": alphas[1]}
     for picture in draw_each(pipe, embeds, **options):
         picture.info["blora_nb"] = common | picture.info["blora_nb"]
         yield picture
@@ -266,8 +265,6 @@ def draw_each(
     pipe: "StableDiffusionXLPipeline",
     embeds: dict[str, Tensor],
     seeds: Seeds = (0,),
-    content_alpha: float = 1.0,
-    style_alpha: float = 1.0,
     progress: DrawingProgress = True,
     preview: Preview | None = None,
     **sampling: Any,
@@ -275,7 +272,6 @@ def draw_each(
     """Yield one picture after another, each as soon as it is ready, of a prompt from `encode`.
 
     Args:
-        content_alpha, style_alpha: of timed halves, inside their time.
         preview: a function called after each step with (index of the batch's first picture, step,
             latents [batch, channels, height/8, width/8]; the teaching model has quarters).
         sampling: the fields of `Sampling`.
@@ -295,9 +291,9 @@ def draw_each(
         stack.enter_context(lean_attention(pipe.unet))
         if how.asymmetric_guidance and (how.guidance_scale or 0) > 1:
             stack.enter_context(lora_in_the_conditional_pass_only(pipe.unet))
+        alphas = applied_alphas(pipe)
         if how.timed:
-            stack.callback(set_alphas, pipe, content_alpha, style_alpha)
-        alphas = (content_alpha, style_alpha)
+            stack.callback(set_alphas, pipe, *alphas)
         steps = Steps(pipe, how, structure, alphas, len(seeds), progress, preview)
         stack.callback(steps.bar.close)
         size = how.batch_size or pictures_at_once(pipe, how.height, how.width)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from diffusers.models.attention_processor import Attention
 
-SPECIAL = "<|"  # how its tokens for the start and the end of a text begin
+SPECIAL = "<|"  # how CLIP's start and end tokens begin
 
 
 def conditional_half(pipe: "StableDiffusionXLPipeline", batch: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 A small convolutional network with two heads, trained by `data/train_judge.py` on the drawings of
 the teaching model's world. Held-out shapes and styles, and all that was drawn by hand, were kept
 out of its training. The first head puts drawings of the same shape side by side, in whatever style
-they are; the second puts drawings of the same style side by side, whatever they show. A picture
-that is blurred, cut or scribbled over is the less like the whole one the more it is spoilt.
+they are; the second puts drawings of the same style side by side, whatever they show. The more a
+picture is blurred, cut or scribbled over, the less it resembles the original.
 """
 
 import json
@@ -78,7 +78,7 @@ class Judge(nn.Module):
     def embed(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Embeddings of shape and of style, each [images, 96], of PIL images of any size.
 
-        Of one that is not square the middle is compared, as it is learned.
+        Only the middle square is compared, as in training.
         """
         squares = [read_image(image) for image in images]
         box, size = Image.Resampling.BOX, (JUDGE_SIDE, JUDGE_SIDE)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,7 +22,7 @@ from blora_nb.files.lora_settings import PEFT_CONFIG, is_setting
 from blora_nb.files.metadata import versions
 from blora_nb.files.names import WRAPPER, format_of
 from blora_nb.files.reading import read_weights
-from blora_nb.files.safe_files import complete_file, open_weights
+from blora_nb.files.safe_files import PICKLES, complete_file, open_weights
 from blora_nb.files.state_dict_checks import (
     base_of,
     check_complete,
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 # the name of the LoRA in training on a U-Net
 IN_TRAINING = "new"
 # endings that nobody gives a folder
-NO_FOLDER = {".safetensors", ".safetensor", ".pt", ".pth", ".bin", ".ckpt"}
+NO_FOLDER = {".safetensors", ".safetensor", *PICKLES}
 # header entries that would be wrong in a file written anew
 STALE = {
     "format",
@@ -78,7 +77,8 @@ class BLoRA:
         losses: the loss of each step, where it has just been trained; not written.
         notes: what was left out or assumed when the file was read.
         format: of the file it was read from, in words.
-        source: the file, folder or hub id it was read from or last written to; else empty.
+        source: the file, folder or hub id it was read from or last written to in float32; else
+            empty.
     """
 
     state_dict: dict[str, Tensor]
@@ -195,7 +195,7 @@ class BLoRA:
     def save(
         self, path: str | Path, format: str = "diffusers", dtype: torch.dtype = torch.float32
     ) -> Path:
-        """Write it, complete or not at all, so that `load` gives the same weights again.
+        """Write it, complete or not at all; in float32 `load` gives the same weights again.
 
         Args:
             path: a name ending in .safetensors, or a folder (made if needed), which gets
@@ -230,7 +230,8 @@ class BLoRA:
                 config.write_text(json.dumps(peft_config(self.layers), indent=1))
             part = both.enter_context(complete_file(file))
             safetensors.torch.save_file(tensors, part, header)
-        self.source = str(path)
+        if dtype == torch.float32:
+            self.source = str(path)
         return file
 
     def __repr__(self) -> str:
@@ -241,7 +242,7 @@ class BLoRA:
 
 
 def _file_to_write(path: Path, format: str) -> Path:
-    """The file that `BLoRA.save` writes; it must not be there yet."""
+    """The file that `BLoRA.save` writes."""
     if format not in WEIGHT_FORMATS:
         raise ValueError(
             f"There is no format {format!r}; choose one of {', '.join(WEIGHT_FORMATS)}."
@@ -259,8 +260,6 @@ def _file_to_write(path: Path, format: str) -> Path:
     file = path
     if path.suffix != ".safetensors":
         file = path / (PEFT_FILE if format == "peft" else FILE_NAME)
-    if os.path.lexists(file):
-        raise FileExistsError(f"{file} exists already. Choose another name, or remove it first.")
     return file
 
 
@@ -368,6 +367,12 @@ def check_strength(what: str, number: float) -> None:
         raise ValueError(f"{what} must be an ordinary number, not {number}.")
 
 
+def _mixed_halves(content: Given | None, style: Given | None) -> dict[str, BLoRA]:
+    """The halves that are given, by name."""
+    given = {"content": content, "style": style}
+    return {half: mix(half, source) for half, source in given.items() if source is not None}
+
+
 def combine(
     content: Given | None = None,
     style: Given | None = None,
@@ -379,9 +384,8 @@ def combine(
     Args:
         content, style: as in `mix`; None for none.
     """
-    given = {"content": content, "style": style}
+    halves = _mixed_halves(content, style)
     alphas = {"content": content_alpha, "style": style_alpha}
-    halves = {half: mix(half, source) for half, source in given.items() if source is not None}
     if not halves:
         raise BLoRAError("Name a content half, a style half, or both.")
     for half in halves:
@@ -425,8 +429,7 @@ def apply(
     check_strength("content_alpha", content_alpha)
     check_strength("style_alpha", style_alpha)
     check_unchanged(pipe)
-    given = {"content": content, "style": style}
-    halves = {half: mix(half, source) for half, source in given.items() if source is not None}
+    halves = _mixed_halves(content, style)
     fingerprints = {half: blora.fingerprint for half, blora in halves.items()}
     if applied_fingerprints(pipe) == fingerprints and not adapters_of_encoders(pipe):
         set_alphas(pipe, content_alpha, style_alpha)
@@ -492,8 +495,8 @@ def set_alphas(
         return
     unet = inner(pipe.unet)
     alphas = {
-        half: _alpha_of(unet, half) if alpha is None else float(alpha)
-        for half, alpha in given.items()
+        half: now if alpha is None else float(alpha)
+        for (half, alpha), now in zip(given.items(), applied_alphas(pipe))
     }
     if merged_adapters(unet):
         check_unchanged(pipe)  # which says how to take them out of the weights again
@@ -507,10 +510,15 @@ def set_alphas(
         unet.set_adapters(halves + in_training, strengths)
 
 
-def _alpha_of(unet: "UNet2DConditionModel", half: str) -> float:
-    """The alpha of a half that is on a U-Net: `apply` makes it the scale of all its layers."""
-    scalings = (getattr(module, "scaling", {}) for module in unet.modules())
-    return next((float(scaling[half]) for scaling in scalings if half in scaling), 0.0)
+def applied_alphas(pipe: "StableDiffusionXLPipeline") -> tuple[float, float]:
+    """The alphas of the content half and of the style half on a pipeline; 0 where there is none."""
+    # `apply` makes an alpha the scale of all layers of its half
+    scalings = [getattr(module, "scaling", {}) for module in inner(pipe.unet).modules()]
+    content, style = (
+        next((float(scaling[half]) for scaling in scalings if half in scaling), 0.0)
+        for half in HALVES
+    )
+    return content, style
 
 
 @contextmanager
@@ -595,11 +603,19 @@ def trained_parameters(unet: "UNet2DConditionModel") -> dict[str, Tensor]:
     return {f"unet.{name.replace(f'.{IN_TRAINING}.', '.')}": p for name, p in trained.items()}
 
 
-def collect(unet: "UNet2DConditionModel", settings: TrainingSettings) -> BLoRA:
-    """The `BLoRA` made of the LoRA in training, with settings and versions in its metadata."""
+def collect(
+    unet: "UNet2DConditionModel",
+    settings: TrainingSettings,
+    metadata: dict[str, str] | None = None,
+) -> BLoRA:
+    """The `BLoRA` made of the LoRA in training.
+
+    Args:
+        metadata: of it, beside its settings and the versions.
+    """
     from peft.utils import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(inner(unet), adapter_name=IN_TRAINING)
     state_dict = {f"unet.{key}": t.detach().float().cpu().clone() for key, t in weights.items()}
-    metadata = {"training": json.dumps(asdict(settings)), "versions": versions()}
-    return BLoRA(state_dict, metadata)
+    own = {"training": json.dumps(asdict(settings)), "versions": versions()}
+    return BLoRA(state_dict, own | (metadata or {}))

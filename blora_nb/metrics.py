@@ -196,7 +196,7 @@ def _place(name: str, names: Sequence[str]) -> int:
 
 
 def _from_0(cosines: Tensor) -> list[float]:
-    """Numbers from 0 to 1: less alike than nothing in common is not of interest."""
+    """The cosines, with negative ones counted as 0."""
     return cosines.clamp(0, 1).tolist()
 
 
@@ -252,7 +252,7 @@ def mean_and_error(scores: Sequence[float]) -> tuple[float, float | None]:
 
 
 class KeptAndMoved:
-    """What has content scores and style scores, a number for each picture; and their means."""
+    """Content and style scores, a number for each picture, with means and standard errors."""
 
     content_scores: tuple[float, ...]
     style_scores: tuple[float, ...]

@@ -1,6 +1,5 @@
 """A pipeline to work with: the teaching model, the real SDXL, or any SDXL-shaped id or folder."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from blora_nb.assets import INSTALL_AGAIN, TINY_SDXL
+from blora_nb.assets import INSTALL_AGAIN, SDXL, TINY_SDXL
 from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
 from blora_nb.errors import BLoRAError, named_in_errors, shown
 from blora_nb.files.few_step import check_few_step_lora
 from blora_nb.files.locating import HUB_ID, find_weights, read_beside
+from blora_nb.files.metadata import file_hash
 from blora_nb.files.safe_files import open_weights
-from blora_nb.files.state_dict_checks import SDXL
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import FEW_STEP_ADAPTER
 from blora_nb.guards.prompts import check_prompt, quiet_libraries, warn_about_prompt
@@ -295,8 +294,7 @@ def merge_few_step_lora(pipe: "StableDiffusionXLPipeline", source: str | Path) -
         if path.suffix != ".safetensors":  # diffusers would take it for a pickled file
             raise BLoRAError("Rename it: its name has to end in .safetensors.")
         _load_and_fuse(pipe, path, layers)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_hash(path, path.stat().st_mtime_ns)
     note_options(pipe, few_step_lora=str(source), few_step_sha256=sha256)
 
 

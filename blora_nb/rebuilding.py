@@ -1,7 +1,7 @@
 """Has a B-LoRA learned its picture? Draw the picture again with both halves, and compare.
 
-Only on the teaching model: it draws a picture that it has learned in its place. SDXL's B-LoRAs keep
-content and style of a picture and not where everything is, so that pixels cannot be compared.
+Only on the teaching model: it draws a learned picture at the same place in the frame. SDXL's
+B-LoRAs keep content and style of a picture, not where everything is: pixels cannot be compared.
 
 The comparison is pixel by pixel, in dB (PSNR). The best picture of one single colour is the measure
 of having learned nothing: how many dB it reaches depends on the picture, so only the gain counts.

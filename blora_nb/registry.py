@@ -1,6 +1,6 @@
 """What is known about a pipeline, kept beside it: its lock, how it was loaded, the halves on it.
 
-Notes are not hung on diffusers' and PEFT's own objects, and are not kept longer than these.
+Notes are not hung on diffusers' and PEFT's own objects, and live no longer than these.
 """
 
 import threading

@@ -250,8 +250,9 @@ class TrainingSettings:
         start = changes.get("init_lora_weights") or ("gaussian" if several else None)
         defaults = defaults_for(pipe, start)
         values: dict[str, Any] = {"resolution": native_resolution(pipe)}
-        for name in SUITED[1:]:
-            values[name] = getattr(defaults, name)
+        for name in SUITED:
+            if name != "resolution":
+                values[name] = getattr(defaults, name)
         values |= {name: value for name, value in changes.items() if value is not None}
         return cls(**values)
 

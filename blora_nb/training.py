@@ -106,7 +106,8 @@ def train(
         ValueError: a setting or argument makes no sense.
         FileExistsError: output_dir holds an earlier training, and resuming was not asked for.
         CheckpointError: the one to resume is broken or belongs to another training.
-        TrainingError: the loss or gradient is no longer a number, or memory is short.
+        TrainingError: the loss or gradient is no longer a number, the loss has risen tenfold,
+            memory is short, or `on_checkpoint` took the B-LoRA off.
         KeyboardInterrupt: after Ctrl-C, at the end of the step, with a checkpoint written where
             there is an `output_dir`.
     """
@@ -227,12 +228,12 @@ def _train_on(
         prompt = (prompts and prompts[0]) or settings.instance_prompt
         start_from(pipe.unet, instant_change(pipe, squares[0], prompt))
     state = start_state(pipe.unet, parameters, settings, trained_on)
+    state.metadata = metadata
     if checkpoint:
         resume(checkpoint, state, settings)
 
     losses = fit(pipe, batches, state, settings, reporting)
-    blora = collect(pipe.unet, settings)
-    metadata = blora.metadata | metadata
+    blora = collect(pipe.unet, settings, metadata)
     if content is not None:
         blora = combine(content, blora)
         metadata["content_fingerprint"] = content.fingerprint
@@ -378,7 +379,7 @@ def attach_style_beside(
 
 
 def make_optimizer(parameters: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW with the original's betas .9 and .999 and eps 1e-8, or its 8-bit form.
+    """AdamW, or its 8-bit form.
 
     On a GPU in one fused kernel, elsewhere over all tensors at once, which gives the bits of a
     plain loop.

@@ -49,7 +49,7 @@ def validation_pictures(
 
     prompts = {"": prompt, "content": content_prompt, "style": style_prompt}
     encoded = [
-        (half, text, encode(pipe, text, None)) for half, text in prompts.items() if text is not None
+        (half, text, encode(pipe, text)) for half, text in prompts.items() if text is not None
     ]
 
     def validate(pipe: "StableDiffusionXLPipeline", folder: Path) -> None:

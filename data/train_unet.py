@@ -178,7 +178,7 @@ def shares(progress: float) -> Shares:
     only then patterns and textures. (With black on white at first, the model never learned hues.)
     """
     ordered = min(1.0, max(0.0, 1.2 - progress / 0.15))
-    flat = min(1.0, max(0.3, 1 - 0.7 * (progress - 0.25) / 0.3))
+    flat = min(1.0, max(0.12, 1 - 0.88 * (progress - 0.25) / 0.3))
     return Shares(plain=0.03, ordered=ordered, flat=max(flat, ordered))
 
 

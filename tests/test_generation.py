@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 from blora_nb.defaults import SCHEDULERS
 from blora_nb.files.saved_images import read_settings, save_picture
-from blora_nb.generation import generate, lora_in_the_conditional_pass_only
+from blora_nb.generation import generate, lora_in_the_conditional_pass_only, sample
 from blora_nb.inspection import prompt_per_block
-from blora_nb.lora import applied, apply, remove, set_alphas
+from blora_nb.lora import applied, applied_alphas, apply, remove, set_alphas
 from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import encode_prompt, merge_few_step_lora, use_scheduler
 from blora_nb.training import train
@@ -171,6 +171,16 @@ def test_halves_that_take_turns_give_another_picture(drawn):
         assert difference(turns, other) > 1
     # nothing stays behind
     assert drawn().tobytes() == both.tobytes()
+
+
+def test_halves_that_take_turns_take_the_alphas_that_are_on_the_pipeline(pipe, blora):
+    options = {"num_inference_steps": 4, "progress": False, "style_from": 0.5}
+    loud = generate(pipe, "A [v]", blora, blora, seeds=3, **options)[0]
+    apply(pipe, blora, blora, 0.5, 0.5)
+    soft = sample(pipe, "A [v]", 3, **options)[0]
+    assert applied_alphas(pipe) == (0.5, 0.5)
+    again = generate(pipe, "A [v]", blora, blora, 0.5, 0.5, seeds=3, **options)[0]
+    assert soft.tobytes() == again.tobytes() != loud.tobytes()
 
 
 def test_asymmetric_guidance_gives_another_picture_and_stays_not_behind(drawn):

@@ -335,11 +335,11 @@ def test_losses_are_read_every_few_steps_without_losing_one():
         known += watch.add(torch.tensor(float(step)), torch.tensor(1.0))
         assert len(losses) == step // 10 * 10
     assert known == [(s, float(s)) for s in range(1, 21)]
-    assert [loss for _, loss in watch.look()] == [21.0, 22.0, 23.0, 24.0, 25.0]
+    assert [loss for _, loss in watch.read_pending()] == [21.0, 22.0, 23.0, 24.0, 25.0]
     watch.add(torch.tensor(1.0), torch.tensor(1.0))
     watch.add(torch.tensor(1.0), torch.tensor(float("nan")))
     with pytest.raises(TrainingError, match="gradient became nan at step 27.*weights of step 20"):
-        watch.look()
+        watch.read_pending()
     assert losses[-1] == 1.0
     assert weight.tolist() == [20.0, 20.0]
 
@@ -488,6 +488,13 @@ def test_a_style_half_is_trained_beside_a_content_half_that_stays(
     plain = train(pipe, picture, **TWO_STEP)
     assert whole.losses[0] < plain.losses[0]
     assert BLoRA.load(folder / "checkpoint-3").halves == ("style",)
+
+
+def test_a_checkpoint_says_of_itself_what_the_finished_b_lora_says(style_beside):
+    whole, folder = style_beside
+    found = BLoRA.load(folder / "checkpoint-3").metadata
+    for key in ("modelspec.thumbnail", "picture_sha256", "base_model_sha256", "learned"):
+        assert found[key] == whole.metadata[key]
 
 
 def test_a_style_half_beside_a_content_half_is_resumed(

@@ -119,7 +119,7 @@ def train(args: Namespace) -> None:
             print("written:", write_manifest(jobs, args.output_dir, failed))
     if is_main and failed:
         raise RuntimeError(
-            f"{len(failed)} of {len(jobs)} B-LoRAs could not be trained; why stands above."
+            f"{len(failed)} of {len(jobs)} B-LoRAs could not be trained; the reasons are above."
         )
 
 

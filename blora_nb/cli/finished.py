@@ -106,7 +106,7 @@ def other_training(
     if steps != asked:
         different.append(f"it had {steps} training steps and {asked} are asked for")
     why = "; ".join(different)
-    return f"{file} is finished, and another one than is asked for: {why}. {remedy}"
+    return f"{file} is finished, but is not the B-LoRA asked for: {why}. {remedy}"
 
 
 def learned_now(

@@ -17,10 +17,12 @@ from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import free_path, safe_name, writable_folder
 from blora_nb.files.safe_files import complete_file
 from blora_nb.files.saved_images import save_image
+from blora_nb.generation import draw_each, encode
 from blora_nb.lora import BLoRA
 from blora_nb.rebuilding import rebuilt_in_words
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
+from blora_nb.running.loss_guard import WINDOW
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 
@@ -62,7 +64,7 @@ def train_all(
                     on_checkpoint=on_checkpoint,
                     content=job.content,
                 )
-                last = blora.losses[-20:]
+                last = blora.losses[-WINDOW:]
                 blora.metadata["pictures"] = json.dumps(job.picture_names)
                 blora.metadata["final_loss"] = f"{sum(last) / len(last):.4f}"
                 print("written:", save_somewhere(blora, job.folder / FILE_NAME), flush=True)
@@ -170,8 +172,6 @@ def manifest_row(job: Job, output_dir: str | Path, why: str | None) -> dict[str,
 
 def make_class_pictures(pipe: "StableDiffusionXLPipeline", settings: TrainingSettings) -> None:
     """Generate the class pictures that `class_data_dir` lacks, for prior preservation."""
-    from blora_nb.generation import draw_each, encode
-
     folder = writable_folder(settings.class_data_dir or "")
     try:
         there = len(find_images(folder))

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from blora_nb.assets import known_words
+from blora_nb.blocks import CONTENT_BLOCK
 from blora_nb.course.examples import example_blora, example_names, example_picture
 from blora_nb.generation import generate
 from blora_nb.inspection import prompt_per_block
-from blora_nb.lora import BLoRA, apply, remove
+from blora_nb.lora import BLoRA, applied, apply, collect, remove
 from blora_nb.metrics import scorer_for
 from blora_nb.settings import TrainingSettings
+from blora_nb.training import attach_lora, encode_image, run_steps
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -205,8 +207,6 @@ def clean_latents(answer: Answer) -> str:
 
 @exercise
 def train_content(pipe: "StableDiffusionXLPipeline", answer: Answer) -> str:
-    from blora_nb.lora import applied
-
     settings = TrainingSettings.for_pipeline(
         pipe, max_train_steps=5, rank=4, init_lora_weights="gaussian"
     )
@@ -247,10 +247,6 @@ def content_trained_alone(
     pipe: "StableDiffusionXLPipeline", picture: "Image", settings: TrainingSettings
 ) -> BLoRA:
     """A content half, trained without the style block."""
-    from blora_nb.blocks import CONTENT_BLOCK
-    from blora_nb.lora import collect
-    from blora_nb.training import attach_lora, encode_image, run_steps
-
     remove(pipe)
     moments = encode_image(pipe, picture, settings.resolution)
     parameters = attach_lora(pipe.unet, settings.rank, seed=settings.seed, blocks=[CONTENT_BLOCK])

@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blora_nb.assets import SDXL
 from blora_nb.files.descriptions import example_prompt, facts, norms, prompt_of
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import safe_name
-from blora_nb.files.state_dict_checks import SDXL, base_of
+from blora_nb.files.state_dict_checks import base_of
 
 if TYPE_CHECKING:
     from blora_nb.lora import BLoRA
@@ -36,8 +37,7 @@ it looks. Each can be used alone, or with the other half of another B-LoRA.
 | {{ what }} | {{ text.replace("|", "/") }} |
 {% endfor %}
 ```python
-from blora_nb.generation import generate
-from blora_nb.pipeline import load_pipeline
+from blora_nb import generate, load_pipeline
 
 pipe = load_pipeline("{{ base }}")
 generate(pipe, {{ prompt }}, {{ halves }})

@@ -98,7 +98,7 @@ def facts(blora: "BLoRA", changes: dict[str, float]) -> list[tuple[str, str]]:
     if blora.format:
         lines.append(("format", blora.format))
     for half in blora.halves:
-        layers = [layer for layer in changes if half_of(layer + ".") == half]
+        layers = [layer for layer in changes if half_of(layer) == half]
         ranks = sorted({blora.layers[layer][0].shape[0] for layer in layers})
         listed = ", ".join(map(str, ranks))
         norm = sum(changes[layer] ** 2 for layer in layers) ** 0.5
@@ -138,7 +138,7 @@ def _bars(changes: dict[str, float]) -> str:
     norms_of: dict[tuple[str, str], list[float]] = {}
     for layer, norm in changes.items():
         kind = re.sub(r"transformer_blocks\.\d+\.", "", layer.split(".attentions.")[1][2:])
-        half = str(half_of(layer + "."))
+        half = str(half_of(layer))
         norms_of.setdefault((half, kind), []).append(norm)
     means = {group: sum(values) / len(values) for group, values in sorted(norms_of.items())}
     longest = max(means.values()) or 1

@@ -1,7 +1,7 @@
 """Files of few-step LoRAs (LCM, Lightning, Hyper): which of them diffusers reads as they are meant.
 
-diffusers 0.42 takes another scale than the file says, with a warning at most, where alphas differ
-by layer, or are written in another place than it looks at. Such files are refused here.
+diffusers 0.42 uses another scale than the file says, with at most a warning, if alphas differ by
+layer or stand where it does not look. Such files are refused here.
 """
 
 from collections import Counter

@@ -64,7 +64,7 @@ def begins_as_picture(path: Path) -> bool:
     """Whether a file begins as one of the pictures that are read here, whatever its name."""
     start = _first_bytes(path)
     webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
-    avif = HAS_AVIF and b"avif" in _brands(start)
+    avif = HAS_AVIF and any(brand in _brands(start) for brand in AVIF_BRANDS)
     return webp or avif or start.startswith(SIGNATURES)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from blora_nb.errors import BLoRAError, several, shown
 from blora_nb.files.lora_settings import PEFT_CONFIG
 from blora_nb.files.names import are_pefts
-from blora_nb.files.safe_files import LARGEST, read_json
+from blora_nb.files.safe_files import LARGEST, PICKLES, read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -99,7 +99,7 @@ def _only_weights(files: Iterable[str], where: str) -> str:
             return name
     if len(names) == 1:
         return names[0]
-    pickled = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    pickled = [name for name in files if name.endswith(PICKLES)]
     why = "there is no .safetensors file in it"
     if names:
         why = f"there are {several(names)}; name one of them"

@@ -45,11 +45,11 @@ def model_hash(pipe: "StableDiffusionXLPipeline") -> tuple[str, str | None]:
     file = files[0].resolve()
     if re.fullmatch(r"[0-9a-f]{64}", file.name):  # the hub's cache names large files by their hash
         return name, file.name
-    return name, _file_hash(file, file.stat().st_mtime_ns)
+    return name, file_hash(file, file.stat().st_mtime_ns)
 
 
 @lru_cache
-def _file_hash(path: Path, modified: int) -> str:
+def file_hash(path: Path, modified: int) -> str:
     """The sha256 of a file; computed again when the time of its last change differs."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

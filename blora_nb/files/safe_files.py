@@ -14,6 +14,8 @@ from blora_nb.files.json_objects import parse_json
 
 LARGEST = 4 * 2**30  # bytes of float32 that a B-LoRA may take; SDXL at rank 64 takes 113 MB
 LONGEST_HEADER = 16 * 2**20  # bytes; a LoRA of all of SDXL has about 0.5 MB
+# endings of files of weights that can run code when they are opened
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 WHY_NOT_OPENED = (
     "Such files can run code when they are opened, so it was not; look for a .safetensors file of "
     "the same weights"

@@ -67,8 +67,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         text = image.text.get(FIELD) if isinstance(image, PngImagePlugin.PngImageFile) else None
     if text is None:
         raise ImageError(
-            f"{shown(path, 300)} has no settings inside; only pictures written by `python -m "
-            "blora_nb generate` or `save_picture` have them."
+            f"{shown(path, 300)} has no settings inside; only pictures written by `blora generate` "
+            "or `save_picture` have them."
         )
     try:
         return parse_json(text, f"The text field of {path}")

@@ -12,7 +12,6 @@ from blora_nb.blocks import BLOCK_OF_HALF, half_of
 from blora_nb.errors import BLoRAError, several, shown
 from blora_nb.files.names import ATTENTION_LAYERS
 
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 # (channels of the transformer blocks, channels of the text):
 # name, transformer layers in each of the two blocks
 BASES = {(1280, 2048): ("SDXL", 10), (144, 192): ("the teaching model", 2)}

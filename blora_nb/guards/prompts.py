@@ -1,4 +1,4 @@
-"""What is no prompt; and the words of one that the text encoder cuts off, or never learned.
+"""Checks of prompts: not a text, cut off by the text encoder, or never learned.
 
 CLIP's text encoders read a fixed number of tokens and drop the rest. diffusers only logs that; here
 it is a `PromptWarning`, and panels show the same sentences.
@@ -31,7 +31,7 @@ class Word(NamedTuple):
 
 
 def check_prompt(prompt: str) -> None:
-    """Raise a ValueError for what is not one text, or no text at all."""
+    """Raise a ValueError unless the prompt is one valid string."""
     if not isinstance(prompt, str):
         raise ValueError(
             f"The prompt is one text, not {prompt!r}. For several, draw once for each."
@@ -40,7 +40,7 @@ def check_prompt(prompt: str) -> None:
         prompt.encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"The prompt {prompt!r} has bytes in it that are no UTF-8. Type it again."
+            f"The prompt {prompt!r} contains bytes that are not valid UTF-8. Type it again."
         ) from None
 
 

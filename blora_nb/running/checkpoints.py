@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class TrainingState:
         optimizer, lr_scheduler, scaler, generator: as PyTorch makes them.
         losses: the loss of each step so far.
         trained_on: hashes such as {"picture": …, "base model": …}, or None.
+        metadata: what else a file of the B-LoRA says: base model, licence, thumbnail.
         resumed_from: the checkpoint that it was brought to by `resume`, or None.
     """
 
@@ -59,6 +60,7 @@ class TrainingState:
     generator: torch.Generator
     losses: list[float]
     trained_on: dict[str, str | None] | None
+    metadata: dict[str, str] = field(default_factory=dict)
     resumed_from: Path | None = None
 
     @property
@@ -91,7 +93,7 @@ class TrainingState:
     def unpack(
         self, tensors: dict[str, Tensor], rest: dict[str, Any], weights: dict[str, Tensor]
     ) -> None:
-        """The other way round, in place."""
+        """Restore what `pack` returned, in place."""
         state: dict[int, dict] = {}
         for name, value in [*tensors.items(), *rest["numbers"].items()]:
             first, *path = name.split("/")

@@ -63,7 +63,7 @@ def is_plain(attention: "Attention") -> bool:
 
 @contextmanager
 def lean_attention(unet: "UNet2DConditionModel") -> Iterator[None]:
-    """Inside, the attention layers of a U-Net compute as said above."""
+    """Inside, the attention layers of a U-Net compute as this module's docstring says."""
     from diffusers.models.attention_processor import Attention
 
     layers = [module for module in unet.modules() if type(module) is Attention and is_plain(module)]

@@ -70,7 +70,7 @@ def _lean_class(pefts_own: type) -> type:
 
 @contextmanager
 def lean_lora(unet: "UNet2DConditionModel") -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Inside, the LoRA layers of a U-Net compute as said above.
+    """Inside, the LoRA layers of a U-Net compute as this module's docstring says.
 
     Yields:
         A context in which they are PEFT's own again, for whatever is done to those.

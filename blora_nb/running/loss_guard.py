@@ -20,9 +20,9 @@ class LossGuard:
 
     Reading a number from a GPU makes the computer wait until the GPU has caught up, so it is done
     about twice a second and not at every step of a fast GPU; on a CPU there is nothing to wait for.
-    The weights are copied at each look, twice over: those of the last look have not yet shown a
-    finite loss. A loss that rises is noticed late, so copies from at least `WINDOW` steps ago are
-    kept too. All of them are in the computer's memory, none on the GPU.
+    The weights are copied each time, into the computer's memory: the newest ones have not yet shown
+    a finite loss, those before them have. A loss that rises is noticed late, so copies from at
+    least `WINDOW` steps ago are kept too.
 
     Args:
         parameters: what is trained, of one dtype and on one device.
@@ -43,7 +43,7 @@ class LossGuard:
         self.since = len(losses)
         # False: the loss is of a kind whose ups and downs have no measure
         self.judged = True
-        self.tried = self.good = self.before = self.next_before = self._copy()
+        self.newest = self.confirmed = self.before_rise = self.next_before_rise = self._copy()
 
     def _copy(self) -> tuple[int, list[Tensor]]:
         """(step, the weights after it), in memory that a GPU can write to while it goes on."""
@@ -58,9 +58,9 @@ class LossGuard:
     def add(self, loss: Tensor, norm: Tensor) -> list[tuple[int, float]]:
         """Note a step; returns the (step, loss) pairs that a look has just made known."""
         self.pending.append(torch.stack([loss.detach().float(), norm.detach().float()]))
-        return self.look() if len(self.pending) >= self.every else []
+        return self.read_pending() if len(self.pending) >= self.every else []
 
-    def look(self) -> list[tuple[int, float]]:
+    def read_pending(self) -> list[tuple[int, float]]:
         """Read what is pending; returns (step, loss) pairs.
 
         Raises:
@@ -78,9 +78,9 @@ class LossGuard:
         if self.parameters[0].device.type != "cpu":
             seconds, self.looked = monotonic() - self.looked, monotonic()
             self.every = steps_between_looks(len(known), seconds)
-        self.good, self.tried = self.tried, self._copy()
-        if self.good[0] >= self.next_before[0] + WINDOW:
-            self.before, self.next_before = self.next_before, self.good
+        self.confirmed, self.newest = self.newest, self._copy()
+        if self.confirmed[0] >= self.next_before_rise[0] + WINDOW:
+            self.before_rise, self.next_before_rise = self.next_before_rise, self.confirmed
         return known
 
     def _check(self, loss: float, norm: float) -> None:
@@ -102,14 +102,14 @@ class LossGuard:
         self.lowest = level if self.lowest is None else min(self.lowest, level)
         # above 1 it is worse than predicting nothing at all
         if self.judged and level > max(1, 10 * self.lowest):
-            self.good = self.before
+            self.confirmed = self.before_rise
             self._stop(
                 f"The loss has risen to {level:.3g}, ten times what it was before, by step "
                 f"{len(self.losses)}."
             )
 
     def _stop(self, what: str) -> NoReturn:
-        step, weights = self.good
+        step, weights = self.confirmed
         with torch.no_grad():
             torch._foreach_copy_([p.detach() for p in self.parameters], weights)
         overflow = ""

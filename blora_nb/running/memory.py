@@ -141,7 +141,8 @@ def choose_checkpointing(
     """
     if settings.gradient_checkpointing:
         return settings.gradient_checkpointing
-    free = free_for_training(pipe) if free is None else free
+    if free is None:
+        free = free_for_training(pipe, one_prompt=not settings.with_prior_preservation)
     if free is None:
         return "none"
     for mode in ("none", "partial"):

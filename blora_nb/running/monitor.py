@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blora_nb.errors import CheckpointError, TrainingError
 from blora_nb.files.paths import free_path
-from blora_nb.lora import IN_TRAINING, applied, collect
+from blora_nb.lora import IN_TRAINING, BLoRA, applied, collect
 from blora_nb.running.checkpoints import TrainingState, write_checkpoint
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
 from blora_nb.running.loss_guard import WINDOW, LossGuard
@@ -40,7 +40,7 @@ class Monitor:
     """The callbacks of a training. Used as a context round the loop.
 
     Raises:
-        TrainingError: at the step that went wrong; what was still good is kept.
+        TrainingError: within ten steps of the one that went wrong; what was still good is kept.
         KeyboardInterrupt: at the end of the step in which a stop was asked for.
     """
 
@@ -106,7 +106,7 @@ class Monitor:
         self._look()
 
     def _look(self) -> None:
-        self._show(self.guard.look())
+        self._show(self.guard.read_pending())
 
     def _show(self, known: list[tuple[int, float]]) -> None:
         """Show the progress of (step, loss) pairs."""
@@ -116,6 +116,9 @@ class Monitor:
             self.bar.update()
             if callable(self.reporting.progress):
                 self.reporting.progress(step, self.settings.max_train_steps, loss)
+
+    def _collect(self) -> BLoRA:
+        return collect(self.pipe.unet, self.settings, self.state.metadata)
 
     def _checkpoint(self, stopping: bool) -> Path | None:
         """The path of a new checkpoint, if there is a folder for it.
@@ -127,7 +130,7 @@ class Monitor:
         if folder is None:
             return None
         self._look()
-        blora = collect(self.pipe.unet, self.settings)
+        blora = self._collect()
         try:
             path = write_checkpoint(folder, blora, self.state, self.settings)
         except CheckpointError as error:
@@ -168,7 +171,7 @@ class Monitor:
         if error.step == 0:
             error.args = (f"{error} Nothing had been learned yet.",)
             return
-        error.blora = collect(self.pipe.unet, self.settings)
+        error.blora = self._collect()
         folder = self.reporting.output_dir
         if folder is None:
             return

@@ -32,7 +32,7 @@ class Patches:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Inside, the pipeline draws as always: other prompts, PEFT's own layers, its VAE."""
+        """Inside, the pipeline draws as outside a training: any prompt, its models in place."""
         with ExitStack() as stack:
             for context in self.undo:
                 stack.enter_context(context())

@@ -12,6 +12,7 @@ from blora_nb.files.images import ImageSource, read_image
 from blora_nb.files.saved_images import read_settings
 from blora_nb.lora import BLoRA
 from blora_nb.metrics import Scorer
+from blora_nb.running.checkpoints import step_of
 from blora_nb.validation import SHOWN_AS, pictures_by_half
 from blora_nb.widgets.markup import picture_html, png_address, reduced, small_print
 
@@ -71,7 +72,7 @@ class CheckpointPicker(widgets.VBox):
         else:
             self.scores = kept_scores(folder)
         self.recommended = recommended(self.scores).checkpoint if self.scores else None
-        steps = [(f"step {path.name.partition('-')[2]}", path) for path in self.pictures]
+        steps = [(f"step {step_of(path)}", path) for path in self.pictures]
         self.slider = widgets.SelectionSlider(
             options=steps,
             value=self.recommended or steps[-1][1],

@@ -13,6 +13,7 @@ from PIL import Image
 from blora_nb.errors import BLoRAError, BLoRAWarning, ImageError
 from blora_nb.files.images import read_with_remarks
 from blora_nb.files.paths import safe_name
+from blora_nb.files.safe_files import PICKLES
 from blora_nb.files.state_dict_checks import base_of
 from blora_nb.guards.changed_pipelines import inner
 from blora_nb.lora import BLoRA, check_fits
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
 WEIGHTS = ".safetensors"
-# files of weights that can run code when they are opened
-NOT_OPENED = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 def uploaded_files(upload: widgets.FileUpload) -> list[tuple[str, bytes]]:
@@ -40,7 +39,7 @@ def picture_from_bytes(name: str, content: bytes) -> tuple[Image.Image, list[str
     Raises:
         ImageError: it is no picture, or a damaged one.
     """
-    if Path(name).suffix.lower() in NOT_OPENED:
+    if Path(name).suffix.lower() in PICKLES:
         raise ImageError(
             f"{name} is not opened: such files can run code. Bring a picture, or the B-LoRA as a "
             f"{WEIGHTS} file."
