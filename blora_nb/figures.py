@@ -150,9 +150,14 @@ def _show_pictures(rows: Rows, side: float, gap: float) -> tuple[NotebookFigure,
     for row, pictures in zip(axes, rows):
         for ax, picture in zip(row, pictures):
             if picture is not None:
-                smooth = "nearest" if picture.width < 128 else "antialiased"
-                ax.imshow(np.asarray(picture), interpolation=smooth)
+                _show_picture(ax, picture)
     return figure, axes
+
+
+def _show_picture(ax: Axes, picture: Image.Image) -> None:
+    """Draw a picture on an axis; a small one keeps its pixels."""
+    smooth = "nearest" if picture.width < 128 else "antialiased"
+    ax.imshow(np.asarray(picture), interpolation=smooth)
 
 
 def alpha_grid(
@@ -221,15 +226,8 @@ def seed_ranking(
         labels.append("\n".join([f"{place}. seed {seeds[index]}", *lines]))
     in_words = ", ".join(str(seeds[index]) for index in order)
     caption = caption or f"seeds {in_words}, best first"
-    return _labelled_beneath([images[index] for index in order], labels, caption)
-
-
-def _labelled_beneath(
-    pictures: Sequence[Image.Image], labels: Sequence[str], caption: str
-) -> NotebookFigure:
-    """A figure of pictures, four to a row, each with its label beneath."""
-    lines = max(label.count("\n") + 1 for label in labels)
-    figure, axes = _show_pictures(_in_rows(pictures, 4), side=1.5, gap=0.14 * lines + 0.2)
+    rows = _in_rows([images[index] for index in order], 4)
+    figure, axes = _show_pictures(rows, side=1.5, gap=0.14 * (1 + len(scores)) + 0.2)
     for ax, label in zip(axes.flat, labels):
         ax.text(0.5, -0.03, label, transform=ax.transAxes, ha="center", va="top", fontsize=8)
     figure.add_caption(caption, "")
@@ -375,9 +373,7 @@ def frontier_figure(frontier: "Frontier") -> NotebookFigure:
     for number, point in enumerate(_along(frontier.frontier, best, 4)):
         row, column = divmod(number, 2)
         ax = figure.add_axes((0.55 + 0.235 * column, 0.61 - 0.59 * row, 0.2, 0.45))
-        picture = point.images[0]
-        smooth = "nearest" if picture.width < 128 else "antialiased"
-        ax.imshow(np.asarray(picture), interpolation=smooth)
+        _show_picture(ax, point.images[0])
         ax.set(xticks=[], yticks=[], frame_on=point is best)
         ax.spines[:].set(color=BEST, linewidth=2.5)
         ax.set_xlabel(
