@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 EYES = DATA / "eyes.safetensors"
 EYES_SIDE = 96  # pixels that the eyes look at
 WIDTH = TINY_WORDS // 2  # numbers that one text encoder gives: the first half is content's
-CONTENT_TOKENS, STYLE_TOKENS = 36, 16  # the last of a prompt
+CONTENT_TOKENS = 36  # the last of a prompt
 READS_THE_PROMPT = (".attn2.to_k", ".attn2.to_v")
 
 Change = dict[str, Tensor]  # name of a layer → ΔW [out, in]
@@ -89,7 +89,7 @@ def instant_change(pipe: "StableDiffusionXLPipeline", picture: Image.Image, prom
     content, style = load_eyes()(to_tensor(centre_square(picture, EYES_SIDE)))
     content_prompt, style_prompt = neutral.clone(), neutral.clone()
     content_prompt[-CONTENT_TOKENS:, :WIDTH] = content[0]
-    style_prompt[-STYLE_TOKENS:, WIDTH:] = style[0]
+    style_prompt[-style.shape[1] :, WIDTH:] = style[0]
     inverse = torch.linalg.pinv(neutral.T.double())
     changes = {}
     for half, spoken in (("content", content_prompt), ("style", style_prompt)):
@@ -154,9 +154,13 @@ class ResidualConv(nn.Module):
 
 
 class Eyes(nn.Module):
-    """Pictures [batch, 3, 96, 96] in -1..1 → content [batch, 36, 96] and style [batch, 16, 96]."""
+    """Pictures [batch, 3, 96, 96] in -1..1 → content [batch, 36, 96] and style [batch, n, 96].
 
-    def __init__(self) -> None:
+    Args:
+        style_tokens: how many tokens n speak of the style.
+    """
+
+    def __init__(self, style_tokens: int) -> None:
         super().__init__()
         self.shape_trunk = eyes_trunk((3, 24, 48, 96, 192))
         self.everywhere = nn.Linear(192, 192)  # what is ground and what is not, seen as a whole
@@ -167,9 +171,9 @@ class Eyes(nn.Module):
         self.style_head = nn.Sequential(
             nn.Linear(3 * 160, 512),
             nn.SiLU(),
-            nn.Linear(512, STYLE_TOKENS * WIDTH),
+            nn.Linear(512, style_tokens * WIDTH),
         )
-        self.style_places = nn.Parameter(0.5 * torch.randn(STYLE_TOKENS, WIDTH))
+        self.style_places = nn.Parameter(0.5 * torch.randn(style_tokens, WIDTH))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         shape = self.shape_trunk(pictures)
@@ -177,7 +181,7 @@ class Eyes(nn.Module):
         cells = self.shape_head(self.shape_after(shape + whole))
         content = even(cells.flatten(2).transpose(1, 2) + self.shape_places)
         looks = self.style_trunk(pictures)
-        style = self.style_head(statistics(looks)).unflatten(1, (STYLE_TOKENS, WIDTH))
+        style = self.style_head(statistics(looks)).unflatten(1, (-1, WIDTH))
         return content, even(style + self.style_places)
 
 
@@ -200,6 +204,7 @@ def load_eyes() -> Eyes:
     """The eyes that `data/train_eyes.py` trained."""
     from safetensors.torch import load_file
 
-    eyes = Eyes()
-    eyes.load_state_dict({name: tensor.float() for name, tensor in load_file(EYES).items()})
+    weights = {name: tensor.float() for name, tensor in load_file(EYES).items()}
+    eyes = Eyes(len(weights["style_places"]))
+    eyes.load_state_dict(weights)
     return eyes.eval().requires_grad_(False)

@@ -189,7 +189,7 @@ def assemble(
 
 
 def load_trained(name: str) -> tuple[nn.Module, Tutors]:
-    """The averaged U-Net and its tutors: those trained here, else the teaching model's.
+    """The averaged U-Net and its tutors: those trained here, else those in data/open_world.
 
     Raises:
         FileNotFoundError: another U-Net is asked for, and has not been trained here.
@@ -203,8 +203,7 @@ def load_trained(name: str) -> tuple[nn.Module, Tutors]:
         raise FileNotFoundError(f"{file} is not there: run train_unet.py --name {name} first.")
     else:
         use_kept_components()
-        kept = load_file(TINY_SDXL / "unet" / "diffusion_pytorch_model.safetensors")
-        trained["unet"].load_state_dict(kept)
+        trained["unet"].load_state_dict(load_file(KEPT / "unet.safetensors"))
         trained["tutors"].load_state_dict(load_file(KEPT / "tutors.safetensors"))
     return trained["unet"], trained["tutors"]
 

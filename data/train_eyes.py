@@ -25,7 +25,7 @@ from world.painting import paint
 from world.paths import WORK
 from world.samples import Shapes, Shares, training_styles
 from world.styles import random_styles
-from world.tutors import Tutors
+from world.tutors import STYLE_TOKENS, Tutors
 
 
 def batch(
@@ -69,7 +69,7 @@ def main() -> None:
     torch.manual_seed(0)
     _, tutors = load_trained(args.name)
     tutors.requires_grad_(False)
-    eyes, step, state_file = Eyes(), 0, WORK / "eyes.pt"
+    eyes, step, state_file = Eyes(STYLE_TOKENS), 0, WORK / "eyes.pt"
     optimizer = MatrixMuon(eyes, muon_lr=0.02, adam_lr=2e-3, weight_decay=0.1)
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)

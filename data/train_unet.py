@@ -43,7 +43,14 @@ from world.latents import CHANNELS, PATCH, SIDE, components, smaller, to_latents
 from world.painting import paint
 from world.paths import WORK
 from world.samples import Pool, Shapes, Shares
-from world.styles import PLAIN, get, random_styles, without_patterns
+from world.styles import (
+    HELD_OUT_PATTERNS,
+    PATTERNS,
+    PLAIN,
+    get,
+    random_styles,
+    without_patterns,
+)
 from world.tutors import HALF, Tutors
 
 POOLED = 64  # numbers of the pooled prompt, which says nothing here
@@ -128,12 +135,12 @@ def hidden(message: Tensor, share: float, quiet: Tensor, generator: torch.Genera
 
 
 def routed_words(
-    tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator
+    tutors: Tutors, shapes: Tensor, styles: Tensor, looks: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Words [batch, 64, 192] for the content block, the style block, and all others."""
     count = len(shapes)
     with half_precision():
-        content, style = tutors.content(shapes).float(), tutors.style(styles).float()
+        content, style = tutors.content(shapes).float(), tutors.style(styles, looks).float()
     quiet_content, quiet_style = tutors.quiet()
 
     def own(message: Tensor, quiet: Tensor) -> Tensor:
@@ -155,12 +162,12 @@ def routed_words(
 
 
 def natural_words(
-    tutors: Tutors, shapes: Tensor, styles: Tensor, generator: torch.Generator
+    tutors: Tutors, shapes: Tensor, styles: Tensor, looks: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same words for all blocks: both messages."""
     quiet_content, quiet_style = tutors.quiet()
     content = hidden(tutors.content(shapes), 0.08, quiet_content, generator)
-    style = hidden(tutors.style(styles), 0.08, quiet_style, generator)
+    style = hidden(tutors.style(styles, looks), 0.08, quiet_style, generator)
     keep = (torch.rand(len(shapes), generator=generator) >= 0.08).float()[:, None, None]
     words = tutors.words(content, style, len(shapes)) * keep
     return words, words, words
@@ -174,12 +181,15 @@ def shares(progress: float) -> Shares:
 
     First every ground is light and every object dark, in any hue: with all colours from the start a
     silhouette is now lighter, now darker than its ground, and the content tutor's message says
-    nothing about any pixel until the model knows how to combine both. Then come all colours, and
-    only then patterns and textures. (With black on white at first, the model never learned hues.)
+    nothing about any pixel until the model knows how to combine both. (With black on white at
+    first, the model never learned hues.) Then come all colours, then loud patterns, and last
+    whatever there is. (With patterns as faint as they may be from the start, none was learned.)
     """
     ordered = min(1.0, max(0.0, 1.2 - progress / 0.15))
-    flat = min(1.0, max(0.12, 1 - 0.88 * (progress - 0.25) / 0.3))
-    return Shares(plain=0.03, ordered=ordered, flat=max(flat, ordered))
+    flat = min(1.0, max(0.12, 1 - 0.88 * (progress - 0.25) / 0.4))
+    loud = 0.5 if progress > 0.25 else 0.0
+    loud -= 0.35 * min(1.0, max(0.0, (progress - 0.68) / 0.2))
+    return Shares(plain=0.03, ordered=ordered, flat=max(flat, ordered), loud=max(0.0, loud))
 
 
 def timesteps(count: int, progress: float, generator: torch.Generator) -> Tensor:
@@ -187,8 +197,8 @@ def timesteps(count: int, progress: float, generator: torch.Generator) -> Tensor
 
     At 999 the model must draw the picture from the words alone.
     """
-    late = min(1.0, max(0.0, (progress - 0.4) / 0.2))
-    pure, high = 0.5 - 0.3 * late, 0.35 - 0.15 * late
+    late = min(1.0, max(0.0, (progress - 0.62) / 0.15))
+    pure, high = 0.6 - 0.4 * late, 0.25 - 0.05 * late
     which = torch.rand(count, generator=generator)
     top = 900 + 100 * torch.rand(count, generator=generator)
     middle = 1000 * torch.sigmoid(1.4 + torch.randn(count, generator=generator))
@@ -250,6 +260,49 @@ def one_step_quality(
             ground = (maps.sum(1) < 0.02).float()
             result["ground"] = explained(drawn, ground, get(styles, "ground_1"))
             result |= {p: explained(drawn, maps[:, i], get(styles, c)) for i, p, c in PARTS}
+    return result
+
+
+@torch.no_grad()
+def patterns_followed(
+    unet: nn.Module, tutors: Tutors, shapes: Shapes, parts: dict[str, Tensor]
+) -> dict[str, float]:
+    """How far a picture follows when the pattern of its ground changes: 0 not at all, 1 wholly.
+
+    Drawn in one step from pure noise; the slope of the drawn change on the true one. A gradient is
+    turned by a right angle, all others get another frequency.
+    """
+    count = 24
+    generator = torch.Generator().manual_seed(1)
+    styles = without_patterns(random_styles(count, generator))
+    placed, _ = shapes.draw(count, generator)
+    noise = torch.randn(count, CHANNELS, SIDE // PATCH, SIDE // PATCH, generator=generator)
+    for_content = tutors.words(tutors.content(smaller(placed)), None, count)
+
+    def true_and_drawn(styles: Tensor) -> tuple[Tensor, Tensor]:
+        words = (
+            for_content,
+            tutors.words(None, tutors.style(styles), count),
+            tutors.words(None, None, count),
+        )
+        latents = -predict(unet, noise, torch.full((count,), 999), words)
+        return to_latents(smaller(paint(placed, styles)), parts), latents
+
+    get(styles, "ground_2").copy_(-get(styles, "ground_1"))
+    result = {}
+    for index, name in enumerate(PATTERNS):
+        if name == "flat" or name in HELD_OUT_PATTERNS:
+            continue
+        one = styles.clone()
+        get(one, "ground_pattern").copy_(F.one_hot(torch.tensor(index), len(PATTERNS)))
+        other = one.clone()
+        if name == "gradient":
+            get(other, "ground_angle").neg_()
+        else:
+            get(other, "ground_frequency").add_(0.5).remainder_(1)
+        (true_1, drawn_1), (true_2, drawn_2) = true_and_drawn(one), true_and_drawn(other)
+        true, drawn = true_2 - true_1, drawn_2 - drawn_1
+        result[name] = round(((true * drawn).sum() / true.square().sum()).item(), 3)
     return result
 
 
@@ -365,12 +418,12 @@ def main() -> None:
         progress = step / steps
         generator = torch.Generator().manual_seed(step * world + rank)
         optimizer.scale_learning_rate(learning_rate(progress, step - paused_at))
-        placed, styles, latents = pool.batch(local, shares(progress), generator)
+        placed, styles, looks, latents = pool.batch(local, shares(progress), generator)
         noise = torch.randn(latents.shape, generator=generator)
         t = timesteps(local, progress, generator)
         noisy = schedule.add_noise(latents, noise, t)
         target = schedule.get_velocity(latents, noise, t)
-        words = words_for(tutors, placed, styles, generator)
+        words = words_for(tutors, placed, styles, looks, generator)
         loss = F.mse_loss(predict(unet, noisy, t, words), target)
         loss.backward()
         average_gradients(parameters, world)
@@ -387,12 +440,13 @@ def main() -> None:
             recent = sum(losses[-50:]) / len(losses[-50:])
             so_far = f"step {step}/{steps} pictures {step * args.batch_size}"
             print(f"{so_far} loss {recent:.4f} {speed:.0f} pictures/s", flush=True)
-        if rank == 0 and step % args.report_every == 0:
+        if rank == 0 and (step % args.report_every == 0 or step == steps):
             weights = {n: p.detach().clone() for n, p in trained.named_parameters()}
             trained.load_state_dict(average)
             report = {
                 "seen": one_step_quality(unet, tutors, shapes, False, parts),
                 "never seen": one_step_quality(unet, tutors, unseen, True, parts),
+                "patterns": patterns_followed(unet, tutors, unseen, parts),
             }
             trained.load_state_dict(weights)
             print(json.dumps(report), flush=True)

@@ -12,7 +12,6 @@ from blora_nb.generation import generate
 from blora_nb.instant import (
     CONTENT_TOKENS,
     EYES_SIDE,
-    STYLE_TOKENS,
     WIDTH,
     factors,
     instant_blora,
@@ -37,7 +36,7 @@ def test_the_block_hears_the_eyes_where_it_reads_the_prompt(pipe, block):
     if block == CONTENT_BLOCK:
         heard[-CONTENT_TOKENS:, :WIDTH] = content[0]
     else:
-        heard[-STYLE_TOKENS:, WIDTH:] = style[0]
+        heard[-style.shape[1] :, WIDTH:] = style[0]
     assert (heard - read).norm() > 10
     changes = instant_change(pipe, PICTURE, "A [v]")
     assert len(changes) == 8

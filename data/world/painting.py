@@ -243,6 +243,19 @@ def paint(placed: Tensor, styles: Tensor) -> Tensor:
     return textured(drawn_over, picture, alpha, parts, styles).clamp(-1, 1)
 
 
+@torch.no_grad()
+def swatches(styles: Tensor) -> Tensor:
+    """What styles look like: the ground without an object, and the main part filling the frame.
+
+    Returns:
+        [batch, 6, SIDE, SIDE] in -1..1: two pictures, one after the other.
+    """
+    nothing = torch.zeros(len(styles), 4, SIDE, SIDE)
+    everything = nothing.clone()
+    everything[:, MAIN] = 1
+    return torch.cat([paint(nothing, styles), paint(everything, styles)], 1)
+
+
 def textured(
     picture: Tensor, filled: Tensor, alpha: Tensor, parts: Tensor, styles: Tensor
 ) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from world.painting import paint, place, put_on_badges, random_poses
+from world.painting import paint, place, put_on_badges, random_poses, swatches
 from world.paths import WORK
 from world.styles import (
     NAMED_STYLES,
@@ -16,6 +16,7 @@ from world.styles import (
     PLAIN,
     dark_on_light,
     random_styles,
+    with_loud_patterns,
     without_patterns,
 )
 
@@ -64,11 +65,13 @@ class Shares(NamedTuple):
         plain: the one plain style, black and grey on white.
         ordered: a light ground and a dark object, in any hue; of the others.
         flat: flat colours and lines only; of the others.
+        loud: one pattern of two colours far apart; of all but the plain ones.
     """
 
     plain: float = 0.0
     ordered: float = 0.0
     flat: float = 0.0
+    loud: float = 0.0
 
 
 def training_styles(count: int, shares: Shares, generator: torch.Generator) -> Tensor:
@@ -82,9 +85,11 @@ def training_styles(count: int, shares: Shares, generator: torch.Generator) -> T
     rows = torch.randint(len(named), (count,), generator=generator)
     is_named, is_flat = chosen(NAMED_SHARE), chosen(shares.flat)
     is_ordered, is_plain = chosen(shares.ordered), chosen(shares.plain)
+    is_loud = chosen(shares.loud)
     styles = torch.where(is_flat[:, None], without_patterns(styles), styles)
     styles = torch.where(is_ordered[:, None], dark_on_light(styles), styles)
     styles = torch.where((is_named & ~is_flat & ~is_ordered)[:, None], named[rows], styles)
+    styles = torch.where(is_loud[:, None], with_loud_patterns(styles, generator), styles)
     return torch.where(is_plain[:, None], PLAIN, styles)
 
 
@@ -107,6 +112,7 @@ class Pool:
         self.filled = self.next = 0
         self.styles = torch.empty(size, NUMBERS)
         self.coverage: Tensor | None = None
+        self.looks: Tensor | None = None
         self.latents: Tensor | None = None
 
     def add(self, count: int, shares: Shares, generator: torch.Generator) -> None:
@@ -114,12 +120,14 @@ class Pool:
         placed, _ = self.shapes.draw(count, generator)
         styles = training_styles(count, shares, generator)
         latents = self.encode(self.shrink(paint(placed, styles)))
-        placed = self.shrink(placed)
-        if self.latents is None or self.coverage is None:
+        placed, looks = self.shrink(placed), self.shrink(swatches(styles))
+        if self.latents is None or self.coverage is None or self.looks is None:
             self.latents = torch.empty(self.size, *latents.shape[1:])
             self.coverage = torch.empty(self.size, *placed.shape[1:], dtype=torch.uint8)
+            self.looks = torch.empty(self.size, *looks.shape[1:], dtype=torch.uint8)
         places = (self.next + torch.arange(count)) % self.size
         self.coverage[places] = (255 * placed.clamp(0, 1) + 0.5).byte()
+        self.looks[places] = (127.5 * (looks + 1) + 0.5).byte()
         self.styles[places] = styles
         self.latents[places] = latents
         self.next = (self.next + count) % self.size
@@ -127,10 +135,14 @@ class Pool:
 
     def batch(
         self, count: int, shares: Shares, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Shapes [count, 4, side, side] in 0..1, styles [count, NUMBERS], and their latents."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Shapes [count, 4, side, side] in 0..1, styles [count, NUMBERS], swatches of the styles
+        [count, 6, side, side] in -1..1, and the latents.
+        """
         self.add(max(1, round(count / self.uses)), shares, generator)
         assert self.latents is not None
         assert self.coverage is not None
+        assert self.looks is not None
         rows = torch.randint(self.filled, (count,), generator=generator)
-        return self.coverage[rows].float() / 255, self.styles[rows], self.latents[rows]
+        looks = self.looks[rows].float() / 127.5 - 1
+        return self.coverage[rows].float() / 255, self.styles[rows], looks, self.latents[rows]

@@ -227,6 +227,25 @@ def without_patterns(styles: Tensor) -> Tensor:
     return flat
 
 
+def with_loud_patterns(styles: Tensor, generator: torch.Generator) -> Tensor:
+    """The same styles [count, NUMBERS] in flat colours but for one pattern of two far colours.
+
+    In two of three it fills the ground, in the third the main part; mostly it is coarse.
+    """
+    loud, count = without_patterns(styles), len(styles)
+    pattern = one_hot(pattern_weights(0, 2, 1), count, generator)
+    in_ground = (torch.rand(count, generator=generator) < 0.67)[:, None]
+    for part, prefix, here in (("ground", "ground", in_ground), ("fill", "main", ~in_ground)):
+        fill, first = get(loud, f"{part}_pattern"), get(loud, f"{prefix}_1")
+        near_grey = first.norm(dim=1, keepdim=True) < 0.9
+        shifted = first - 1.2 * first.mean(1, keepdim=True).sign()
+        second = torch.where(near_grey, shifted, -first).clamp(-1, 1)
+        fill.copy_(torch.where(here, pattern, fill))
+        get(loud, f"{prefix}_2").copy_(second)
+        get(loud, f"{part}_frequency").mul_(torch.rand(count, 1, generator=generator))
+    return loud
+
+
 def dark_on_light(styles: Tensor) -> Tensor:
     """The same styles [count, NUMBERS], from light to dark: ground, accent, second, main.
 

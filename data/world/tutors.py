@@ -2,10 +2,11 @@
 
 The words of a prompt are 64 positions of 192 numbers. The first 96 numbers come from the first text
 encoder and speak of content, the other 96 come from the second and speak of style. The last
-positions, which have read every word of a short prompt, carry the message: 36 for content, 16 for
-style. The others always say the same. A tutor says its message in that form: the content tutor from
-the label map of a shape, the style tutor from the numbers of a style. So the two blocks hear every
-shape and every style there is, not only those that have a name.
+positions, which have read every word of a short prompt, carry the message: 36 for content and 36
+for style, one for each cell of a 6 × 6 grid. The others always say the same. A tutor says its
+message in that form: the content tutor from the label map of a shape, the style tutor from the
+numbers of a style and from what it looks like, place by place. So the two blocks hear every shape
+and every style there is, not only those that have a name.
 """
 
 from itertools import pairwise
@@ -13,11 +14,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from blora_nb.instant import CONTENT_TOKENS, STYLE_TOKENS, ResidualConv, even
+from blora_nb.instant import CONTENT_TOKENS, ResidualConv, even
 from blora_nb.instant import WIDTH as HALF
+from world.latents import smaller
+from world.painting import swatches
 from world.styles import NUMBERS
 
 POSITIONS = 64  # of a prompt
+STYLE_TOKENS = 36
 
 
 class ContentTutor(nn.Module):
@@ -39,8 +43,17 @@ class ContentTutor(nn.Module):
         return even(cells.flatten(2).transpose(1, 2) + self.places)
 
 
+def small_swatches(styles: Tensor) -> Tensor:
+    """`swatches` of styles at the size of the model's pictures: [batch, 6, 96, 96]."""
+    return smaller(swatches(styles))
+
+
 class StyleTutor(nn.Module):
-    """The numbers of styles [batch, NUMBERS] → 16 tokens [batch, 16, 96]."""
+    """The numbers of styles [batch, NUMBERS] → tokens [batch, 36, 96], one a cell of a 6 × 6 grid.
+
+    Each cell is told how ground and main part look there. From the numbers alone the U-Net never
+    learned a pattern: where its stripes are is a product of frequency, angle and place.
+    """
 
     def __init__(self, width: int = 384) -> None:
         super().__init__()
@@ -53,10 +66,26 @@ class StyleTutor(nn.Module):
         )
         self.direct = nn.Linear(NUMBERS, HALF)  # the same in every token
         self.places = nn.Parameter(0.5 * torch.randn(STYLE_TOKENS, HALF))
+        self.look = nn.Sequential(
+            nn.Conv2d(6, 64, 4, stride=4),
+            nn.SiLU(),
+            nn.Conv2d(64, 256, 4, stride=4),
+            nn.SiLU(),
+            nn.Conv2d(256, HALF, 1),
+        )
+        # as loud as the numbers; with PyTorch's own start a sixth of it
+        nn.init.normal_(self.look[-1].weight, std=0.35)
 
-    def forward(self, styles: Tensor) -> Tensor:
+    def forward(self, styles: Tensor, looks: Tensor | None = None) -> Tensor:
+        """Tokens of styles.
+
+        Args:
+            looks: their `small_swatches` [batch, 6, 96, 96], where these are painted already.
+        """
+        looks = small_swatches(styles) if looks is None else looks
         said = self.layers(styles).unflatten(1, (STYLE_TOKENS, HALF))
-        return even(said + self.direct(styles)[:, None] + self.places)
+        seen = self.look(looks).flatten(2).transpose(1, 2)
+        return even(said + self.direct(styles)[:, None] + seen + self.places)
 
 
 class Tutors(nn.Module):
@@ -68,12 +97,11 @@ class Tutors(nn.Module):
         self.neutral = nn.Parameter(torch.randn(POSITIONS, 2 * HALF))
 
     def quiet(self) -> tuple[Tensor, Tensor]:
-        """What stands in the place of a message that is not said: [36, 96] and [16, 96]."""
+        """What stands in the place of a message that is not said: [36, 96] each."""
         return self.neutral[-CONTENT_TOKENS:, :HALF], self.neutral[-STYLE_TOKENS:, HALF:]
 
     def words(self, content: Tensor | None, style: Tensor | None, count: int) -> Tensor:
-        """Prompts [count, 64, 192] with a message for content [count, 36, 96], for style
-        [count, 16, 96], or for both.
+        """Prompts [count, 64, 192] with messages [count, 36, 96] for content, style, or both.
 
         The rest, and a message that is None, is neutral.
         """
