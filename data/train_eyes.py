@@ -8,11 +8,10 @@ outputs/teaching_model/eyes.safetensors.
 
 import time
 from argparse import ArgumentParser
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from blora_nb.instant import Eyes
@@ -62,8 +61,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--name", default="unet", help="as in train_unet.py")
-    started_from = "eyes of an earlier teaching model, to begin with where there is no state"
-    parser.add_argument("--start-from", type=Path, help=started_from)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -76,9 +73,6 @@ def main() -> None:
         eyes.load_state_dict(state["eyes"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    elif args.start_from:
-        earlier = load_file(args.start_from)
-        eyes.load_state_dict({name: tensor.float() for name, tensor in earlier.items()})
     shapes, unseen, start = Shapes.load(), Shapes.load(held_out=True), time.time()
     while step < args.steps:
         generator = torch.Generator().manual_seed(step)

@@ -189,7 +189,7 @@ def shares(progress: float) -> Shares:
     flat = min(1.0, max(0.12, 1 - 0.88 * (progress - 0.25) / 0.4))
     loud = 0.5 if progress > 0.25 else 0.0
     loud -= 0.35 * min(1.0, max(0.0, (progress - 0.68) / 0.2))
-    return Shares(plain=0.03, ordered=ordered, flat=max(flat, ordered), loud=max(0.0, loud))
+    return Shares(plain=0.03, ordered=ordered, flat=max(flat, ordered), loud=loud)
 
 
 def timesteps(count: int, progress: float, generator: torch.Generator) -> Tensor:
