@@ -25,15 +25,15 @@ def step_ends(note: Callable[[int], None]) -> Iterator[None]:
 
     On a GPU the losses of several steps become known at once, and only then has it caught up.
     """
-    look = LossGuard.look
+    read_pending = LossGuard.read_pending
 
     def noted(guard: LossGuard) -> list[tuple[int, float]]:
-        known = look(guard)
+        known = read_pending(guard)
         if known:
             note(known[-1][0])
         return known
 
-    with patch.object(LossGuard, "look", noted):
+    with patch.object(LossGuard, "read_pending", noted):
         yield
 
 

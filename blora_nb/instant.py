@@ -1,9 +1,9 @@
 """A B-LoRA in no time: computed from what two small networks see in a picture.
 
 Only for the teaching model. While it was trained, its content block heard 36 tokens about the shape
-and its style block 16 about the style, and all other blocks the same neutral words
-(`data/open_world`). Two networks, the **eyes**, have learned to say these tokens from a picture
-alone. The prompt of a B-LoRA is constant, E [tokens, dim]. Let C be the same prompt with the eyes'
+and its style block 36 about the style, one for each cell of a 6 × 6 grid, and all other blocks the
+same neutral words (`data/open_world`). Two networks, the **eyes**, have learned to say these tokens
+from a picture alone. The prompt of a B-LoRA is constant, E [tokens, dim]. Let C be the same prompt with the eyes'
 tokens in it. The layers that read the prompt, `to_k` and `to_v` of cross-attention, answer to E as
 they would to C if
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 EYES = DATA / "eyes.safetensors"
 EYES_SIDE = 96  # pixels that the eyes look at
 WIDTH = TINY_WORDS // 2  # numbers that one text encoder gives: the first half is content's
-CONTENT_TOKENS = 36  # the last of a prompt
+TOKENS = 36  # the last of a prompt: one for each cell of a 6 × 6 grid
 READS_THE_PROMPT = (".attn2.to_k", ".attn2.to_v")
 
 Change = dict[str, Tensor]  # name of a layer → ΔW [out, in]
@@ -47,7 +47,7 @@ Change = dict[str, Tensor]  # name of a layer → ΔW [out, in]
 def instant_blora(
     pipe: "StableDiffusionXLPipeline",
     picture: str | Path | Image.Image,
-    rank: int = CONTENT_TOKENS,
+    rank: int = TOKENS,
     prompt: str = "A [v]",
 ) -> BLoRA:
     """The B-LoRA of a picture without training.
@@ -86,10 +86,10 @@ def instant_change(pipe: "StableDiffusionXLPipeline", picture: Image.Image, prom
             "words that it is made of. For another base train one with init_lora_weights gaussian."
         )
     neutral = encode_prompt(pipe, prompt)[0][0].float().cpu()
-    content, style = load_eyes()(to_tensor(centre_square(picture, EYES_SIDE)))
+    eyes, seen = load_eyes(), to_tensor(centre_square(picture, EYES_SIDE))
     content_prompt, style_prompt = neutral.clone(), neutral.clone()
-    content_prompt[-CONTENT_TOKENS:, :WIDTH] = content[0]
-    style_prompt[-style.shape[1] :, WIDTH:] = style[0]
+    content_prompt[-TOKENS:, :WIDTH] = eyes["content"](seen)[0]
+    style_prompt[-TOKENS:, WIDTH:] = eyes["style"](seen)[0]
     inverse = torch.linalg.pinv(neutral.T.double())
     changes = {}
     for half, spoken in (("content", content_prompt), ("style", style_prompt)):
@@ -153,39 +153,50 @@ class ResidualConv(nn.Module):
         return x + self.layers(x)
 
 
-class Eyes(nn.Module):
-    """Pictures [batch, 3, 96, 96] in -1..1 → content [batch, 36, 96] and style [batch, n, 96].
+class Eye(nn.Module):
+    """Pictures [batch, 3, 96, 96] in -1..1 → tokens [batch, 36, 96], one a cell of a 6 × 6 grid."""
 
-    Args:
-        style_tokens: how many tokens n speak of the style.
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.trunk = eye_trunk((3, 24, 48, 96, width))
+        self.whole = nn.Linear(3 * width, width)  # what each cell is told of the others
+        self.after = nn.Sequential(*(ResidualConv(width) for _ in range(depth)))
+        self.speak = nn.Conv2d(width, WIDTH, 1)
+        self.places = nn.Parameter(0.5 * torch.randn(TOKENS, WIDTH))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        cells = self.trunk(pictures)
+        return even(self.said(cells, statistics(cells)) + self.places)
+
+    def said(self, cells: Tensor, whole: Tensor) -> Tensor:
+        cells = self.after(cells + self.whole(whole)[..., None, None])
+        return self.speak(cells).flatten(2).transpose(1, 2)
+
+
+class StyleEye(Eye):
+    """An eye that also says in each cell what holds for the whole picture.
+
+    Half of a style is hidden: the ground behind the object, the object's colours beside it.
     """
 
-    def __init__(self, style_tokens: int) -> None:
-        super().__init__()
-        self.shape_trunk = eyes_trunk((3, 24, 48, 96, 192))
-        self.everywhere = nn.Linear(192, 192)  # what is ground and what is not, seen as a whole
-        self.shape_after = ResidualConv(192)
-        self.shape_head = nn.Conv2d(192, WIDTH, 1)
-        self.shape_places = nn.Parameter(0.5 * torch.randn(CONTENT_TOKENS, WIDTH))
-        self.style_trunk = eyes_trunk((3, 24, 48, 96, 160))
-        self.style_head = nn.Sequential(
-            nn.Linear(3 * 160, 512),
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__(width, depth)
+        self.everywhere = nn.Sequential(
+            nn.Linear(3 * width, 256),
             nn.SiLU(),
-            nn.Linear(512, style_tokens * WIDTH),
+            nn.Linear(256, TOKENS * WIDTH),
         )
-        self.style_places = nn.Parameter(0.5 * torch.randn(style_tokens, WIDTH))
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        shape = self.shape_trunk(pictures)
-        whole = self.everywhere(shape.mean((2, 3)))[..., None, None]
-        cells = self.shape_head(self.shape_after(shape + whole))
-        content = even(cells.flatten(2).transpose(1, 2) + self.shape_places)
-        looks = self.style_trunk(pictures)
-        style = self.style_head(statistics(looks)).unflatten(1, (-1, WIDTH))
-        return content, even(style + self.style_places)
+    def said(self, cells: Tensor, whole: Tensor) -> Tensor:
+        return super().said(cells, whole) + self.everywhere(whole).unflatten(1, (TOKENS, WIDTH))
 
 
-def eyes_trunk(widths: tuple[int, ...]) -> nn.Sequential:
+def build_eyes() -> nn.ModuleDict:
+    """The untrained eyes, one for each half."""
+    return nn.ModuleDict({"content": Eye(192, depth=1), "style": StyleEye(160, depth=2)})
+
+
+def eye_trunk(widths: tuple[int, ...]) -> nn.Sequential:
     """Levels that halve the side, each but the first with a residual block."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
@@ -200,11 +211,10 @@ def even(tokens: Tensor) -> Tensor:
 
 
 @cache
-def load_eyes() -> Eyes:
+def load_eyes() -> nn.ModuleDict:
     """The eyes that `data/train_eyes.py` trained."""
     from safetensors.torch import load_file
 
-    weights = {name: tensor.float() for name, tensor in load_file(EYES).items()}
-    eyes = Eyes(len(weights["style_places"]))
-    eyes.load_state_dict(weights)
+    eyes = build_eyes()
+    eyes.load_state_dict({name: tensor.float() for name, tensor in load_file(EYES).items()})
     return eyes.eval().requires_grad_(False)

@@ -39,7 +39,9 @@ from world.latents import smaller, use_kept_components
 from world.paths import KEPT, WORK
 from world.samples import Shapes
 from world.styles import NAMED_STYLES
-from world.tutors import CONTENT_TOKENS, HALF, POSITIONS, STYLE_TOKENS, Tutors
+from world.tutors import HALF, POSITIONS, TOKENS, Tutors
+
+UNET = TINY_SDXL / "unet" / "diffusion_pytorch_model.safetensors"
 
 
 def build_tokenizer(words: list[str]) -> CLIPTokenizer:
@@ -87,34 +89,50 @@ def build_encoders(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
 
 
 class Lesson:
-    """Captions, and what the tutors would say for them: [batch, 64, 96] for each half."""
+    """Captions, and what the tutors would say for them: [batch, 64, 96] for each half.
+
+    Args:
+        things: what the captions may name.
+        count: of captions; each step takes some of them. What the tutor says of their styles is
+            computed once, for it has to paint them.
+    """
 
     def __init__(
-        self, tutors: Tutors, shapes: Shapes, things: list[Noun], tokenizer: CLIPTokenizer
+        self,
+        tutors: Tutors,
+        shapes: Shapes,
+        things: list[Noun],
+        tokenizer: CLIPTokenizer,
+        count: int = 20_000,
     ) -> None:
-        self.tutors, self.things, self.tokenizer = tutors, things, tokenizer
+        random_ = random.Random(0)
+        captions = [caption(things, random_) for _ in range(count)]
+        texts = [text for text, *_ in captions]
+        longest = {"padding": "max_length", "max_length": POSITIONS, "truncation": True}
+        self.ids = torch.tensor(tokenizer(texts, **longest).input_ids)
+        self.nouns = [noun for _, noun, _ in captions]
+        meanings = [style for *_, style in captions if style is not None]
+        styles, rows = torch.stack(meanings).unique(dim=0, return_inverse=True)
+        its_row = iter(rows.tolist())
+        self.styles = [None if style is None else next(its_row) for *_, style in captions]
         drawn = smaller(canonical_shapes(shapes, things)).clamp(0, 1)
         with torch.no_grad():
             self.content = torch.cat([tutors.content(part) for part in drawn.split(100)])
+            self.style = torch.cat([tutors.style(part) for part in styles.split(100)])
         self.neutral = tutors.neutral.detach()
 
-    @torch.no_grad()
     def batch(self, count: int, random_: random.Random) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids [count, 64] of random captions, and the tokens for content and for style."""
-        captions = [caption(self.things, random_) for _ in range(count)]
+        chosen = random_.sample(range(len(self.ids)), count)
         content = self.neutral[:, :HALF].repeat(count, 1, 1)
         style = self.neutral[:, HALF:].repeat(count, 1, 1)
-        nouns_by_row = {row: c[1] for row, c in enumerate(captions) if c[1] is not None}
-        styles_by_row = {row: c[2] for row, c in enumerate(captions) if c[2] is not None}
-        if nouns_by_row:
-            drawings = self.content[list(nouns_by_row.values())]
-            content[list(nouns_by_row), -CONTENT_TOKENS:] = drawings
-        if styles_by_row:
-            meanings = torch.stack(list(styles_by_row.values()))
-            style[list(styles_by_row), -STYLE_TOKENS:] = self.tutors.style(meanings)
-        texts = [text for text, *_ in captions]
-        longest = {"padding": "max_length", "max_length": POSITIONS, "truncation": True}
-        return torch.tensor(self.tokenizer(texts, **longest).input_ids), content, style
+        for row, index in enumerate(chosen):
+            noun, its_style = self.nouns[index], self.styles[index]
+            if noun is not None:
+                content[row, -TOKENS:] = self.content[noun]
+            if its_style is not None:
+                style[row, -TOKENS:] = self.style[its_style]
+        return self.ids[chosen], content, style
 
 
 def said(encoder: nn.Module, ids: Tensor) -> Tensor:
@@ -189,7 +207,7 @@ def assemble(
 
 
 def load_trained(name: str) -> tuple[nn.Module, Tutors]:
-    """The averaged U-Net and its tutors: those trained here, else those in data/open_world.
+    """The averaged U-Net and its tutors: those trained here, else those in the repository.
 
     Raises:
         FileNotFoundError: another U-Net is asked for, and has not been trained here.
@@ -203,7 +221,7 @@ def load_trained(name: str) -> tuple[nn.Module, Tutors]:
         raise FileNotFoundError(f"{file} is not there: run train_unet.py --name {name} first.")
     else:
         use_kept_components()
-        trained["unet"].load_state_dict(load_file(KEPT / "unet.safetensors"))
+        trained["unet"].load_state_dict(load_file(UNET))
         trained["tutors"].load_state_dict(load_file(KEPT / "tutors.safetensors"))
     return trained["unet"], trained["tutors"]
 

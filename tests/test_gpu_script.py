@@ -119,7 +119,7 @@ def test_a_dry_run_is_killed_and_goes_on(tmp_path):
     assert not psutil.wait_procs(own, timeout=60)[1], "a part outlived its command"
     first = found()
     assert list(first) == ["train fp16", "train int8"]
-    assert first["train fp16"]["state"] == "followed"
+    assert first["train fp16"]["state"] == "followed", first["train fp16"]
     assert first["train fp16"]["numbers"]["seconds a step"] is None
 
     process = started(*command, PYTHONPATH=path)

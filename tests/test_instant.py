@@ -10,8 +10,8 @@ from blora_nb.course.drawings import draw
 from blora_nb.files.images import to_tensor
 from blora_nb.generation import generate
 from blora_nb.instant import (
-    CONTENT_TOKENS,
     EYES_SIDE,
+    TOKENS,
     WIDTH,
     factors,
     instant_blora,
@@ -31,12 +31,12 @@ PICTURE = draw("cat", "clay", 4, EYES_SIDE)
 def test_the_block_hears_the_eyes_where_it_reads_the_prompt(pipe, block):
     remove(pipe)
     read = encode_prompt(pipe, "A [v]")[0][0]
-    content, style = load_eyes()(to_tensor(PICTURE))
+    eyes = load_eyes()
     heard = read.clone()
     if block == CONTENT_BLOCK:
-        heard[-CONTENT_TOKENS:, :WIDTH] = content[0]
+        heard[-TOKENS:, :WIDTH] = eyes["content"](to_tensor(PICTURE))[0]
     else:
-        heard[-style.shape[1] :, WIDTH:] = style[0]
+        heard[-TOKENS:, WIDTH:] = eyes["style"](to_tensor(PICTURE))[0]
     assert (heard - read).norm() > 10
     changes = instant_change(pipe, PICTURE, "A [v]")
     assert len(changes) == 8

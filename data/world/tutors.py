@@ -14,14 +14,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from blora_nb.instant import CONTENT_TOKENS, ResidualConv, even
+from blora_nb.instant import TOKENS, ResidualConv, even
 from blora_nb.instant import WIDTH as HALF
 from world.latents import smaller
 from world.painting import swatches
 from world.styles import NUMBERS
 
 POSITIONS = 64  # of a prompt
-STYLE_TOKENS = 36
 
 
 class ContentTutor(nn.Module):
@@ -36,7 +35,7 @@ class ContentTutor(nn.Module):
             layers.append(ResidualConv(after) if after > 64 else nn.SiLU())
         self.trunk = nn.Sequential(*layers)
         self.speak = nn.Conv2d(widths[-1], HALF, 1)
-        self.places = nn.Parameter(0.5 * torch.randn(CONTENT_TOKENS, HALF))
+        self.places = nn.Parameter(0.5 * torch.randn(TOKENS, HALF))
 
     def forward(self, label_maps: Tensor) -> Tensor:
         cells = self.speak(self.trunk(2 * label_maps - 1))
@@ -62,10 +61,10 @@ class StyleTutor(nn.Module):
             nn.SiLU(),
             nn.Linear(width, width),
             nn.SiLU(),
-            nn.Linear(width, STYLE_TOKENS * HALF),
+            nn.Linear(width, TOKENS * HALF),
         )
         self.direct = nn.Linear(NUMBERS, HALF)  # the same in every token
-        self.places = nn.Parameter(0.5 * torch.randn(STYLE_TOKENS, HALF))
+        self.places = nn.Parameter(0.5 * torch.randn(TOKENS, HALF))
         self.look = nn.Sequential(
             nn.Conv2d(6, 64, 4, stride=4),
             nn.SiLU(),
@@ -83,7 +82,7 @@ class StyleTutor(nn.Module):
             looks: their `small_swatches` [batch, 6, 96, 96], where these are painted already.
         """
         looks = small_swatches(styles) if looks is None else looks
-        said = self.layers(styles).unflatten(1, (STYLE_TOKENS, HALF))
+        said = self.layers(styles).unflatten(1, (TOKENS, HALF))
         seen = self.look(looks).flatten(2).transpose(1, 2)
         return even(said + self.direct(styles)[:, None] + seen + self.places)
 
@@ -98,7 +97,7 @@ class Tutors(nn.Module):
 
     def quiet(self) -> tuple[Tensor, Tensor]:
         """What stands in the place of a message that is not said: [36, 96] each."""
-        return self.neutral[-CONTENT_TOKENS:, :HALF], self.neutral[-STYLE_TOKENS:, HALF:]
+        return self.neutral[-TOKENS:, :HALF], self.neutral[-TOKENS:, HALF:]
 
     def words(self, content: Tensor | None, style: Tensor | None, count: int) -> Tensor:
         """Prompts [count, 64, 192] with messages [count, 36, 96] for content, style, or both.
