@@ -50,7 +50,8 @@ def follow_ours(mode: str, steps: int, note: Callable[[], None]) -> None:
     settings = TrainingSettings(gradient_checkpointing=mode, max_train_steps=steps)
     with offloaded(pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
         moments = encode_image(pipe, Image.new("RGB", (1024, 1024)), 1024)
-    run_steps(pipe, attach_lora(pipe.unet, settings.rank), moments, settings, progress=False)
+    attach_lora(pipe.unet, settings.rank)
+    run_steps(pipe, moments, settings, progress=False)
 
 
 def main() -> None:

@@ -179,10 +179,10 @@ def train(part: Part, how: How) -> Numbers:
     with offloaded(*aside):
         picture = example_picture("star_sunset")
         moments = encode_image(pipe, picture, settings.resolution)
-    parameters = attach_lora(pipe.unet, settings.rank)
+    attach_lora(pipe.unet, settings.rank)
     start = now()
     with step_ends(note):
-        losses = run_steps(pipe, parameters, moments, settings, progress=False)
+        losses = run_steps(pipe, moments, settings, progress=False)
     of_steps = memory()
     return {
         "seconds a step": None if how.simulate else seconds_between(times, how.warm_up),

@@ -22,8 +22,8 @@ def train_everywhere(
 
     moments = encode_image(pipe, picture, settings.resolution)
     remove(pipe)
-    parameters = attach_lora(pipe.unet, settings.rank, settings.seed, TRANSFORMER_BLOCKS)
-    run_steps(pipe, parameters, moments, settings, progress=False)
+    attach_lora(pipe.unet, settings.rank, settings.seed, TRANSFORMER_BLOCKS)
+    run_steps(pipe, moments, settings, progress=False)
     weights = get_peft_model_state_dict(pipe.unet, adapter_name=IN_TRAINING)
     weights = {f"unet.{name}": tensor.detach().clone() for name, tensor in weights.items()}
     remove(pipe)

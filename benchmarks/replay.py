@@ -93,7 +93,7 @@ def replay(device: str, folder: str | Path) -> Replay:
             ours[name].copy_(t)
     steps = range(len(trace["losses"]))
     settings = TrainingSettings(learning_rate=1e-3, resolution=96, max_train_steps=len(steps))
-    state = training.start_state(unet, list(ours.values()), settings)
+    state = training.start_state(unet, settings)
     embeds, pooled = (trace[name][:1].to(device) for name in ("prompt_embeds", "pooled"))
     drawn = []
     for step in steps:

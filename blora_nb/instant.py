@@ -3,9 +3,9 @@
 Only for the teaching model. While it was trained, its content block heard 36 tokens about the shape
 and its style block 36 about the style, one for each cell of a 6 × 6 grid, and all other blocks the
 same neutral words (`data/open_world`). Two networks, the **eyes**, have learned to say these tokens
-from a picture alone. The prompt of a B-LoRA is constant, E [tokens, dim]. Let C be the same prompt with the eyes'
-tokens in it. The layers that read the prompt, `to_k` and `to_v` of cross-attention, answer to E as
-they would to C if
+from a picture alone. The prompt of a B-LoRA is constant, E [tokens, dim]. Let C be the same prompt
+with the eyes' tokens in it. The layers that read the prompt, `to_k` and `to_v` of cross-attention,
+answer to E as they would to C if
 
     W' = W + ΔW,    ΔW = W (C − E)ᵀ pinv(Eᵀ),
 

@@ -457,7 +457,7 @@ def apply(
 
 def check_fits(unet: "UNet2DConditionModel", blora: BLoRA) -> None:
     """Raise a BLoRAError unless every layer is in the U-Net, with the same size."""
-    trained_on = base_of(blora.state_dict)
+    base = base_of(blora.state_dict)
     for layer, (a, b) in blora.layers.items():
         try:
             module = unet.get_submodule(layer)
@@ -465,13 +465,13 @@ def check_fits(unet: "UNet2DConditionModel", blora: BLoRA) -> None:
         except AttributeError:
             raise BLoRAError(
                 f"The base model has no layer {layer}; this B-LoRA was trained on a larger one "
-                f"({trained_on})."
+                f"({base})."
             ) from None
         size = b.shape[0], a.shape[1]
         if size != expected:
             raise BLoRAError(
                 f"{layer} has the size {expected} in the base model and {size} in the B-LoRA, "
-                f"which does not fit: it was trained on {trained_on}."
+                f"which does not fit: it was trained on {base}."
             )
 
 

@@ -55,7 +55,7 @@ from blora_nb.running.out_of_memory import (
 )
 from blora_nb.running.placement import all_back, offloaded
 from blora_nb.running.recipes import sample_weights
-from blora_nb.running.training_pictures import class_pictures, fingerprints, squares_of
+from blora_nb.running.training_pictures import class_pictures, squares_of, what_is_learned
 from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -205,9 +205,9 @@ def _train_on(
     """
     squares = squares_of(pictures, settings.resolution)
     class_squares = squares_of(class_pictures(settings), settings.resolution, silent=True)
-    trained_on = fingerprints(pipe, squares, prompts, class_squares, content)
+    learned = what_is_learned(pipe, squares, prompts, class_squares, content)
     metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
-    metadata["learned"] = json.dumps(trained_on)
+    metadata["learned"] = json.dumps(learned)
     if changed := changes(pipe):
         metadata["changes_of_the_base"] = json.dumps(changed)
     warn_of_other_adapters(pipe)
@@ -221,13 +221,13 @@ def _train_on(
     remove(pipe)
     batches = make_batches(pipe, moments, settings, prompts, class_moments)
     if content is None:
-        parameters = attach_lora(pipe.unet, settings.rank, settings.seed)
+        attach_lora(pipe.unet, settings.rank, settings.seed)
     else:
-        parameters = attach_style_beside(pipe, content, settings)
+        attach_style_beside(pipe, content, settings)
     if settings.init_lora_weights == "instant":
         prompt = (prompts and prompts[0]) or settings.instance_prompt
         start_from(pipe.unet, instant_change(pipe, squares[0], prompt))
-    state = start_state(pipe.unet, parameters, settings, trained_on)
+    state = start_state(pipe.unet, settings, learned)
     state.metadata = metadata
     if checkpoint:
         resume(checkpoint, state, settings)
@@ -305,7 +305,6 @@ def fit(
 
 def run_steps(
     pipe: "StableDiffusionXLPipeline",
-    parameters: list[Tensor],
     moments: "Moments",
     settings: TrainingSettings,
     progress: TrainingProgress = True,
@@ -316,14 +315,14 @@ def run_steps(
     settings for it say init_lora_weights="gaussian".
 
     Args:
-        parameters: from `attach_lora`. moments: from `encode_image`.
+        moments: from `encode_image`.
         progress: as in `train`.
 
     Returns:
         The loss of each step.
     """
     batches = make_batches(pipe, moments, settings)
-    state = start_state(pipe.unet, parameters, settings)
+    state = start_state(pipe.unet, settings)
     return fit(pipe, batches, state, settings, Reporting(progress))
 
 
@@ -361,11 +360,11 @@ def attach_lora(
 
 def attach_style_beside(
     pipe: "StableDiffusionXLPipeline", content: BLoRA, settings: TrainingSettings
-) -> list[Tensor]:
+) -> None:
     """Put a known content half on the model, frozen, and fresh LoRA on the style block only.
 
     The second step of ConsisLoRA's style training (arXiv 2503.10614): what the content half
-    explains already, the style half need not learn. Returns the parameters of the style half.
+    explains already, the style half need not learn.
     """
     apply(pipe, content=content)
     with warnings.catch_warnings():
@@ -375,7 +374,6 @@ def attach_style_beside(
     pipe.unet.set_adapters(["content", IN_TRAINING])
     for name, parameter in pipe.unet.named_parameters():
         parameter.requires_grad_(f".{IN_TRAINING}." in name)
-    return [p for p in pipe.unet.parameters() if p.requires_grad]
 
 
 def make_optimizer(parameters: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -405,18 +403,18 @@ def make_optimizer(parameters: list[Tensor], settings: TrainingSettings) -> torc
 
 def start_state(
     unet: "UNet2DConditionModel",
-    parameters: list[Tensor],
     settings: TrainingSettings,
-    trained_on: dict[str, str | None] | None = None,
+    learned: dict[str, str | None] | None = None,
 ) -> TrainingState:
-    """The `TrainingState` before the first step, of LoRA's `parameters` on a U-Net.
+    """The `TrainingState` before the first step of the LoRA that has been attached to a U-Net.
 
     Args:
-        trained_on: from `fingerprints`; a checkpoint of anything else is not resumed.
+        learned: from `what_is_learned`; a checkpoint of anything else is not resumed.
     """
     from diffusers.optimization import get_scheduler
 
-    optimizer = make_optimizer(parameters, settings)
+    parameters = trained_parameters(unet)
+    optimizer = make_optimizer(list(parameters.values()), settings)
     lr_scheduler = get_scheduler(
         settings.lr_scheduler,
         optimizer,
@@ -427,8 +425,7 @@ def start_state(
     )
     scaler = torch.amp.GradScaler(unet.device.type, enabled=unet.dtype == torch.float16)
     generator = torch.Generator().manual_seed(settings.seed)
-    named = trained_parameters(unet)
-    return TrainingState(named, optimizer, lr_scheduler, scaler, generator, [], trained_on)
+    return TrainingState(parameters, optimizer, lr_scheduler, scaler, generator, [], learned)
 
 
 # ------------------------------------------------------------------------------ what is learned

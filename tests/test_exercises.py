@@ -304,10 +304,10 @@ def training_of(blocks, steps=True, take_off=True):
     """An answer to the exercise, perhaps with something left out."""
 
     def answer(pipe, picture, settings):
-        parameters = attach_lora(pipe.unet, settings.rank, settings.seed, blocks=blocks)
+        attach_lora(pipe.unet, settings.rank, settings.seed, blocks=blocks)
         if steps:
             moments = encode_image(pipe, picture, settings.resolution)
-            run_steps(pipe, parameters, moments, settings, progress=False)
+            run_steps(pipe, moments, settings, progress=False)
         blora = collect(pipe.unet, settings)
         if take_off:
             remove(pipe)

@@ -12,7 +12,7 @@ from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import writable_folder
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import check_unused, checkpoints, other_settings
-from blora_nb.running.training_pictures import class_pictures, fingerprints, squares_of
+from blora_nb.running.training_pictures import class_pictures, squares_of, what_is_learned
 from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -117,4 +117,4 @@ def learned_now(
     squares = squares_of(job.pictures, settings.resolution, silent=True)
     class_squares = squares_of(class_pictures(settings), settings.resolution, silent=True)
     prompts = list(job.pictures.values()) if job.has_captions else None
-    return fingerprints(pipe, squares, prompts, class_squares, content)
+    return what_is_learned(pipe, squares, prompts, class_squares, content)

@@ -249,8 +249,8 @@ def content_trained_alone(
     """A content half, trained without the style block."""
     remove(pipe)
     moments = encode_image(pipe, picture, settings.resolution)
-    parameters = attach_lora(pipe.unet, settings.rank, seed=settings.seed, blocks=[CONTENT_BLOCK])
-    run_steps(pipe, parameters, moments, settings, progress=False)
+    attach_lora(pipe.unet, settings.rank, seed=settings.seed, blocks=[CONTENT_BLOCK])
+    run_steps(pipe, moments, settings, progress=False)
     return collect(pipe.unet, settings)
 
 

@@ -48,7 +48,7 @@ class TrainingState:
         parameters: names as in a `BLoRA` to the LoRA's tensors on the U-Net.
         optimizer, lr_scheduler, scaler, generator: as PyTorch makes them.
         losses: the loss of each step so far.
-        trained_on: hashes such as {"picture": …, "base model": …}, or None.
+        learned: hashes such as {"picture": …, "base model": …}, or None.
         metadata: what else a file of the B-LoRA says: base model, licence, thumbnail.
         resumed_from: the checkpoint that it was brought to by `resume`, or None.
     """
@@ -59,7 +59,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     generator: torch.Generator
     losses: list[float]
-    trained_on: dict[str, str | None] | None
+    learned: dict[str, str | None] | None
     metadata: dict[str, str] = field(default_factory=dict)
     resumed_from: Path | None = None
 
@@ -82,7 +82,7 @@ class TrainingState:
                 numbers[f"optimizer/{path}"] = value
         rest = {
             "step": self.step,
-            "learned": self.trained_on,
+            "learned": self.learned,
             "groups": optimizer["param_groups"],
             "numbers": numbers,
             "schedule": {"last_epoch": self.lr_scheduler.last_epoch},
@@ -341,7 +341,7 @@ def resume(path: Path, state: TrainingState, settings: TrainingSettings) -> None
             f"{path} was written with other settings: {'; '.join(different)}. Give the same ones, "
             "or start in another folder."
         )
-    for what, now in (state.trained_on or {}).items():
+    for what, now in (state.learned or {}).items():
         if (rest.get("learned") or {}).get(what) != now:
             raise CheckpointError(
                 f"{path} belongs to another {what}. Name the same one, or start in another folder."

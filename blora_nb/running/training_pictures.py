@@ -48,7 +48,7 @@ def squares_of(
     return squares
 
 
-def fingerprints(
+def what_is_learned(
     pipe: "StableDiffusionXLPipeline",
     squares: Sequence[Image.Image],
     prompts: Sequence[str | None] | None = None,
