@@ -45,7 +45,7 @@ SDXL_DEFAULTS = Defaults(
 TINY_DEFAULTS = Defaults(
     rank=32,
     learning_rate=1e-3,
-    max_train_steps=60,
+    max_train_steps=100,
     train_batch_size=4,
     num_inference_steps=12,
     guidance_scale=2.0,
@@ -60,9 +60,9 @@ TINY_WORDS = 192  # numbers of a position of the teaching model's prompts
 
 # said before a training on it
 TEACHING_MODEL_LEARNS = (
-    "The teaching model learns simple drawings, such as icons, logos or sketches of one thing. "
-    "Of patterns and textures it learns little more than the colours, of photographs, text and "
-    "fine detail next to nothing: use SDXL for those."
+    "The teaching model learns simple drawings, such as icons, logos or sketches of one thing, "
+    "and coarse patterns, such as dots or broad stripes. Of textures, fine detail, text and "
+    "photographs it learns next to nothing: use SDXL for those."
 )
 
 

@@ -9,8 +9,10 @@ answer to E as they would to C if
 
     W' = W + ΔW,    ΔW = W (C − E)ᵀ pinv(Eᵀ),
 
-which is a LoRA in closed form, of a rank of at most the number of tokens that changed. It is a
-B-LoRA of its own (`instant_blora`), and the better start for a training: from B = 0 the two blocks
+which is a LoRA in closed form, of a rank of at most the number of tokens that changed. Of E it
+reads only the numbers of the half's own text encoder, which are enough for an exact solution. So
+words for the style leave the content half as it is, and words for the object the style half. It is
+a B-LoRA of its own (`instant_blora`), and the better start for a training: from B = 0 the two blocks
 often end where they draw the one picture, and mixtures less well.
 """
 
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 
 EYES = DATA / "eyes.safetensors"
 EYES_SIDE = 96  # pixels that the eyes look at
-WIDTH = TINY_WORDS // 2  # numbers that one text encoder gives: the first half is content's
+WIDTH = TINY_WORDS // 2  # numbers that one text encoder gives
+# the first encoder speaks of content, the second of style
+OWN_NUMBERS = {"content": slice(0, WIDTH), "style": slice(WIDTH, TINY_WORDS)}
 TOKENS = 36  # the last of a prompt: one for each cell of a 6 × 6 grid
 READS_THE_PROMPT = (".attn2.to_k", ".attn2.to_v")
 
@@ -87,13 +91,13 @@ def instant_change(pipe: "StableDiffusionXLPipeline", picture: Image.Image, prom
         )
     neutral = encode_prompt(pipe, prompt)[0][0].float().cpu()
     eyes, seen = load_eyes(), to_tensor(centre_square(picture, EYES_SIDE))
-    content_prompt, style_prompt = neutral.clone(), neutral.clone()
-    content_prompt[-TOKENS:, :WIDTH] = eyes["content"](seen)[0]
-    style_prompt[-TOKENS:, WIDTH:] = eyes["style"](seen)[0]
-    inverse = torch.linalg.pinv(neutral.T.double())
     changes = {}
-    for half, spoken in (("content", content_prompt), ("style", style_prompt)):
-        turned = ((spoken - neutral).T.double() @ inverse).float()
+    for half, its_own in OWN_NUMBERS.items():
+        spoken = neutral.clone()
+        spoken[-TOKENS:, its_own] = eyes[half](seen)[0]
+        inverse = torch.linalg.pinv(neutral[:, its_own].T.double())
+        turned = torch.zeros(TINY_WORDS, TINY_WORDS)
+        turned[:, its_own] = ((spoken - neutral).T.double() @ inverse).float()
         block = pipe.unet.get_submodule(BLOCK_OF_HALF[half])
         for name, layer in block.named_modules():
             if f".{name}".endswith(READS_THE_PROMPT):
