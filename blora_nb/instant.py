@@ -12,8 +12,8 @@ answer to E as they would to C if
 which is a LoRA in closed form, of a rank of at most the number of tokens that changed. Of E it
 reads only the numbers of the half's own text encoder, which are enough for an exact solution. So
 words for the style leave the content half as it is, and words for the object the style half. It is
-a B-LoRA of its own (`instant_blora`), and the better start for a training: from B = 0 the two blocks
-often end where they draw the one picture, and mixtures less well.
+a B-LoRA of its own (`instant_blora`), and the better start for a training: from B = 0 the two
+blocks often end where they draw the one picture, and mixtures less well.
 """
 
 from functools import cache
