@@ -93,8 +93,8 @@ class Lesson:
 
     Args:
         things: what the captions may name.
-        count: of captions; each step takes some of them. What the tutor says of their styles is
-            computed once, for it has to paint them.
+        count: of captions; each step takes some of them. What the tutor says of a style is computed
+            once, for it has to paint it.
     """
 
     def __init__(
@@ -118,7 +118,8 @@ class Lesson:
         drawn = smaller(canonical_shapes(shapes, things)).clamp(0, 1)
         with torch.no_grad():
             self.content = torch.cat([tutors.content(part) for part in drawn.split(100)])
-            self.style = torch.cat([tutors.style(part) for part in styles.split(100)])
+        self.tutors, self.meanings = tutors, styles
+        self.said: dict[int, Tensor] = {}
         self.neutral = tutors.neutral.detach()
 
     def batch(self, count: int, random_: random.Random) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,12 +127,16 @@ class Lesson:
         chosen = random_.sample(range(len(self.ids)), count)
         content = self.neutral[:, :HALF].repeat(count, 1, 1)
         style = self.neutral[:, HALF:].repeat(count, 1, 1)
+        new = {self.styles[index] for index in chosen} - self.said.keys() - {None}
+        if new:
+            with torch.no_grad():
+                self.said |= zip(new, self.tutors.style(self.meanings[list(new)]))
         for row, index in enumerate(chosen):
             noun, its_style = self.nouns[index], self.styles[index]
             if noun is not None:
                 content[row, -TOKENS:] = self.content[noun]
             if its_style is not None:
-                style[row, -TOKENS:] = self.style[its_style]
+                style[row, -TOKENS:] = self.said[its_style]
         return self.ids[chosen], content, style
 
 
