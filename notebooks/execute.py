@@ -84,14 +84,17 @@ def remove_traces(notebook: NotebookNode) -> None:
         cell.metadata.pop("execution", None)
     for cell in code_cells(notebook):
         for output in cell.outputs:
-            remove_widget(output)
+            keep_one_picture(output)
         cell.outputs = [output for output in cell.outputs if output.get("data", True)]
 
 
-def remove_widget(output: NotebookNode) -> None:
-    """A panel leaves its picture, a progress bar nothing."""
-    widget = output.get("data", {}).pop(WIDGET, None)
-    if widget and "image/png" not in output["data"]:
+def keep_one_picture(output: NotebookNode) -> None:
+    """A panel leaves its picture, a progress bar nothing, a PIL image its PNG without the JPEG."""
+    data = output.get("data", {})
+    widget = data.pop(WIDGET, None)
+    if "image/png" in data:
+        data.pop("image/jpeg", None)
+    elif widget:
         output["data"] = {}
 
 

@@ -51,7 +51,7 @@ def model(pipe, dtype, content=False):
 def strengthen(unet, adapter=""):
     for name, p in unet.named_parameters():
         if f"lora_B.{adapter}" in name:
-            torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(len(name)))
 
 
 def gradients(parameters, prediction):
