@@ -119,7 +119,7 @@ class Lesson:
         with torch.no_grad():
             self.content = torch.cat([tutors.content(part) for part in drawn.split(100)])
         self.tutors, self.meanings = tutors, styles
-        self.said: dict[int, Tensor] = {}
+        self.style_tokens: dict[int, Tensor] = {}
         self.neutral = tutors.neutral.detach()
 
     def batch(self, count: int, random_: random.Random) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,16 +127,16 @@ class Lesson:
         chosen = random_.sample(range(len(self.ids)), count)
         content = self.neutral[:, :HALF].repeat(count, 1, 1)
         style = self.neutral[:, HALF:].repeat(count, 1, 1)
-        new = {self.styles[index] for index in chosen} - self.said.keys() - {None}
+        new = {self.styles[index] for index in chosen} - self.style_tokens.keys() - {None}
         if new:
             with torch.no_grad():
-                self.said |= zip(new, self.tutors.style(self.meanings[list(new)]))
+                self.style_tokens |= zip(new, self.tutors.style(self.meanings[list(new)]))
         for row, index in enumerate(chosen):
             noun, its_style = self.nouns[index], self.styles[index]
             if noun is not None:
                 content[row, -TOKENS:] = self.content[noun]
             if its_style is not None:
-                style[row, -TOKENS:] = self.said[its_style]
+                style[row, -TOKENS:] = self.style_tokens[its_style]
         return self.ids[chosen], content, style
 
 
