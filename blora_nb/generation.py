@@ -27,7 +27,7 @@ from blora_nb.running.out_of_memory import (
 )
 from blora_nb.running.records import record
 from blora_nb.settings import checked_number
-from blora_nb.structure import Structure, structure_of
+from blora_nb.structure import Structure, structure_of, without_empty_warnings
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -282,6 +282,7 @@ def draw_each(
         stack.enter_context(ready_to_draw(pipe, with_hooks=how.asymmetric_guidance))
         how = how.suited_to(pipe)
         structure = structure_of(pipe, how)
+        stack.enter_context(without_empty_warnings())
         made_with = how.record() | structure.made_with
         # `inspection` reads it here, also when a pipeline made of the parts of this one draws
         pipe._guidance_scale = how.guidance_scale

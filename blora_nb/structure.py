@@ -5,9 +5,10 @@ img2img starts from the picture itself (SDEdit, arXiv 2108.01073); ControlNet fo
 there, B-LoRA included.
 """
 
-import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from blora_nb.assets import DATA
 from blora_nb.defaults import native_resolution
-from blora_nb.files.images import ImageSource, centre_square, read_image
+from blora_nb.files.images import ImageSource, centre_square, pixels_hash, read_image
 from blora_nb.pipeline import dtype_argument, named_source
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ def structure_of(pipe: "StableDiffusionXLPipeline", how: "Sampling") -> Structur
         ValueError: arguments that do not go together, or a ControlNet of another base model.
         ImageError: a picture that cannot be read.
     """
-    logging.getLogger("diffusers.models.modeling_utils").addFilter(_names_modules)
     missing = None
     if how.controlnet is not None and how.control_image is None:
         missing = "a control_image to follow (on the command line: --outline_of or --control_image)"
@@ -105,11 +105,21 @@ def structure_of(pipe: "StableDiffusionXLPipeline", how: "Sampling") -> Structur
     return Structure(guided, arguments, 1.0 if how.image is None else how.strength, made_with)
 
 
-def _names_modules(record: logging.LogRecord) -> bool:
-    """Whether a message names anything.
+@contextmanager
+def without_empty_warnings() -> Iterator[None]:
+    """Inside, diffusers does not warn of an empty list of modules.
 
-    Whenever a VAE changes its dtype, diffusers warns of an empty list of modules that should not.
+    It does so whenever a VAE changes its dtype, as one in float16 does to encode a picture.
     """
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    logger.addFilter(_names_modules)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_names_modules)
+
+
+def _names_modules(record: logging.LogRecord) -> bool:
     return "should be kept in float32: []" not in record.getMessage()
 
 
@@ -193,7 +203,7 @@ def fitted(picture: ImageSource, size: tuple[int, int]) -> Image.Image:
 
 def _record(name: str, given: ImageSource, used: Image.Image) -> dict[str, str]:
     """What a record says of an input picture: a hash of the pixels used, and its file if known."""
-    found = {f"{name}_sha256": hashlib.sha256(used.tobytes()).hexdigest()}
+    found = {f"{name}_sha256": pixels_hash(used)}
     if not isinstance(given, Image.Image):
         found[name] = os.fspath(given)
     elif OUTLINE_OF in given.info:

@@ -40,11 +40,10 @@ def writable_folder(folder: str | Path) -> Path:
     return folder
 
 
-def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
-    """`folder/stem.suffix`; with -2, -3, … after the stem if that exists."""
-    path = Path(folder) / f"{stem}{suffix}"
-    number = 2
-    while path.exists():
-        path = path.with_name(f"{stem}-{number}{suffix}")
+def free_path(folder: str | Path, stem: str, *suffixes: str) -> Path:
+    """`folder/stem` with the first suffix; -2, -3, … after the stem if one of them exists."""
+    path, number = Path(folder) / stem, 2
+    while any(path.with_name(f"{path.name}{suffix}").exists() for suffix in suffixes):
+        path = path.with_name(f"{stem}-{number}")
         number += 1
-    return path
+    return path.with_name(f"{path.name}{suffixes[0]}")

@@ -2,7 +2,6 @@
 
 import tempfile
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from PIL import Image
 from blora_nb.errors import ImageError, shown
 from blora_nb.files.images import read_with_remarks
 from blora_nb.files.metadata import thumbnail
-from blora_nb.files.paths import safe_name
+from blora_nb.files.paths import free_path, safe_name
 from blora_nb.files.safe_files import complete_file
 from blora_nb.lora import BLoRA
 from blora_nb.widgets.gallery import Gallery, Source
@@ -46,7 +45,7 @@ def keep(
     if source.blora is None:
         raise ValueError(f'"{name}" has no B-LoRA yet; train it first.')
     source.blora.metadata[NAME] = name
-    file = source.blora.save(Path(folder) / f"{_free_stem(Path(folder), name)}{WEIGHTS}")
+    file = source.blora.save(free_path(folder, safe_name(name), WEIGHTS, PICTURE))
     gallery.sources = {**gallery.sources, name: replace(source, file=file)}
     if square:
         with complete_file(file.with_suffix(PICTURE)) as part:
@@ -110,15 +109,6 @@ def weights_file(source: Source, blora: BLoRA) -> tuple[str, bytes]:
 def size_of(blora: BLoRA) -> int:
     """About how many bytes the file of a B-LoRA has."""
     return sum(tensor.numel() * 4 for tensor in blora.state_dict.values())
-
-
-def _free_stem(folder: Path, name: str) -> str:
-    """A file name without ending, under which there are neither weights nor a picture."""
-    wanted = stem = safe_name(name)
-    numbers = count(2)
-    while any((folder / f"{stem}{suffix}").exists() for suffix in (WEIGHTS, PICTURE)):
-        stem = f"{wanted}-{next(numbers)}"
-    return stem
 
 
 def _by_age(folder: Path) -> list[Path]:

@@ -227,7 +227,8 @@ class Panel(widgets.VBox):
     def errors(self) -> list[Exception]:
         return self.worker.errors
 
-    def settings(self) -> Drawing:
+    @property
+    def wanted(self) -> Drawing:
         """The `Drawing` that the controls ask for."""
         names = {half: chooser.choice.value for half, chooser in self.choosers.items()}
         alphas = {half: round(chooser.alpha.value, 4) for half, chooser in self.choosers.items()}

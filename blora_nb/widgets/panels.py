@@ -28,10 +28,10 @@ class AlphaPanel(Panel):
 
     def draw_wanted(self, background: bool | None = None) -> None:
         def work() -> None:
-            wanted = self.settings()
+            wanted = self.wanted
             self._show(self.draw(wanted, self.worker.step), wanted)
             done = "Done."
-            if self.settings() != wanted:
+            if self.wanted != wanted:
                 done = (
                     "Done; the controls have moved on since: press Generate for what they say now."
                 )
@@ -41,7 +41,7 @@ class AlphaPanel(Panel):
 
     def _answer_change(self) -> None:
         """Go back to a picture that was drawn before, or say that these settings are new."""
-        wanted = self.settings()
+        wanted = self.wanted
         if wanted not in self.memory:
             super()._answer_change()
             return
@@ -109,7 +109,7 @@ class SeedPanel(Panel):
 
     def draw_wanted(self) -> None:
         def work() -> None:
-            first, count = self.settings(), self.count.value
+            first, count = self.wanted, self.count.value
             steps = first.num_inference_steps
             images: dict[int, Image.Image] = {}
 
