@@ -415,10 +415,12 @@ def test_the_app_page(page, serve, tmp_path):
     page.goto(serve(["voila", "blora.ipynb"], tmp_path / "app", ""))
     panel = page.locator(".blora-panel:visible")
     panel.wait_for()
+    panel.get_by_alt_text("seed 0, 12 steps").wait_for()
     assert elsewhere == []
     use(page, panel)
 
     page.get_by_role("tab", name="Text stylization").click()
+    panel.get_by_alt_text("seed 0, 12 steps").wait_for()
     upload(page, panel, "Own content", "broken.png", b"no picture")
     says(panel, "broken.png cannot be read")
     # 12 MB, more than Jupyter's servers take without app/voila.json
