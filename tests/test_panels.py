@@ -577,7 +577,7 @@ def test_the_last_source_is_not_forgotten(pipe, examples, tmp_path):
     keep(gallery, "only", tmp_path)
     panel = AlphaPanel(pipe, "only", gallery=gallery, folder=tmp_path)
     panel.choosers["content"].forget.click()
-    assert "all there is" in status(panel)
+    assert "the only choice" in status(panel)
     assert panel.choosers["content"].confirmation.layout.display == "none"
 
 

@@ -107,7 +107,7 @@ def two_colours(pipe: "StableDiffusionXLPipeline", answer: str) -> str:
     need(
         middle[0] > middle[2] + 25,
         "the background is blue, but the object is not red: its red, green and blue are "
-        f"{middle}. Is the object's colour said first, and a compact object named?",
+        f"{middle}. Does the prompt give the object's colour first, and name a compact object?",
     )
     return "First the object's colour, then that of the background."
 
@@ -120,7 +120,7 @@ def mean_colour(pixels: np.ndarray) -> list[int]:
 def share_right(answer: Answer) -> str:
     wanted = [("cat", "neon"), ("star", "wood"), ("fish", "ink"), ("boat", "gold")]
     got = called(answer, wanted, wanted)
-    need(close(got, 1), f"where everything agrees the share is 1; you return {got}.")
+    need(close(got, 1), f"if all pairs agree, the share is 1; you return {got}.")
 
     half = [("cat", "wood"), ("tree", "wood"), ("fish", "ink"), ("boat", "gold")]
     got = called(answer, half, wanted)
@@ -132,7 +132,7 @@ def share_right(answer: Answer) -> str:
     moved = wanted[1:] + wanted[:1]
     need(
         close(called(answer, moved, wanted), 0),
-        "the same pairs in another order are all wrong: each place is compared with its own.",
+        "the same pairs in another order are all wrong: compare them position by position.",
     )
     three_cats = [("cat", "neon")] * 3
     three_wanted = [("cat", "neon"), ("cat", "ink"), ("moon", "neon")]
@@ -155,7 +155,7 @@ def lora_weights(answer: Answer) -> str:
         need(
             close(got, counted),
             f"PEFT adds {counted} numbers to a layer [{outside}, {inside}] at rank {rank}; you "
-            f"say {got}. A is [{rank}, {inside}] and B is [{outside}, {rank}]: count both.",
+            f"return {got}. A is [{rank}, {inside}] and B is [{outside}, {rank}]: count both.",
         )
     return (
         "It grows with the sum of the sides, the layer itself with their product: "
@@ -200,7 +200,7 @@ def clean_latents(answer: Answer) -> str:
         need(
             close(got, latents),
             f"at t = {timestep}, with a share of {share:.2f}, noise and picture are mixed again "
-            "instead of taken apart. Put the two formulas into your line, and see what is left.",
+            "instead of separated. Insert the two formulas into your line, and see what remains.",
         )
     return "That is how a sampler sees the picture behind the noise, at every step."
 
@@ -235,8 +235,8 @@ def train_content(pipe: "StableDiffusionXLPipeline", answer: Answer) -> str:
         trained_alone = content_trained_alone(pipe, picture, settings).state_dict
         need(
             all(close(t, trained_alone[key], 1e-3) for key, t in blora.state_dict.items()),
-            "its numbers are not those of a content block that learned alone. Was the style "
-            "block trained beside it, or another seed or prompt used?",
+            "its weights are not those of a content block trained alone. Was the style block "
+            "trained, too, or another seed or prompt used?",
         )
     finally:
         remove(pipe)
@@ -320,12 +320,12 @@ def needed_rank(answer: Answer) -> str:
     called(answer, [1.0, 1.0], 0.5)
     need(
         called(answer, [4.0, 3.0], 0.6) == 1,
-        "of the values 4 and 3 the larger alone has 16 of 25 of the squares, that is 0.64: "
-        "for a share of 0.6 one is enough.",
+        "the squares of 4 and 3 add up to 25, and 16 of it, a share of 0.64, is from the 4: "
+        "for a share of 0.6 one value is enough.",
     )
     need(
         called(answer, [4.0, 3.0], 0.7) == 2,
-        "of the values 4 and 3 the larger alone has 0.64 of the squares: "
+        "of the squares of 4 and 3, the larger alone is a share of 0.64: "
         "for a share of 0.7 both are needed. Did you square them?",
     )
     need(
@@ -335,8 +335,8 @@ def needed_rank(answer: Answer) -> str:
     )
     need(
         called(answer, [2.0, 2.0, 2.0, 2.0], 0.5) == 2,
-        "two of four equal values have exactly half of the squares: "
-        "at least 0.5 is reached with 2.",
+        "of four equal values, two have exactly half of the sum of squares: "
+        "for a share of 0.5 two are enough.",
     )
     need(
         called(answer, [5.0, 1.0, 1.0], 1.0) == 3,
@@ -345,7 +345,7 @@ def needed_rank(answer: Answer) -> str:
     need(
         called(answer, torch.tensor([6.0, 3.0, 2.0]), 0.9) == 2,
         "it should also take a tensor, as svdvals returns one; "
-        "6 and 3 have 45 of 49 of the squares.",
+        "the squares of 6 and 3 are 45 of 49.",
     )
     return "Now try it on the curves above: how much rank does each half need for 95 %?"
 
@@ -360,7 +360,7 @@ def ours(answer: Answer) -> str:
         got = called(answer, published)
         need(
             close(got, published**2),
-            f"the original's {published} acts with {published**2:g}; you return {got}. "
+            f"the original's {published} acts like {published**2:g}; you return {got}. "
             f"It multiplies A by {published}, and B as well.",
         )
     return "And no published alpha can reverse a half."
@@ -377,16 +377,16 @@ def best_seed(answer: Answer) -> str:
     )
     need(
         got == 80,
-        "of the pairs (0.9, 0.1), (0.6, 0.6), (0.1, 0.9) the middle one has the strongest "
-        f"weaker score: seed 80; you return {got}.",
+        "of the pairs (0.9, 0.1), (0.6, 0.6), (0.1, 0.9) the lower score is highest in the "
+        f"middle one: seed 80; you return {got}.",
     )
     need(
         called(answer, [3, 4], [1.0, 0.55], [0.5, 0.55]) == 4,
-        "(1.0, 0.5) has the larger sum, but its weaker score is 0.5; (0.55, 0.55) wins: seed 4.",
+        "(1.0, 0.5) has the larger sum, but its lower score is 0.5; (0.55, 0.55) wins: seed 4.",
     )
     need(
         called(answer, [3, 4], [0.98, 0.6], [0.59, 0.6]) == 4,
-        "(0.98, 0.59) has the larger product, but (0.6, 0.6) the stronger weaker score: seed 4.",
+        "(0.98, 0.59) has the larger product, but the lower score of (0.6, 0.6) is higher: seed 4.",
     )
     need(
         called(answer, [40, 2], [0.2, 0.3], [0.9, 0.9]) == 2,
@@ -440,7 +440,7 @@ def lora_layer(pipe: "StableDiffusionXLPipeline", answer: Answer) -> str:
         need(
             close(answer(x, W, A, B, alpha), returned, tolerance),
             f"with alpha {alpha} the real layer in the pipeline returns something else. "
-            "Is alpha there once, and B·A in this order?",
+            "Does alpha appear once, and B·A in this order?",
         )
     return "The layer in the pipeline returns the same numbers."
 
@@ -492,10 +492,13 @@ def useful_range(answer: Answer) -> str:
         f"for kept {kept} and followed {followed} both are at least 0.5 from alpha 0.5 to 1.5; "
         f"you return {got}.",
     )
-    need(range_of(alphas, kept, followed, 0.6) == (0.5, 1.5), "exactly 0.6 is enough for 0.6.")
+    need(
+        range_of(alphas, kept, followed, 0.6) == (0.5, 1.5),
+        "where enough is 0.6, a score of exactly 0.6 is enough.",
+    )
     need(
         range_of(alphas, kept, followed, 0.95) == (None, None),
-        "if no alpha is good in both, it is the pair (None, None).",
+        "if no alpha is good in both, return the pair (None, None).",
     )
     order = [3, 0, 4, 2, 1]
     shuffled = [[values[i] for i in order] for values in (alphas, kept, followed)]
@@ -525,11 +528,11 @@ def seeds_needed(answer: Answer) -> str:
         got = called(answer, p, chance)
         need(
             close(got, wanted),
-            f"with p = {p} it takes {wanted} seeds to reach {chance}; you say {got}.",
+            f"with p = {p} it takes {wanted} seeds to reach {chance}; you return {got}.",
         )
     need(
         close(result_or_none(answer, 1.0, 0.99), 1),
-        "where every seed is good, p = 1, one is enough. (The logarithm of 1 − p does not exist.)",
+        "if every seed is good (p = 1), one is enough. (The logarithm of 1 − p does not exist.)",
     )
     return "One in eight means 23 pictures for 95 %. Better: raise p first."
 
@@ -550,11 +553,11 @@ def my_series(pipe: "StableDiffusionXLPipeline", objects: Sequence[str], style: 
     if not objects or not style:
         raise Unsolved
     names = example_names()
-    need(style in names, f"{style!r} is none of the examples; they are {', '.join(names)}.")
+    need(style in names, f"{style!r} is not one of the examples; they are {', '.join(names)}.")
     unknown = sorted(set(objects) - set(known_words()["objects"]))
     need(
         not unknown,
-        f"the model does not know {', '.join(unknown)}. Take bare words of "
+        f"the model does not know {', '.join(unknown)}. Use bare words from "
         'known_words()["objects"]: "star", not "a star".',
     )
     different = len(set(objects))
@@ -562,8 +565,7 @@ def my_series(pipe: "StableDiffusionXLPipeline", objects: Sequence[str], style: 
     own_object = style.split("_")[0]
     need(
         own_object not in objects,
-        f"{own_object} is the object of the style picture itself; "
-        "that it comes out proves nothing.",
+        f"{own_object} is the object of the style picture itself; drawing it proves nothing.",
     )
     blora = example_blora(pipe, style)
     plain, pictures = {style: example_picture(style)}, []
@@ -583,7 +585,7 @@ def my_series(pipe: "StableDiffusionXLPipeline", objects: Sequence[str], style: 
             wrong.append(f"{thing} is more in the style of {look}")
     need(
         len(wrong) <= len(objects) / 3,
-        f"too few come out: {'; '.join(wrong)}. "
+        f"too many are wrong: {'; '.join(wrong)}. "
         "Thin objects are harder than compact ones, and some styles are harder than others.",
     )
     return f"A series in the style of {style}, which shows none of its objects."
@@ -595,9 +597,9 @@ def colour_distance(answer: Answer) -> str:
     left = torch.tensor([0.5, 0.5, 0, 0, 0, 0, 0, 0])
     right = torch.tensor([0, 0, 0, 0, 0, 0, 0.25, 0.75])
     called(answer, even, even)
-    need(close(called(answer, left, left), 0), "a histogram has the distance 0 from itself.")
+    need(close(called(answer, left, left), 0), "the distance of a histogram from itself is 0.")
     got = called(answer, left, right)
-    need(close(got, 1), f"two that share no bin have the distance 1; you return {got}.")
+    need(close(got, 1), f"the distance of two that share no bin is 1; you return {got}.")
     got = called(answer, even, left)
     need(
         close(got, called(answer, left, even)), "it should not matter which of the two comes first."
@@ -635,7 +637,7 @@ def mixed_change(answer: Answer) -> str:
     need(
         close(called(answer, first, second, 0.25), 0.75 * change + 0.25 * other),
         "with a share of 0.25 it should be three quarters of the first change and one quarter "
-        "of the second. Do you multiply B·A first, and mix then?",
+        "of the second. Do you multiply B·A first, and then mix?",
     )
     need(
         close(called(answer, first, of_rank_3, 0.5), (change + another) / 2),

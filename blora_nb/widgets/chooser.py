@@ -96,7 +96,7 @@ class HalfChooser(widgets.VBox):
         self.draw = widgets.ToggleButton(description=f"Draw {half}", layout=AUTO)
         self.train = widgets.Button(description=f"Train {half}", layout=AUTO)
         self.boxes = {
-            "white_paper": self._box(f"{title}: paper made white"),
+            "white_paper": self._box(f"{title}: make the paper white"),
             "margin": self._box(f"{title}: add a margin"),
         }
         self.preparation = widgets.VBox(list(self.boxes.values()), layout=INDENTED)
@@ -289,7 +289,7 @@ class HalfChooser(widgets.VBox):
                 file = source.file or keep(self.gallery, source.name, self.folder, None)
                 self.link.value = small_print(
                     html.escape(
-                        f"{file.name} has {size / 1e6:.0f} MB, too many for a link. Copy it from "
+                        f"{file.name} has {size / 1e6:.0f} MB, too much for a link. Copy it from "
                         f"{file.resolve().parent}"
                     )
                 )
@@ -305,7 +305,7 @@ class HalfChooser(widgets.VBox):
         """Name the files that would be deleted, and wait for a second click."""
         name = self.choice.value
         if len(self.gallery.sources) == 1:
-            self.worker.say(f"{name} is all there is to choose; it stays until there is more.")
+            self.worker.say(f"{name} is the only choice; it stays until there is another.")
             return
         files = " and ".join(file.name for file in files_of(self.source))
         question = html.escape(f'Delete "{name}" for good ({files or "its files are gone"})?')

@@ -274,11 +274,11 @@ class Panel(widgets.VBox):
         if name is None:
             return None
         if name not in self.gallery.sources:
-            raise ValueError(f'"{name}" was forgotten meanwhile. Choose another {half}.')
+            raise ValueError(f'"{name}" has been forgotten since. Choose another {half}.')
         blora = self.gallery.sources[name].blora
         if blora is None:
             raise ValueError(
-                f'The {half} picture "{name}" is not learned yet. Press "Train {half}" first.'
+                f'The {half} picture "{name}" has not been learned yet. Press "Train {half}" first.'
             )
         return blora
 

@@ -32,9 +32,7 @@ class AlphaPanel(Panel):
             self._show(self.draw(wanted, self.worker.step), wanted)
             done = "Done."
             if self.wanted != wanted:
-                done = (
-                    "Done; the controls have moved on since: press Generate for what they say now."
-                )
+                done = "Done; the controls have changed since: press Generate to draw again."
             self.worker.say(done, self.remarks_on(wanted.prompt))
 
         self.worker.start("Drawing", work, background)
@@ -96,7 +94,7 @@ class SeedPanel(Panel):
         super().__init__(pipe, *args, **kwargs)
         if not self.choosers:
             raise ValueError(
-                "Seeds are ranked by what they keep of a picture; give the panel a content, a "
+                "Seeds are ranked by how much they keep of a picture; give the panel a content, a "
                 "style, or both."
             )
         self.seed.description = "First seed"
@@ -202,7 +200,7 @@ class SeedPanel(Panel):
             _title(name): [self.scores[seed][name] for seed in self.order]
             for name in self.scores[self.order[0]]
         }
-        seeds = f"picked among seeds {min(self.order)} to {max(self.order)}"
+        seeds = f"picked from seeds {min(self.order)} to {max(self.order)}"
         return seed_ranking(self.order, images, scores, f"{self.drawn.caption}; {seeds}")
 
 

@@ -62,7 +62,7 @@ class CheckpointPicker(widgets.VBox):
     ) -> None:
         if (picture is None) != (scorer is None):
             raise ValueError(
-                "Pictures are scored by a scorer against the picture of the training: give both, "
+                "Pictures are scored by a scorer against the training picture: give both, "
                 "picture=… and scorer=scorer_for(pipe), or neither."
             )
         self.folder = folder
@@ -108,7 +108,7 @@ class CheckpointPicker(widgets.VBox):
         """
         if not self.scores:
             raise ValueError(
-                "The pictures have no scores. Give the picker picture=… (that of the training) and "
+                "The pictures have no scores. Give the picker picture=… (the training picture) and "
                 "scorer=scorer_for(pipe)."
             )
         return checkpoint_curve(self.scores, self.checkpoint)

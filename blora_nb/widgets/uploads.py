@@ -41,7 +41,7 @@ def picture_from_bytes(name: str, content: bytes) -> tuple[Image.Image, list[str
     """
     if Path(name).suffix.lower() in PICKLES:
         raise ImageError(
-            f"{name} is not opened: such files can run code. Bring a picture, or the B-LoRA as a "
+            f"{name} is not opened: such files can run code. Use a picture, or the B-LoRA as a "
             f"{WEIGHTS} file."
         )
     with _as_file(name, safe_name(name), content) as path:
@@ -74,7 +74,7 @@ def load_fitting(file: Path, pipe: "StableDiffusionXLPipeline") -> BLoRA:
         check_fits(inner(pipe.unet), blora)
     except BLoRAError:
         raise BLoRAError(
-            f"{file} was trained on {base_of(blora.state_dict)}, and the model here is another. "
+            f"{file} was trained on {base_of(blora.state_dict)}, not on the model here. "
             "Use it with a pipeline of its own model, or train its picture here."
         ) from None
     # copies, so that the file is not held open and can be deleted

@@ -162,7 +162,7 @@ class Worker(widgets.VBox):
         except Cancelled:
             self.say("Cancelled.")
         except KeyboardInterrupt:
-            self.say("Stopped by an interrupt of the kernel.")
+            self.say("Stopped: the kernel was interrupted.")
         # a callback's exception would only be in a log, a thread's nowhere
         except Exception as error:
             self.show(error)
