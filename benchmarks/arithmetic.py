@@ -64,7 +64,7 @@ def memory(settings: TrainingSettings) -> dict[tuple[str, str], dict[str, float]
     """Bytes, one training on one device: (dtype, mode) → part → bytes."""
     unet, _ = meta_unet(SDXL, torch.float16, settings)
     base = sum(p.numel() for p in unet.parameters() if not p.requires_grad)
-    text = sum(layer.weight.numel() for *_, layer in text_projections(unet))
+    text = sum(p.layer.get_parameter("weight").numel() for p in text_projections(unet))
     lora = sum(p.numel() for p in trainable_parameters(unet))
     linear = 0
     for name, module in unet.named_modules():

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 # torch is imported later, as it looks for devices only once
 from simulated_gpu import SimulatedGPU
 
 
-def follow_peer(arguments: list[str], note: Callable[[], None]) -> None:
+def follow_peer(arguments: list[str], note: Callable[[], Any]) -> None:
     import peer_step_times
 
     peer_step_times.now = note
@@ -38,13 +40,13 @@ def follow_ours(mode: str, steps: int, note: Callable[[], None]) -> None:
 
     on_step_end = Monitor.on_step_end
 
-    def noted(*given: object) -> None:
+    def noted(*given: Any) -> None:
         note()
         on_step_end(*given)
 
-    Monitor.on_step_end = noted
+    patch.object(Monitor, "on_step_end", noted).start()
     if mode == "PEFT":
-        optimized_unet.lean_lora = lambda unet: nullcontext(nullcontext)
+        patch.object(optimized_unet, "lean_lora", lambda unet: nullcontext(nullcontext)).start()
         mode = "none"
     pipe = full_sdxl(torch.float16)
     settings = TrainingSettings(gradient_checkpointing=mode, max_train_steps=steps)

@@ -247,7 +247,9 @@ def measure(args: argparse.Namespace, output: Path, results: Results, made_with:
             raise Unfinished
         print(f"{number} of {len(todo)}, {part.name}: ", end="", flush=True)
         log = logs / (re.sub(r"\W+", "-", part.name) + ".log")
-        found = {"state": "cannot", "why": why} if why else run(part, how, args, log, until)
+        found: dict[str, Any] = (
+            {"state": "cannot", "why": why} if why else run(part, how, args, log, until)
+        )
         found["wall, s"] = None if args.simulate else time.monotonic() - start
         results["parts"][part.name] = found | {"made with": made_with}
         keep(output, results)

@@ -7,6 +7,7 @@ same functions run on the simulated GPU: tensors have shapes and no numbers, mem
 tensors, and times are None. Only what the teaching model and the replay compute has numbers there.
 """
 
+import argparse
 import json
 import os
 import re
@@ -22,7 +23,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import peers
@@ -196,7 +196,7 @@ def train(part: Part, how: How) -> Numbers:
 
 def peer(part: Part, how: How) -> Numbers:
     """The same steps in another project's script."""
-    args = SimpleNamespace(**vars(how))
+    args = argparse.Namespace(**vars(how))
     with tempfile.TemporaryDirectory() as temporary:
         folder, result = Path(temporary), Path(temporary) / "result.json"
         base = peers.prepare(args, folder, "full", 1024)
@@ -225,7 +225,7 @@ def random_blora(unet: "UNet2DConditionModel", rank: int, seed: int) -> "BLoRA":
     from blora_nb.lora import BLoRA
 
     generator = torch.Generator().manual_seed(seed)
-    state_dict = {}
+    state_dict: dict[str, torch.Tensor] = {}
     for name, layer in unet.named_modules():
         if re.fullmatch(target_modules(), name):
             a = torch.randn(rank, layer.in_features, generator=generator) / rank

@@ -34,7 +34,7 @@ def training_parts() -> list[Part]:
     found = []
     for short, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
         for mode, words in modes.items():
-            options = {"dtype": dtype, "mode": mode}
+            options: dict[str, Any] = {"dtype": dtype, "mode": mode}
             found.append(Part(f"train {short}{words}", "train", options))
     for quantization in ("int8", "nf4"):
         for mode, words in modes.items():

@@ -89,10 +89,11 @@ def alpha_milliseconds(pipe: "StableDiffusionXLPipeline") -> tuple[float, float,
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig
 
-    halves = [BLoRA.load(DATA / "bloras" / f"{n}.safetensors") for n in ("cat_wood", "flower_neon")]
+    content = BLoRA.load(DATA / "bloras" / "cat_wood.safetensors")
+    style = BLoRA.load(DATA / "bloras" / "flower_neon.safetensors")
     prompt = "A [c] in [s] style"
-    picture = milliseconds(lambda: generate(pipe, prompt, *halves, progress=False), 3)
-    put_on = milliseconds(lambda: apply(pipe, *halves))
+    picture = milliseconds(lambda: generate(pipe, prompt, content, style, progress=False), 3)
+    put_on = milliseconds(lambda: apply(pipe, content, style))
     change = milliseconds(lambda: set_alphas(pipe, 0.5, 0.8))
     with torch.device("meta"):
         full = UNet2DConditionModel.from_config(unet_config("full"))

@@ -13,6 +13,7 @@ import json
 import resource
 import sys
 import time
+from typing import Any
 
 
 def now() -> float:
@@ -60,7 +61,9 @@ def main() -> None:
     accelerate.Accelerator.log = log
     accelerate.Accelerator.init_trackers = lambda *a, **k: None
     spec = importlib.util.spec_from_file_location("peer", script)
-    peer = importlib.util.module_from_spec(spec)
+    assert spec is not None
+    assert spec.loader is not None
+    peer: Any = importlib.util.module_from_spec(spec)
     sys.modules["peer"] = peer
     spec.loader.exec_module(peer)
     try:

@@ -35,8 +35,9 @@ def measure(seeds: int) -> dict[str, dict[str, Any]]:
     def row(name: str, bloras: dict[str, BLoRA], **options: Any) -> None:
         found = []
         for i, j in pairs(pictures):
-            halves = {"content": bloras[i], "style": bloras[j], "seeds": range(seeds)}
-            images = generate(pipe, PROMPT, **halves, progress=False, **options)
+            images = generate(
+                pipe, PROMPT, bloras[i], bloras[j], seeds=range(seeds), progress=False, **options
+            )
             found += verdicts(scorer, images, i, j, pictures)
         rows[name] = summary(found, seeds)
         print(name, rows[name], flush=True)

@@ -6,7 +6,7 @@ The pictures are the examples of the course, of which no table of separation use
 """
 
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -44,7 +44,7 @@ def measure(
     steps: int,
 ) -> dict[str, float]:
     """The scores of both halves of each picture, and of each content with the next one's style."""
-    options = {"num_inference_steps": steps, "progress": False}
+    options: dict[str, Any] = {"num_inference_steps": steps, "progress": False}
     rebuilt, kept, moved = [], [], []
     for picture, blora in zip(pictures, bloras, strict=True):
         apply(pipe, blora, blora)

@@ -74,27 +74,30 @@ class Held:
 
 
 class OnGPU(torch.Tensor):
-    """A tensor that calls itself `cuda:0`; `inner` holds its numbers, or only its shape."""
+    """A tensor that calls itself `cuda:0`; `inside` holds its numbers, or only its shape."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    held: Held
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor, gpu: "SimulatedGPU") -> "OnGPU":
+    def __new__(cls, inside: torch.Tensor, gpu: "SimulatedGPU") -> "OnGPU":
         return torch.Tensor._make_wrapper_subclass(
             cls,
-            inner.size(),
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            device="cuda:0",
+            inside.size(),
+            strides=inside.stride(),
+            storage_offset=inside.storage_offset(),
+            dtype=inside.dtype,
+            device=torch.device("cuda:0"),
         )
 
-    def __init__(self, inner: torch.Tensor, gpu: "SimulatedGPU") -> None:
-        self.inner, self.gpu = inner, gpu
+    def __init__(self, inside: torch.Tensor, gpu: "SimulatedGPU") -> None:
+        self.inside, self.gpu = inside, gpu
         gpu.hold(self)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: torch._ops.OpOverload, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         gpu = next(x.gpu for x in tree_flatten((args, kwargs))[0] if isinstance(x, OnGPU))
         return gpu.execute(func, args, kwargs or {})
 
@@ -102,17 +105,17 @@ class OnGPU(torch.Tensor):
     def data(self) -> torch.Tensor:
         return self.detach()
 
-    @data.setter
+    @data.setter  # type: ignore[override]
     def data(self, value: "OnGPU") -> None:
-        torch.Tensor.data.__set__(self, value)
-        self.inner = value.inner
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.inside = value.inside
 
     def tolist(self) -> list:
         self.gpu.waits.append("tolist")
-        return _some_numbers(self.inner).tolist()
+        return _some_numbers(self.inside).tolist()
 
-    def __repr__(self) -> str:
-        return f"OnGPU({self.inner})"
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"OnGPU({self.inside})"
 
 
 def _some_numbers(tensor: torch.Tensor) -> torch.Tensor:
@@ -229,7 +232,7 @@ class SimulatedGPU(TorchDispatchMode):
 
     def hold(self, tensor: OnGPU) -> None:
         """Account for a tensor's storage until the last tensor that uses it is gone."""
-        storage = tensor.inner.untyped_storage()
+        storage = tensor.inside.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._held:
             if self.live + size > self.total:
@@ -249,7 +252,9 @@ class SimulatedGPU(TorchDispatchMode):
             del self._held[key]
             self.live -= size
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         return self.execute(func, args, kwargs or {})
 
     def execute(self, func: torch._ops.OpOverload, args: tuple, kwargs: dict) -> Any:
@@ -276,7 +281,7 @@ class SimulatedGPU(TorchDispatchMode):
             return args[0] if packet is aten.copy_ else None
 
         def inside(x: Any) -> Any:
-            x = x.inner if isinstance(x, OnGPU) else x
+            x = x.inside if isinstance(x, OnGPU) else x
             return x.to("meta") if numberless and isinstance(x, torch.Tensor) else x
 
         flat, spec = tree_flatten((args, kwargs))
@@ -346,7 +351,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def _is_numberless(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and (x.inner if isinstance(x, OnGPU) else x).is_meta
+    return isinstance(x, torch.Tensor) and (x.inside if isinstance(x, OnGPU) else x).is_meta
 
 
 def _readable(x: Any) -> Any:

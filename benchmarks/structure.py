@@ -102,7 +102,7 @@ def measure(
         }
         row = {"content picture": picture, "style picture": style_picture}
         for name, options in ways(controlnet, picture, outline(picture, side)).items():
-            drawn = {"seeds": range(seeds), "progress": False} | halves | options
+            drawn: dict[str, Any] = {"seeds": range(seeds), "progress": False} | halves | options
             images = generate(pipe, PROMPT, **drawn)
             row[name] = images[0]
             right = verdicts(scorer, images, content, style, candidates)

@@ -11,10 +11,16 @@ import json
 import random
 import time
 from argparse import ArgumentParser
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -127,7 +133,7 @@ class Lesson:
         chosen = random_.sample(range(len(self.ids)), count)
         content = self.neutral[:, :HALF].repeat(count, 1, 1)
         style = self.neutral[:, HALF:].repeat(count, 1, 1)
-        new = {self.styles[index] for index in chosen} - self.style_tokens.keys() - {None}
+        new: set[Any] = {self.styles[index] for index in chosen} - self.style_tokens.keys() - {None}
         if new:
             with torch.no_grad():
                 self.style_tokens |= zip(new, self.tutors.style(self.meanings[list(new)]))
@@ -211,14 +217,15 @@ def assemble(
     (folder / "words.json").write_text(words + "\n", encoding="utf-8")
 
 
-def load_trained(name: str) -> tuple[nn.Module, Tutors]:
+def load_trained(name: str) -> tuple[UNet2DConditionModel, Tutors]:
     """The averaged U-Net and its tutors: those trained here, else those in the repository.
 
     Raises:
         FileNotFoundError: another U-Net is asked for, and has not been trained here.
         ValueError: the components here are not those that the kept one was trained on.
     """
-    trained = nn.ModuleDict({"unet": build_unet(), "tutors": Tutors()})
+    unet, tutors = build_unet(), Tutors()
+    trained = nn.ModuleDict({"unet": unet, "tutors": tutors})
     file = WORK / f"{name}.safetensors"
     if file.exists():
         trained.load_state_dict(load_average(file)[0])
@@ -226,9 +233,9 @@ def load_trained(name: str) -> tuple[nn.Module, Tutors]:
         raise FileNotFoundError(f"{file} is not there: run train_unet.py --name {name} first.")
     else:
         use_kept_components()
-        trained["unet"].load_state_dict(load_file(UNET))
-        trained["tutors"].load_state_dict(load_file(KEPT / "tutors.safetensors"))
-    return trained["unet"], trained["tutors"]
+        unet.load_state_dict(load_file(UNET))
+        tutors.load_state_dict(load_file(KEPT / "tutors.safetensors"))
+    return unet, tutors
 
 
 def main() -> None:

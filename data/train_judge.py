@@ -160,7 +160,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    judge = Judge().train().to(memory_format=torch.channels_last)
+    judge = Judge().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     shapes, state_file, step = Shapes.load(), WORK / "judge.pt", 0
     pool = Pool(shapes, args.pool_size)

@@ -51,7 +51,7 @@ from world.styles import (
     random_styles,
     without_patterns,
 )
-from world.tutors import HALF, Tutors
+from world.tutors import HALF, Readout, Tutors
 
 POOLED = 64  # numbers of the pooled prompt, which says nothing here
 
@@ -135,12 +135,14 @@ def hidden(message: Tensor, share: float, quiet: Tensor, generator: torch.Genera
 
 
 def routed_words(
-    tutors: Tutors, shapes: Tensor, styles: Tensor, looks: Tensor, generator: torch.Generator
+    tutors: Tutors, content: Tensor, style: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Words [batch, 64, 192] for the content block, the style block, and all others."""
-    count = len(shapes)
-    with half_precision():
-        content, style = tutors.content(shapes).float(), tutors.style(styles, looks).float()
+    """Words [batch, 64, 192] for the content block, the style block, and all others.
+
+    Args:
+        content, style: the tutors' messages [batch, 36, 96].
+    """
+    count = len(content)
     quiet_content, quiet_style = tutors.quiet()
 
     def own(message: Tensor, quiet: Tensor) -> Tensor:
@@ -162,14 +164,14 @@ def routed_words(
 
 
 def natural_words(
-    tutors: Tutors, shapes: Tensor, styles: Tensor, looks: Tensor, generator: torch.Generator
+    tutors: Tutors, content: Tensor, style: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same words for all blocks: both messages."""
     quiet_content, quiet_style = tutors.quiet()
-    content = hidden(tutors.content(shapes), 0.08, quiet_content, generator)
-    style = hidden(tutors.style(styles, looks), 0.08, quiet_style, generator)
-    keep = (torch.rand(len(shapes), generator=generator) >= 0.08).float()[:, None, None]
-    words = tutors.words(content, style, len(shapes)) * keep
+    content = hidden(content, 0.08, quiet_content, generator)
+    style = hidden(style, 0.08, quiet_style, generator)
+    keep = (torch.rand(len(content), generator=generator) >= 0.08).float()[:, None, None]
+    words = tutors.words(content, style, len(content)) * keep
     return words, words, words
 
 
@@ -228,10 +230,16 @@ def predict(
         return unet(noisy, t, for_others, added_cond_kwargs=size_words(len(noisy))).sample.float()
 
 
+def prediction_loss(found: Tensor, target: Tensor, label_maps: Tensor) -> Tensor:
+    """Mean squared error, in which an accent counts five times: it is small, and it is seen."""
+    accents = F.adaptive_avg_pool2d(label_maps[:, 2:3], target.shape[-1])
+    return ((found - target).square() * (1 + 4 * accents)).mean()
+
+
 @torch.no_grad()
 def one_step_quality(
     unet: nn.Module, tutors: Tutors, shapes: Shapes, held_out: bool, parts: dict[str, Tensor]
-) -> dict[str, float]:
+) -> dict[str, float | list[float]]:
     """PSNR in dB of pictures drawn in one step from pure noise, by the tutors' words.
 
     Beside it that of one flat colour, and of what the latents can hold; and for flat styles the
@@ -241,7 +249,7 @@ def one_step_quality(
     generator = torch.Generator().manual_seed(9)
     placed, _ = shapes.draw(count, generator)
     plain, unseen = PLAIN.expand(count, -1), random_styles(count, generator, held_out)
-    result = {}
+    result: dict[str, float | list[float]] = {}
     for name, styles in (("plain", plain), ("flat", without_patterns(unseen)), ("any", unseen)):
         pictures, maps = smaller(paint(placed, styles)), smaller(placed)
         noise = torch.randn(count, CHANNELS, SIDE // PATCH, SIDE // PATCH, generator=generator)
@@ -376,8 +384,9 @@ def main() -> None:
     torch.set_num_threads(1)
     parts = process_0_first(components, rank, world)
     torch.manual_seed(0)
-    trained = nn.ModuleDict({"unet": build_unet(), "tutors": Tutors()}).train()
-    unet, tutors = trained["unet"], trained["tutors"]
+    parts_of_it = {"unet": build_unet(), "tutors": Tutors(), "readout": Readout()}
+    trained = nn.ModuleDict(parts_of_it).train()
+    unet, tutors, readout = parts_of_it.values()
     unet.set_attn_processor(AttnProcessor())  # on a CPU faster than the fused attention
     parameters = list(trained.parameters())
     optimizer = MatrixMuon(
@@ -400,7 +409,8 @@ def main() -> None:
             optimizer.load_state_dict(state["optimizer"][rank])
         average, step, seconds = state["average"], state["step"], state["seconds"]
     elif args.start_from:
-        average, seen = load_average(args.start_from)
+        kept, seen = load_average(args.start_from)
+        average |= kept  # which has no readout
         trained.load_state_dict(average)
         step = seen // args.batch_size
     paused_at = 0 if state_file.exists() else step
@@ -423,9 +433,13 @@ def main() -> None:
         t = timesteps(local, progress, generator)
         noisy = schedule.add_noise(latents, noise, t)
         target = schedule.get_velocity(latents, noise, t)
-        words = words_for(tutors, placed, styles, looks, generator)
-        loss = F.mse_loss(predict(unet, noisy, t, words), target)
-        loss.backward()
+        with half_precision():
+            content = tutors.content(placed).float()
+            style = tutors.style(styles, looks).float()
+        words = words_for(tutors, content, style, generator)
+        loss = prediction_loss(predict(unet, noisy, t, words), target, placed)
+        unsaid = readout.unsaid(content, placed)
+        (loss + 0.1 * unsaid.mean()).backward()
         average_gradients(parameters, world)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -447,6 +461,7 @@ def main() -> None:
                 "seen": one_step_quality(unet, tutors, shapes, False, parts),
                 "never seen": one_step_quality(unet, tutors, unseen, True, parts),
                 "patterns": patterns_followed(unet, tutors, unseen, parts),
+                "unsaid": [round(share, 3) for share in unsaid.tolist()],
             }
             trained.load_state_dict(weights)
             print(json.dumps(report), flush=True)
@@ -466,7 +481,8 @@ def main() -> None:
                     "seconds": seconds + time.time() - start,
                 }
                 save(state_file, state)
-                save_average(WORK / f"{args.name}.safetensors", average, step * args.batch_size)
+                kept = {n: p for n, p in average.items() if not n.startswith("readout.")}
+                save_average(WORK / f"{args.name}.safetensors", kept, step * args.batch_size)
 
 
 if __name__ == "__main__":
