@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from blora_nb.running.activations import count_activations, meta_unet, trainable_parameters
+from activations import count_activations, meta_unet, trainable_parameters
 from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.memory import GIB, WORKING
 from blora_nb.running.text_cache import cached_text, text_projections

@@ -19,10 +19,6 @@ from blora_nb.training import train
 from course_drawings import PROMPT, drawings, pairs, verdicts
 from report import PAIR_BY_PAIR, against, fingerprint, shares, summary, table, write
 
-SAMPLINGS: dict[str, dict[str, Any]] = {
-    "asymmetric guidance": {"asymmetric_guidance": True},
-    "timed halves (content until .7, style from .3)": {"content_until": 0.7, "style_from": 0.3},
-}
 X0 = "x0 loss in the second half"
 
 
@@ -32,11 +28,11 @@ def measure(seeds: int) -> dict[str, dict[str, Any]]:
     half = TrainingSettings.for_pipeline(pipe).max_train_steps // 2
     rows = {}
 
-    def row(name: str, bloras: dict[str, BLoRA], **options: Any) -> None:
+    def row(name: str, bloras: dict[str, BLoRA]) -> None:
         found = []
         for i, j in pairs(pictures):
             images = generate(
-                pipe, PROMPT, bloras[i], bloras[j], seeds=range(seeds), progress=False, **options
+                pipe, PROMPT, bloras[i], bloras[j], seeds=range(seeds), progress=False
             )
             found += verdicts(scorer, images, i, j, pictures)
         rows[name] = summary(found, seeds)
@@ -56,8 +52,6 @@ def measure(seeds: int) -> dict[str, dict[str, Any]]:
 
     plain = trained()
     row("plain", plain)
-    for name, options in SAMPLINGS.items():
-        row(name, plain, **options)
     row("two-step style training", two_step(plain))
     row("min-SNR 5", trained(snr_gamma=5.0))
     x0 = trained(x0_loss_from=half)

@@ -8,35 +8,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blora_nb.alpha_frontier import frontier
-    from blora_nb.assets import known_words
-    from blora_nb.cli.check import print_check
-    from blora_nb.course.examples import example_blora, example_names, example_picture
-    from blora_nb.diagram import unet_diagram
-    from blora_nb.figures import (
-        alpha_grid,
-        heat_map,
-        line_figure,
-        loss_curve,
-        overlay,
-        picture_grid,
-        seed_ranking,
-    )
-    from blora_nb.files.images import read_image
-    from blora_nb.files.saved_images import save_picture
-    from blora_nb.generation import generate, sample
-    from blora_nb.inspection import prompt_per_block, record_attention
-    from blora_nb.instant import instant_blora
-    from blora_nb.lora import BLoRA, apply, combine, from_original_alpha, remove, set_alphas
-    from blora_nb.metrics import scorer_for
-    from blora_nb.pipeline import encode_prompt, load_pipeline
-    from blora_nb.rebuilding import rebuild
-    from blora_nb.settings import TrainingSettings
-    from blora_nb.training import train
-    from blora_nb.validation import validation_pictures
-    from blora_nb.widgets.pad import DrawingPad
-    from blora_nb.widgets.panels import AlphaPanel, SeedPanel
-    from blora_nb.widgets.picker import CheckpointPicker
+    from blora_nb.alpha_frontier import frontier as frontier
+    from blora_nb.assets import known_words as known_words
+    from blora_nb.cli.check import print_check as print_check
+    from blora_nb.course.examples import example_blora as example_blora
+    from blora_nb.course.examples import example_names as example_names
+    from blora_nb.course.examples import example_picture as example_picture
+    from blora_nb.diagram import unet_diagram as unet_diagram
+    from blora_nb.figures import alpha_grid as alpha_grid
+    from blora_nb.figures import heat_map as heat_map
+    from blora_nb.figures import line_figure as line_figure
+    from blora_nb.figures import loss_curve as loss_curve
+    from blora_nb.figures import overlay as overlay
+    from blora_nb.figures import picture_grid as picture_grid
+    from blora_nb.figures import seed_ranking as seed_ranking
+    from blora_nb.files.images import read_image as read_image
+    from blora_nb.files.saved_images import save_picture as save_picture
+    from blora_nb.generation import generate as generate
+    from blora_nb.generation import sample as sample
+    from blora_nb.inspection import prompt_per_block as prompt_per_block
+    from blora_nb.inspection import record_attention as record_attention
+    from blora_nb.instant import instant_blora as instant_blora
+    from blora_nb.lora import BLoRA as BLoRA
+    from blora_nb.lora import apply as apply
+    from blora_nb.lora import combine as combine
+    from blora_nb.lora import from_original_alpha as from_original_alpha
+    from blora_nb.lora import remove as remove
+    from blora_nb.lora import set_alphas as set_alphas
+    from blora_nb.metrics import scorer_for as scorer_for
+    from blora_nb.pipeline import encode_prompt as encode_prompt
+    from blora_nb.pipeline import load_pipeline as load_pipeline
+    from blora_nb.rebuilding import rebuild as rebuild
+    from blora_nb.settings import TrainingSettings as TrainingSettings
+    from blora_nb.training import train as train
+    from blora_nb.validation import validation_pictures as validation_pictures
+    from blora_nb.widgets.pad import DrawingPad as DrawingPad
+    from blora_nb.widgets.panels import AlphaPanel as AlphaPanel
+    from blora_nb.widgets.panels import SeedPanel as SeedPanel
+    from blora_nb.widgets.picker import CheckpointPicker as CheckpointPicker
 
 __version__ = "0.1.0"
 
@@ -73,46 +82,9 @@ NAMES = {
 }
 MODULE_OF = {name: module for module, names in NAMES.items() for name in names}
 
-__all__ = [
-    "AlphaPanel",
-    "BLoRA",
-    "CheckpointPicker",
-    "DrawingPad",
-    "SeedPanel",
-    "TrainingSettings",
-    "alpha_grid",
-    "apply",
-    "combine",
-    "encode_prompt",
-    "example_blora",
-    "example_names",
-    "example_picture",
-    "from_original_alpha",
-    "frontier",
-    "generate",
-    "heat_map",
-    "instant_blora",
-    "known_words",
-    "line_figure",
-    "load_pipeline",
-    "loss_curve",
-    "overlay",
-    "picture_grid",
-    "print_check",
-    "prompt_per_block",
-    "read_image",
-    "rebuild",
-    "record_attention",
-    "remove",
-    "sample",
-    "save_picture",
-    "scorer_for",
-    "seed_ranking",
-    "set_alphas",
-    "train",
-    "unet_diagram",
-    "validation_pictures",
-]
+if not TYPE_CHECKING:
+    # type checkers and editors take the names that are imported above as themselves
+    __all__ = sorted(MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:

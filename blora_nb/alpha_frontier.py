@@ -24,7 +24,6 @@ from blora_nb.generation import (
     memory_explained,
     seed_list,
 )
-from blora_nb.guards.changed_pipelines import ready_to_draw
 from blora_nb.lora import BLoRA, Given, apply, check_strength, loaded, set_alphas
 from blora_nb.metrics import (
     DECIMALS,
@@ -189,10 +188,10 @@ def frontier(
     sampling["num_inference_steps"] = num_inference_steps
     points = []
     with pipeline_lock(pipe):
-        with ready_to_draw(pipe), memory_explained(pipe):
+        with memory_explained(pipe):
             apply(pipe, content, style)
             embeds = encode(pipe, prompt, negative_prompt)
-            common = record(pipe, prompt, negative_prompt, content, style, 1.0, 1.0)
+            common = record(pipe, prompt, negative_prompt, content, style)
         # before the pictures: it may have to be downloaded
         scorer = scorer or scorer_for(pipe)
         total = len(pairs) * len(numbers)
@@ -200,10 +199,12 @@ def frontier(
             for c, s in pairs:
                 set_alphas(pipe, c, s)
                 made_with = common | {"content_alpha": c, "style_alpha": s}
+                drawn = draw_each(
+                    pipe, embeds, numbers, progress=False, made_with=made_with, **sampling
+                )
                 images = []
                 try:
-                    for image in draw_each(pipe, embeds, numbers, progress=False, **sampling):
-                        image.info["blora_nb"] = made_with | image.info["blora_nb"]
+                    for image in drawn:
                         images.append(image)
                         bar.update()
                 except ValueError as error:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ def shown(text: object, longest: int = 120) -> str:
     """A text out of a file as it may be printed: no control characters, not endless."""
     plain = "".join(c if c.isprintable() else "?" for c in str(text)[: longest + 1])
     return plain if len(plain) <= longest else plain[:longest] + "…"
+
+
+def not_there(what: str, path: Path) -> str:
+    """What to say of a file or folder that is not where a person says it is."""
+    return f"There is no {what} {shown(path, 300)}. Check the path (it is read from {Path.cwd()})."
 
 
 def several(names: Iterable[object]) -> str:

@@ -27,6 +27,7 @@ from blora_nb.files.saved_images import read_settings
 from blora_nb.generation import sample
 from blora_nb.lora import Given, apply, set_alphas
 from blora_nb.metrics import DECIMALS, mean_and_error, ranked
+from blora_nb.rebuilding import psnr
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.checkpoints import step_of
 from blora_nb.validation import SHEET, SHOWN_AS, pictures_by_half
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
     from blora_nb.alpha_frontier import Frontier, FrontierPoint
 
-Rows = Sequence[Sequence[Image.Image | None]]
+Row = Sequence[Image.Image | None]
+Rows = Sequence[Row]
 
 GAP = 0.05  # inches between pictures
 # Okabe and Ito's colours, which the colour-blind can tell apart
@@ -45,6 +47,9 @@ LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 MARKERS = "os^D"
 BEST = "0.1"  # the colour of what is recommended
 MOST_TICKS = 12
+# dB (PSNR) of a figure with few colours to that with all: the lessons' figures, which have to stay
+# small, have 30.4 and more; grids of smooth pictures such as photos, which show bands, 25 to 29.9
+LOOKS_THE_SAME = 30.0
 NEAR = 7  # points of type from a point of a chart to a label that needs no line to it
 
 
@@ -82,14 +87,17 @@ class NotebookFigure(Figure):
         super().savefig(*args, **{"bbox_inches": "tight", "pad_inches": 0.05, **options})
 
     def png(self) -> bytes:
-        """The figure as the bytes of a PNG file."""
+        """The figure as the bytes of a PNG file, with fewer colours where that looks the same."""
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png")
-        # 112 colours, chosen to cover all that occur, look the same and keep a notebook small
-        few_colours = Image.open(drawn).convert("RGB")
-        few_colours = few_colours.quantize(
+        # 112 colours, chosen to cover all that occur, keep a notebook small
+        all_colours = Image.open(drawn).convert("RGB")
+        few_colours = all_colours.quantize(
             112, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE
         )
+        both = [np.asarray(one.convert("RGB")) / 255 for one in (few_colours, all_colours)]
+        if psnr(*both) < LOOKS_THE_SAME:
+            return drawn.getvalue()
         few_colours.save(small, format="PNG", optimize=True)
         return small.getvalue()
 
@@ -107,7 +115,7 @@ class NotebookFigure(Figure):
 
 
 def picture_grid(
-    rows: Rows,
+    rows: Rows | Row,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
     caption: str = "",
@@ -117,12 +125,17 @@ def picture_grid(
     """A figure of labelled pictures.
 
     Args:
-        rows: a list of rows, each a list of PIL images; None leaves a place empty.
+        rows: a list of rows, each a list of PIL images, or the images of a single row; None leaves
+            a place empty.
         row_labels, column_labels: one text for each.
         caption: a sentence under the figure; name the seed and the alphas in it.
         side: the width of one picture, in inches.
         titles: a text above each picture, in rows like the pictures; instead of `column_labels`.
+
+    Raises:
+        ValueError: there are no pictures, or some are in rows and some are not.
     """
+    rows = _checked_rows(rows)
     lines = max((text.count("\n") + 1 for line in titles or () for text in line), default=0)
     figure, axes = _show_pictures(rows, side, 0.16 * lines + 0.12 if titles else GAP)
     for row, texts in zip(axes, titles or [column_labels or []]):
@@ -133,6 +146,18 @@ def picture_grid(
     height, width = axes.shape
     figure.add_caption(caption, f"{height} rows of {width} pictures")
     return figure
+
+
+def _checked_rows(given: Rows | Row) -> Rows:
+    """What `picture_grid` was given, as rows."""
+    single = [one for one in given if one is None or isinstance(one, Image.Image)]
+    rows = [row for row in given if not (row is None or isinstance(row, Image.Image))]
+    if bool(single) == any(len(row) > 0 for row in rows):
+        raise ValueError(
+            "picture_grid takes a list of pictures, or a list of rows that are lists of pictures; "
+            "it must not be empty."
+        )
+    return [single] if single else rows
 
 
 def _show_pictures(rows: Rows, side: float, gap: float) -> tuple[NotebookFigure, np.ndarray]:
@@ -175,21 +200,28 @@ def alpha_grid(
 
     One alpha for one half, as in `content_alphas=[1]`, gives a sweep over the other's.
     The arguments are those of `generation.generate`.
+
+    Raises:
+        ValueError: there are alphas for a half that is None.
     """
     from tqdm.auto import tqdm
 
+    halves = (("content", content, content_alphas), ("style", style, style_alphas))
+    for half, blora, tried in halves:
+        if blora is None and list(tried) != [1]:
+            raise ValueError(
+                f"There is no {half} half to draw with several alphas. Give {half}=, or "
+                f"{half}_alphas=[1] for a sweep over the other half's."
+            )
     alphas = [(c, s) for c in content_alphas for s in style_alphas]
     pictures = []
     with pipeline_lock(pipe):
         apply(pipe, content, style)
-        for pair in tqdm(alphas, desc="alphas", disable=not progress):
-            set_alphas(pipe, *pair)
+        for c, s in tqdm(alphas, desc="alphas", disable=not progress):
+            set_alphas(pipe, None if content is None else c, None if style is None else s)
             pictures += sample(pipe, prompt, seed, num_inference_steps, progress=False)
     caption = [f'"{prompt}"', f"seed {seed}"]
-    for half, blora, tried in (
-        ("content", content, content_alphas),
-        ("style", style, style_alphas),
-    ):
+    for half, blora, tried in halves:
         if blora is not None:
             last = f" to {max(tried):g}" if len(tried) > 1 else ""
             caption.append(f"{half} alpha {min(tried):g}{last}")
@@ -354,10 +386,10 @@ def _curve_caption(scores: Sequence[CheckpointScores], best: CheckpointScores) -
 
 def write_validation_sheet(folder: str | Path) -> Path:
     """Write the `SHEET` of a training into its folder, beside older ones; returns its path."""
-    sheet = checkpoint_grid(folder).png()
+    sheet = checkpoint_grid(folder)
     path = free_path(folder, Path(SHEET).stem, ".png")
     with complete_file(path) as part:
-        part.write_bytes(sheet)
+        sheet.savefig(part, format="png")
     return path
 
 
@@ -660,7 +692,17 @@ def line_figure(
     caption: str = "",
     x: Sequence[float] | None = None,
 ) -> NotebookFigure:
-    """Up to four curves by name, over the values of `x`, by default 1, 2, 3, …"""
+    """Up to four curves by name, over the values of `x`, by default 1, 2, 3, …
+
+    Raises:
+        ValueError: there are more, which could not be told apart.
+    """
+    most = len(LINE_COLOURS)
+    if len(curves) > most:
+        raise ValueError(
+            f"There are {len(curves)} curves, and only {most} of them can be told apart. Draw "
+            "several figures."
+        )
     figure, ax = _chart(x_label, y_label)
     for (name, values), colour, marker in zip(curves.items(), LINE_COLOURS, MARKERS):
         places = range(1, len(values) + 1) if x is None else x

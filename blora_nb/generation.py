@@ -14,23 +14,20 @@ from torch import Tensor, nn
 
 from blora_nb.defaults import defaults_for
 from blora_nb.guards.bases import check_base
-from blora_nb.guards.changed_pipelines import check_unchanged, ready_to_draw, unwrapped
-from blora_nb.lora import Given, applied_alphas, apply, loaded, set_alphas
+from blora_nb.guards.changed_pipelines import check_unchanged, unwrapped
+from blora_nb.guards.prompts import quiet_libraries
+from blora_nb.lora import Given, apply, loaded
 from blora_nb.pipeline import checked_and_encoded
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.memory import pictures_at_once
-from blora_nb.running.out_of_memory import (
-    explain_out_of_memory_generating,
-    is_out_of_memory,
-    release_tensors,
-)
+from blora_nb.running.out_of_memory import MemoryReleased, explain_out_of_memory_generating
 from blora_nb.running.records import record
 from blora_nb.settings import checked_number
-from blora_nb.structure import Structure, structure_of, without_empty_warnings
+from blora_nb.structure import structure_of
 
 if TYPE_CHECKING:
-    from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLPipeline
 
 Seeds = int | Collection[int]
 DrawingProgress = bool | Callable[[int, int], object]
@@ -47,12 +44,6 @@ class Sampling:
             where it is faster. A picture still depends on its own seed only, but sums are added up
             in another order in a batch, which can change a pixel by a step or two. Halved where
             the memory turns out to be too small.
-        asymmetric_guidance: no LoRA in the unconditional pass, so that guidance pushes towards
-            what the LoRA adds (CRAFT-LoRA, arXiv 2602.18936).
-        content_until, style_from: timed halves: the content half only up to this share of the
-            steps, the style half only from this one (content first, style late: arXiv
-            2602.18936). Outside its time a half's alpha is 0, inside it the one it has on the
-            pipeline.
         image, strength: start from this picture (path or PIL image) instead of pure noise, and
             make only this share of the steps (img2img): the lower, the more of the picture is
             kept, its colours too.
@@ -66,9 +57,6 @@ class Sampling:
     height: int | None = None
     width: int | None = None
     batch_size: int | None = None
-    asymmetric_guidance: bool = False
-    content_until: float = 1.0
-    style_from: float = 0.0
     image: "str | Path | Image.Image | None" = None
     strength: float = 0.6
     controlnet: "str | Path | ControlNetModel | None" = None
@@ -92,10 +80,6 @@ class Sampling:
                 raise ValueError(f"{name} must be at least 1, not {count}.")
         if not math.isfinite(guidance):
             raise ValueError(f"guidance_scale must be an ordinary number, not {guidance}.")
-        shares = {"content_until": self.content_until, "style_from": self.style_from}
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} is a share of the steps, from 0 to 1, not {share}.")
         return replace(
             self,
             num_inference_steps=steps,
@@ -105,22 +89,9 @@ class Sampling:
             batch_size=batch_size,
         )
 
-    @property
-    def timed(self) -> bool:
-        """Whether a half acts in some of the steps only."""
-        return self.content_until < 1 or self.style_from > 0
-
     def record(self) -> dict[str, Any]:
         """What of it stands in the record of a picture."""
-        names = (
-            "num_inference_steps",
-            "guidance_scale",
-            "height",
-            "width",
-            "asymmetric_guidance",
-            "content_until",
-            "style_from",
-        )
+        names = ("num_inference_steps", "guidance_scale", "height", "width")
         return {name: getattr(self, name) for name in names}
 
 
@@ -158,7 +129,7 @@ def generate(
             steps in all).
         options: `preview` (see `draw_each`) and the other fields of `Sampling`: `batch_size`,
             `image` and `strength`, `controlnet`, `control_image` and
-            `controlnet_conditioning_scale`, `asymmetric_guidance`, `content_until`, `style_from`.
+            `controlnet_conditioning_scale`.
 
     Returns:
         PIL images in the order of the seeds. Each knows what it was made with, in
@@ -201,15 +172,9 @@ def generate_each(
     """
     check_pipeline(pipe)
     content, style = loaded(content), loaded(style)
-    # also NumPy's and PyTorch's numbers, which no record could hold
-    alphas = (float(content_alpha), float(style_alpha))
-    with ready_to_draw(pipe), memory_explained(pipe):
-        apply(pipe, content, style, *alphas)
-        embeds = encode(pipe, prompt, negative_prompt)
-        common = record(pipe, prompt, negative_prompt, content, style, *alphas)
-    for picture in draw_each(pipe, embeds, **options):
-        picture.info["blora_nb"] = common | picture.info["blora_nb"]
-        yield picture
+    with memory_explained(pipe):
+        apply(pipe, content, style, content_alpha, style_alpha)
+    yield from _sample_each(pipe, prompt, negative_prompt, content, style, **options)
 
 
 @torch.no_grad()
@@ -223,17 +188,31 @@ def sample(
 ) -> list[Image.Image]:
     """Like `generate`, with whatever is on the pipeline at the moment.
 
-    See `lora.apply` and `lora.set_alphas`.
+    See `lora.apply` and `lora.set_alphas`. What a picture knows of its halves are alphas and
+    fingerprints, not the files that they came from.
 
     Args:
         options: see `draw_each`.
     """
-    options["num_inference_steps"] = num_inference_steps
+    options |= {"seeds": seeds, "num_inference_steps": num_inference_steps}
     with pipeline_lock(pipe):
         check_pipeline(pipe)
-        with ready_to_draw(pipe), memory_explained(pipe):
-            embeds = encode(pipe, prompt, negative_prompt)
-        return list(draw_each(pipe, embeds, seeds, **options))
+        return list(_sample_each(pipe, prompt, negative_prompt, **options))
+
+
+def _sample_each(
+    pipe: "StableDiffusionXLPipeline",
+    prompt: str,
+    negative_prompt: str | None,
+    content: Given | None = None,
+    style: Given | None = None,
+    **options: Any,
+) -> Iterator[Image.Image]:
+    """Yield pictures of what is on the pipeline; `content` and `style` as in `record`."""
+    with memory_explained(pipe):
+        embeds = encode(pipe, prompt, negative_prompt)
+        made_with = record(pipe, prompt, negative_prompt, content, style)
+    yield from draw_each(pipe, embeds, made_with=made_with, **options)
 
 
 def check_pipeline(pipe: "StableDiffusionXLPipeline") -> None:
@@ -267,6 +246,7 @@ def draw_each(
     seeds: Seeds = (0,),
     progress: DrawingProgress = True,
     preview: Preview | None = None,
+    made_with: dict[str, Any] | None = None,
     **sampling: Any,
 ) -> Iterator[Image.Image]:
     """Yield one picture after another, each as soon as it is ready, of a prompt from `encode`.
@@ -274,47 +254,40 @@ def draw_each(
     Args:
         preview: a function called after each step with (index of the batch's first picture, step,
             latents [batch, channels, height/8, width/8]; the teaching model has quarters).
+        made_with: entries for the record of the pictures, beside those that are known here.
         sampling: the fields of `Sampling`.
     """
     how = Sampling(**sampling)
     seeds = seed_list(seeds)
     with ExitStack() as stack:
-        stack.enter_context(ready_to_draw(pipe, with_hooks=how.asymmetric_guidance))
         how = how.suited_to(pipe)
         structure = structure_of(pipe, how)
-        stack.enter_context(without_empty_warnings())
-        made_with = how.record() | structure.made_with
+        made_with = (made_with or {}) | how.record() | structure.made_with
         # `inspection` reads it here, also when a pipeline made of the parts of this one draws
         pipe._guidance_scale = how.guidance_scale
         # a float16 VAE is decoded in float32; interrupted there, diffusers leaves it so
         vae_dtype = pipe.vae.dtype
         stack.callback(nn.Module.to, pipe.vae, vae_dtype)
         stack.enter_context(lean_attention(pipe.unet))
-        if how.asymmetric_guidance and (how.guidance_scale or 0) > 1:
-            stack.enter_context(lora_in_the_conditional_pass_only(pipe.unet))
-        alphas = applied_alphas(pipe)
-        if how.timed:
-            stack.callback(set_alphas, pipe, *alphas)
-        steps = Steps(pipe, how, structure, alphas, len(seeds), progress, preview)
+        steps = Steps(how.num_inference_steps or 0, len(seeds), progress, preview)
         stack.callback(steps.bar.close)
         size = how.batch_size or pictures_at_once(pipe, how.height, how.width)
         first = 0
         while first < len(seeds):
             batch = seeds[first : first + size]
             try:
-                images = structure.pipe(
-                    **embeds,
-                    **structure.arguments,
-                    num_inference_steps=how.num_inference_steps,
-                    guidance_scale=how.guidance_scale,
-                    num_images_per_prompt=len(batch),
-                    generator=[torch.Generator().manual_seed(seed) for seed in batch],
-                    callback_on_step_end=steps.of_batch(first, batch),
-                ).images
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                release_tensors(error)
+                # whenever a VAE changes its dtype, diffusers warns of an empty list of modules
+                with quiet_libraries(), MemoryReleased():
+                    images = structure.pipe(
+                        **embeds,
+                        **structure.arguments,
+                        num_inference_steps=how.num_inference_steps,
+                        guidance_scale=how.guidance_scale,
+                        num_images_per_prompt=len(batch),
+                        generator=[torch.Generator().manual_seed(seed) for seed in batch],
+                        callback_on_step_end=steps.of_batch(first, batch),
+                    ).images
+            except MemoryError as error:
                 if len(batch) == 1:
                     raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
                 size = len(batch) // 2
@@ -328,65 +301,47 @@ def draw_each(
 
 
 class Steps:
-    """What happens after each step: progress, preview, the alphas of timed halves."""
+    """What happens after each step: progress and preview."""
 
     def __init__(
-        self,
-        pipe: "StableDiffusionXLPipeline",
-        how: Sampling,
-        structure: Structure,
-        alphas: tuple[float, float],
-        pictures: int,
-        progress: DrawingProgress,
-        preview: Preview | None,
+        self, steps: int, pictures: int, progress: DrawingProgress, preview: Preview | None
     ) -> None:
         from tqdm.auto import tqdm
 
-        self.pipe, self.how, self.alphas = pipe, how, alphas
-        self.progress, self.preview = progress, preview
-        # img2img leaves out the first steps
-        self.each = structure.steps(how.num_inference_steps or 0)
-        self.total = self.each * pictures
-        self.bar = tqdm(total=self.total, desc="generating", disable=progress is not True)
+        self.pictures, self.progress, self.preview = pictures, progress, preview
+        self.bar = tqdm(total=steps * pictures, desc="generating", disable=progress is not True)
 
     def of_batch(self, first: int, seeds: list[int]) -> Callable[..., dict]:
         """The callback for diffusers, of the batch that begins with picture `first`."""
 
-        def after_step(_: object, step: int, timestep: int, tensors: dict[str, Tensor]) -> dict:
+        def after_step(
+            pipe: "DiffusionPipeline", step: int, timestep: int, tensors: dict[str, Tensor]
+        ) -> dict:
             latents = tensors["latents"]
-            done = self.each * first + (step + 1) * len(seeds)
+            # img2img makes fewer steps than were asked for, a sampler of second order more
+            each = pipe.num_timesteps
+            done, total = each * first + (step + 1) * len(seeds), each * self.pictures
+            if self.bar.total != total:
+                self.bar.reset(total)
             self.bar.update(done - self.bar.n)
-            self._set_time(step + 1)
-            if step + 1 == self.each:
+            if step + 1 == each:
                 check_latents(latents, seeds)
             if self.preview:
                 self.preview(first, step, latents)
             if callable(self.progress):
-                self.progress(done, self.total)
+                self.progress(done, total)
             return {}
 
-        self._set_time(0)
         return after_step
-
-    def _set_time(self, step: int) -> None:
-        """Switch timed halves on and off for the step to come."""
-        if not self.how.timed:
-            return
-        content_alpha, style_alpha = self.alphas
-        with_content = step < self.how.content_until * self.each
-        with_style = step >= self.how.style_from * self.each
-        set_alphas(self.pipe, content_alpha * with_content, style_alpha * with_style)
 
 
 @contextmanager
 def memory_explained(pipe: "StableDiffusionXLPipeline") -> Iterator[None]:
     """Inside, running out of memory is a MemoryError that says what to change, and keeps none."""
     try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        release_tensors(error)
+        with MemoryReleased():
+            yield
+    except MemoryError as error:
         raise MemoryError(explain_out_of_memory_generating(pipe, error)) from None
 
 
@@ -411,27 +366,3 @@ def seed_list(seeds: Seeds) -> list[int]:
         return [operator.index(seed) for seed in seeds]  # type: ignore[union-attr]
     except TypeError:
         raise ValueError(f"Seeds are whole numbers, which {seeds!r} is not.") from None
-
-
-@contextmanager
-def lora_in_the_conditional_pass_only(unet: "UNet2DConditionModel") -> Iterator[None]:
-    """Inside, what LoRA adds is 0 in the first half of each batch.
-
-    There classifier-free guidance puts the unconditional pass.
-    """
-
-    def silence(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        unconditional, conditional = output.split(len(output) // 2)
-        return torch.cat([torch.zeros_like(unconditional), conditional])
-
-    handles = [
-        part.register_forward_hook(silence)
-        for module in unet.modules()
-        if hasattr(module, "lora_B")
-        for part in module.lora_B.values()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

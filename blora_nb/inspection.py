@@ -170,10 +170,9 @@ def record_attention(
         @torch.no_grad()
         def hook(attention: "Attention", args: tuple, kwargs: dict, output: Tensor) -> None:
             states, text = args[0], kwargs.get("encoder_hidden_states")
-            # looked up only now, as a B-LoRA may have been put on these layers since; on the whole
-            # batch, whose first half asymmetric guidance keeps free of LoRA
-            query = conditional_half(pipe, attention.to_q(states))
-            key = conditional_half(pipe, attention.to_k(states if text is None else text))
+            # looked up only now, as a B-LoRA may have been put on these layers since
+            query = attention.to_q(conditional_half(pipe, states))
+            key = attention.to_k(conditional_half(pipe, states if text is None else text))
             weights = attention_weights(query, key, attention.heads, attention.scale)
             sums[kind, block] = sums.get((kind, block), 0) + weights.sum(0)
             counts[kind, block] += len(weights)

@@ -424,15 +424,21 @@ def apply(
         BLoRAError: a half is missing or does not fit the base model; what was on the pipeline is
             still on it.
         PipelineError: somebody has changed the pipeline so that LoRA would have no right effect.
-        ValueError: an alpha is no ordinary number.
+        ValueError: an alpha is no ordinary number, or is for a half that is None.
     """
-    check_strength("content_alpha", content_alpha)
-    check_strength("style_alpha", style_alpha)
+    alphas = {"content": content_alpha, "style": style_alpha}
+    for half, alpha in alphas.items():
+        check_strength(f"{half}_alpha", alpha)
     check_unchanged(pipe)
     halves = _mixed_halves(content, style)
+    for half, alpha in alphas.items():
+        # 1 is the default, and 0 is true of a half that is not there
+        if half not in halves and alpha not in (0, 1):
+            raise ValueError(_nothing_to_strengthen(half, alpha))
+    strengths = {f"{half}_alpha": alphas[half] for half in halves}
     fingerprints = {half: blora.fingerprint for half, blora in halves.items()}
     if applied_fingerprints(pipe) == fingerprints and not adapters_of_encoders(pipe):
-        set_alphas(pipe, content_alpha, style_alpha)
+        set_alphas(pipe, **strengths)
         return
     for blora in halves.values():
         check_fits(inner(pipe.unet), blora)
@@ -452,7 +458,15 @@ def apply(
             applied_halves(pipe.unet)[half] = AppliedHalf(
                 fingerprints[half], pipe.unet.peft_config[half], acting_weights(pipe.unet, half)
             )
-    set_alphas(pipe, content_alpha, style_alpha)
+    set_alphas(pipe, **strengths)
+
+
+def _nothing_to_strengthen(half: str, alpha: float) -> str:
+    """What is wrong with an alpha for a half that is not there, and the remedy."""
+    return (
+        f"{half}_alpha is {alpha:g}, but there is no {half} half. Put one on with "
+        f"apply(pipe, {half}=…) or generate(…, {half}=…), or leave {half}_alpha out."
+    )
 
 
 def check_fits(unet: "UNet2DConditionModel", blora: BLoRA) -> None:
@@ -484,12 +498,18 @@ def set_alphas(
 
     Args:
         content_alpha, style_alpha: as in `apply`; None leaves that half as it is.
+
+    Raises:
+        ValueError: an alpha is no ordinary number, or is for a half that is not on the pipeline.
     """
     given = {"content": content_alpha, "style": style_alpha}
+    there = applied(pipe)
     for half, alpha in given.items():
         if alpha is not None:
             check_strength(f"{half}_alpha", alpha)
-    there = applied(pipe)
+        # 0 is true of a half that is not there
+        if alpha and half not in there:
+            raise ValueError(_nothing_to_strengthen(half, alpha))
     halves = [half for half in HALVES if half in there]
     if not halves:
         return

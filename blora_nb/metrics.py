@@ -6,7 +6,6 @@ drawings (`judge.py`). Photographs and pictures of SDXL are scored by DINO, as i
 comparable.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -34,11 +33,7 @@ SMALLEST_RANGE = 0.05  # of scores that differ at all
 
 
 class Scorer(Protocol):
-    """What compares pictures with a picture: `JudgeScorer`, `EncoderScorer`, or one of your own.
-
-    One of your own may have an attribute `identity`, a text that changes whenever its numbers
-    would: only then are scores kept from one use to the next.
-    """
+    """What compares pictures with a picture: `JudgeScorer`, `EncoderScorer`, or one of your own."""
 
     def content_kept(self, images: Images, content_picture: Image.Image) -> list[float]:
         """A number for each image; higher is better."""
@@ -52,15 +47,6 @@ class JudgeScorer:
 
     def __init__(self, judge: Judge | None = None) -> None:
         self.judge = judge or Judge.load()
-
-    @property
-    def identity(self) -> str:
-        """A text that is the same only for the same judge: it names scores that are kept."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.judge.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return f"judge {digest.hexdigest()[:12]}"
 
     def content_kept(self, images: Images, content_picture: Image.Image) -> list[float]:
         """For each image: how much its shape is like that of the content picture."""
@@ -118,8 +104,6 @@ class EncoderScorer:
         from transformers import AutoImageProcessor, CLIPModel, CLIPProcessor, ViTModel
 
         self.device = device or default_device()
-        # a text that is the same only for the same models: it names scores that are kept
-        self.identity = f"DINO {dino}, CLIP {clip}"
         vit = ViTModel.from_pretrained(dino, add_pooling_layer=False, use_safetensors=True)
         self.dino = vit.eval().to(self.device)
         self.clip = CLIPModel.from_pretrained(clip, use_safetensors=True).eval().to(self.device)

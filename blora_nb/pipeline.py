@@ -20,7 +20,7 @@ from blora_nb.files.safe_files import open_weights
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import FEW_STEP_ADAPTER
 from blora_nb.guards.prompts import check_prompt, quiet_libraries, warn_about_prompt
-from blora_nb.registry import note_options
+from blora_nb.registry import note_options, options_of
 from blora_nb.running.device import (
     check_device,
     default_base,
@@ -256,14 +256,22 @@ def tile_vae(pipe: "StableDiffusionXLPipeline") -> None:
 
 
 def use_scheduler(pipe: "StableDiffusionXLPipeline", name: str) -> None:
-    """Another sampler: one of `SCHEDULERS`, with the noise schedule of the base model."""
+    """Another sampler: one of `SCHEDULERS`, with the noise schedule of the base model.
+
+    Beside a few-step LoRA that was merged before, "euler" begins at the last timestep.
+    """
     import diffusers
 
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, not {name}.")
     # another sampler would hide what the base's own says of it
     check_base(pipe)
-    pipe.scheduler = getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+    changed = {}
+    if name == "euler" and "few_step_lora" in options_of(pipe):
+        # as Lightning LoRAs were taught; SDXL's own spacing is "leading": 751, 501, 251, 1
+        changed["timestep_spacing"] = "trailing"
+    kind = getattr(diffusers, SCHEDULERS[name])
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **changed)
     note_options(pipe, scheduler=name)
 
 

@@ -1,13 +1,13 @@
 """The settings of a training, for notebooks and the command line alike.
 
 The names are those of the authors' script, so that their README can be typed here. Every field
-carries the sentence that `--help` prints; a notebook reads the same with `help(TrainingSettings)`
-or `TrainingSettings.explain("rank")`.
+carries the sentence that `--help` prints; a notebook reads the same with `help(TrainingSettings)`.
 """
 
 import math
 import operator
 from dataclasses import Field, dataclass, field, fields
+from textwrap import fill
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -256,10 +256,13 @@ class TrainingSettings:
         values |= {name: value for name, value in changes.items() if value is not None}
         return cls(**values)
 
-    @classmethod
-    def explain(cls, name: str) -> str:
-        """The sentence that `--help` prints about a setting."""
-        return cls.__dataclass_fields__[name].metadata["help"]
+
+# for `help` and the question mark of notebooks
+SENTENCES = [
+    fill(f"    {f.name}: {f.metadata['help']}.", 96, subsequent_indent=" " * 8)
+    for f in fields(TrainingSettings)
+]
+TrainingSettings.__doc__ = "\n".join([f"{TrainingSettings.__doc__}\n\nAttributes:", *SENTENCES])
 
 
 def value_type(f: Field) -> type:

@@ -5,10 +5,7 @@ img2img starts from the picture itself (SDEdit, arXiv 2108.01073); ControlNet fo
 there, B-LoRA included.
 """
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,35 +34,20 @@ class Structure:
     Attributes:
         pipe: the pipeline itself, or one of its parts for img2img, ControlNet or both.
         arguments: further arguments of its call.
-        strength: share of the steps that are made.
         made_with: entries for the record of the pictures.
     """
 
     pipe: "DiffusionPipeline"
     arguments: dict[str, Any]
-    strength: float = 1.0
     made_with: dict[str, Any] = field(default_factory=dict)
-
-    def steps(self, num_inference_steps: int) -> int:
-        """How many of the steps are made: img2img leaves out the first ones.
-
-        Raises:
-            ValueError: none is left.
-        """
-        made = min(int(num_inference_steps * self.strength), num_inference_steps)
-        if made < 1:
-            raise ValueError(
-                f"A strength of {self.strength} leaves none of the {num_inference_steps} steps. "
-                "Choose a higher strength, or more steps."
-            )
-        return made
 
 
 def structure_of(pipe: "StableDiffusionXLPipeline", how: "Sampling") -> Structure:
     """The `Structure` that pictures are drawn with.
 
     Raises:
-        ValueError: arguments that do not go together, or a ControlNet of another base model.
+        ValueError: arguments that do not go together, a strength that leaves no step, or a
+            ControlNet of another base model.
         ImageError: a picture that cannot be read.
     """
     missing = None
@@ -87,6 +69,12 @@ def structure_of(pipe: "StableDiffusionXLPipeline", how: "Sampling") -> Structur
                 "The strength must be above 0 (the picture as it is) and at most 1 (nothing of it "
                 f"is kept), not {how.strength}."
             )
+        steps = how.num_inference_steps or 0
+        if int(steps * how.strength) < 1:
+            raise ValueError(
+                f"A strength of {how.strength} leaves none of the {steps} steps. "
+                "Choose a higher strength, or more steps."
+            )
         start = fitted(how.image, size)
         arguments |= {"image": start, "strength": how.strength}
         made_with |= {**_record("image", how.image, start), "strength": how.strength}
@@ -101,26 +89,7 @@ def structure_of(pipe: "StableDiffusionXLPipeline", how: "Sampling") -> Structur
             "controlnet": controlnet_name(parts["controlnet"]),
             **scale,
         }
-    guided = _guided(pipe, how.image is not None, parts)
-    return Structure(guided, arguments, 1.0 if how.image is None else how.strength, made_with)
-
-
-@contextmanager
-def without_empty_warnings() -> Iterator[None]:
-    """Inside, diffusers does not warn of an empty list of modules.
-
-    It does so whenever a VAE changes its dtype, as one in float16 does to encode a picture.
-    """
-    logger = logging.getLogger("diffusers.models.modeling_utils")
-    logger.addFilter(_names_modules)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_names_modules)
-
-
-def _names_modules(record: logging.LogRecord) -> bool:
-    return "should be kept in float32: []" not in record.getMessage()
+    return Structure(_guided(pipe, how.image is not None, parts), arguments, made_with)
 
 
 def _guided(

@@ -12,7 +12,8 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +48,7 @@ from blora_nb.running.checkpoints import TrainingState, checkpoint_to_resume, re
 from blora_nb.running.memory import unet_can_stay
 from blora_nb.running.monitor import Monitor, OnCheckpoint, Reporting, TrainingProgress
 from blora_nb.running.optimized_unet import optimized_unet
-from blora_nb.running.out_of_memory import (
-    explain_out_of_memory_training,
-    is_out_of_memory,
-    release_memory_on_oom,
-    release_tensors,
-)
+from blora_nb.running.out_of_memory import MemoryReleased, explain_out_of_memory_training
 from blora_nb.running.placement import all_back, offloaded
 from blora_nb.running.recipes import sample_weights
 from blora_nb.running.training_pictures import class_pictures, squares_of, what_is_learned
@@ -129,12 +125,10 @@ def train(
             models.append(pipe.unet)
         with all_back(*models):
             try:
-                return _train_on(pipe, pictures, prompts, settings, kept, checkpoint, reporting)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                # what the error keeps alive would stand in the way of the models that move back
-                release_tensors(error)
+                # what an error keeps alive would stand in the way of the models that move back
+                with MemoryReleased():
+                    return _train_on(pipe, pictures, prompts, settings, kept, checkpoint, reporting)
+            except MemoryError as error:
                 why = explain_out_of_memory_training(pipe, settings, output_dir, error)
                 raise TrainingError(why) from None
             finally:
@@ -148,6 +142,14 @@ def _settings_for(
     several: bool,
 ) -> TrainingSettings:
     """The settings of a training; a resolution that the base model does not draw is warned of."""
+    known = [field.name for field in fields(TrainingSettings)]
+    for name in changed_settings:
+        if name not in known:
+            near = " or ".join(get_close_matches(name, known, cutoff=0.5))
+            meant = f"Did you mean {near}? " if near else ""
+            raise ValueError(
+                f"There is no setting '{name}'. {meant}help(TrainingSettings) lists all of them."
+            )
     changed = {name: value for name, value in changed_settings.items() if value is not None}
     if settings is None:
         settings = TrainingSettings.for_pipeline(pipe, several=several, **changed)
@@ -215,7 +217,7 @@ def _train_on(
     aside = [pipe.text_encoder, pipe.text_encoder_2]
     if not unet_can_stay(pipe, settings):
         aside.append(pipe.unet)
-    with offloaded(*aside), release_memory_on_oom():
+    with offloaded(*aside), MemoryReleased():
         moments = encode_images(pipe, squares)
         class_moments = encode_images(pipe, class_squares) if class_squares else None
     remove(pipe)
@@ -298,7 +300,7 @@ def fit(
     """The loop with all that makes it small, fast and safe. Returns the loss of each step."""
     with optimized_unet(pipe, batches, settings) as patches:
         monitor = Monitor(pipe, state, settings, patches, reporting)
-        with monitor, release_memory_on_oom():
+        with monitor, MemoryReleased():
             train_steps(pipe, batches, state, settings, monitor)
     return state.losses
 

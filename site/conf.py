@@ -82,6 +82,9 @@ def separated(found: re.Match[str]) -> str:
 
 def as_rst(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Write a docstring's Markdown as Sphinx needs it: `BLoRA`s, and code that is indented."""
+    if name == "blora_nb.settings.TrainingSettings":
+        # they are in tables on the same page
+        del lines[lines.index("Attributes:") :]
     written: list[str] = []
     before = ""  # the last line with text
     for line in lines:

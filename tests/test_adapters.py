@@ -14,6 +14,7 @@ from blora_nb.generation import generate
 from blora_nb.lora import (
     BLoRA,
     applied,
+    applied_alphas,
     apply,
     combine,
     from_original_alpha,
@@ -132,19 +133,6 @@ def test_files_that_would_change_nothing_are_refused(blora, tmp_path):
         weak.save(tmp_path / "x.safetensors", dtype=torch.float16)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"content_until": -1}, "content_until is a share"),
-        ({"style_from": float("nan")}, "style_from is a share"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be"),
-    ],
-)
-def test_options_out_of_range_are_named(pipe, blora, options, message):
-    with pytest.raises(ValueError, match=message):
-        generate(pipe, "A", style=blora, progress=False, **options)
-
-
 def test_a_picture_of_nan_is_an_error_with_its_seed(pipe, blora):
     options = {"style_alpha": 1e30, "seeds": 3, "num_inference_steps": 2, "progress": False}
     with pytest.raises(ValueError, match="NaN instead of a picture for the seed 3.*smaller alphas"):
@@ -205,6 +193,23 @@ def test_alphas_are_linear_and_signed(pipe, blora, alphas):
         base = pipe.unet.get_submodule(name).get_base_layer().weight
         expected = base + alpha * change_of(blora, name)
         torch.testing.assert_close(acting, expected, atol=1e-5, rtol=1e-5)
+    remove(pipe)
+
+
+@pytest.mark.parametrize("how", ["set_alphas", "apply", "generate"])
+def test_an_alpha_of_a_half_that_is_not_there_is_refused(pipe, blora, how):
+    """0 and the default are not: a half that is not there does not act."""
+    apply(pipe, style=blora, content_alpha=0.0)
+    call = {
+        "set_alphas": lambda: set_alphas(pipe, content_alpha=1.0),
+        "apply": lambda: apply(pipe, style=blora, content_alpha=0.5),
+        "generate": lambda: generate(pipe, "A cat", style=blora, content_alpha=-1, progress=False),
+    }
+    with pytest.raises(ValueError, match=r"content_alpha is .* no content half.*content=…"):
+        call[how]()
+    assert applied(pipe) == ["style"]
+    set_alphas(pipe, 0.0, 0.5)
+    assert applied_alphas(pipe) == (0.0, 0.5)
     remove(pipe)
 
 

@@ -1,15 +1,14 @@
-"""Scores of the pictures at each checkpoint: what they mean, how long they last, what they advise.
+"""Scores of the pictures at each checkpoint: what they mean, and what they advise.
 
 The checkpoints hold pictures only, of one colour, which a scorer with known numbers reads.
 """
 
-import json
 import os
 
 import pytest
 from PIL import Image
 
-from blora_nb.checkpoint_scores import SCORES, kept_scores, recommended, score_checkpoints
+from blora_nb.checkpoint_scores import recommended, score_checkpoints
 from blora_nb.figures import checkpoint_curve
 from blora_nb.files.saved_images import save_image
 from blora_nb.validation import pictures_at
@@ -23,16 +22,14 @@ RISING = {10: (0, 0), 20: (40, 30), 30: (96, 98), 40: (100, 100), 50: (100, 90)}
 class ByColour:
     """Content kept is the red of a picture in percent, style moved its green."""
 
-    def __init__(self, identity="by colour"):
-        self.identity, self.scored, self.compared = identity, 0, set()
+    def __init__(self):
+        self.compared = set()
 
     def content_kept(self, images, picture):
         self.compared.add(picture.tobytes())
-        self.scored += len(images)
         return [image.getpixel((0, 0))[0] / 100 for image in images]
 
     def style_moved(self, images, picture):
-        self.scored += len(images)
         return [image.getpixel((0, 0))[1] / 100 for image in images]
 
 
@@ -91,75 +88,6 @@ def test_the_earliest_nearly_as_good_as_the_best_is_recommended(tmp_path, scores
     assert recommended(score(trained(tmp_path, scores), ByColour())).step == step
 
 
-def test_what_was_scored_is_not_scored_again(tmp_path):
-    trained(tmp_path, RISING)
-    first = score(tmp_path, ByColour())
-    again = ByColour()
-    assert score(tmp_path, again) == first == kept_scores(tmp_path)
-    assert again.scored == 0
-    assert not list(tmp_path.rglob("*.part"))
-
-
-def other_pictures(folder):
-    file = folder / "checkpoint-20" / "A_v_seed1.png"
-    file.unlink()
-    write(file, 77, 77)
-
-
-def another_picture(folder):
-    write(folder / "checkpoint-20" / "A_v_seed2.png", 40, 30)
-
-
-def change(name, value):
-    def damage(folder):
-        file = folder / "checkpoint-20" / SCORES
-        file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
-
-    return damage
-
-
-@pytest.mark.parametrize(
-    ("spoil", "scored"),
-    [
-        (other_pictures, 4),
-        (another_picture, 6),
-        (lambda folder: (folder / "checkpoint-20" / SCORES).write_text('{"scorer": "by'), 4),
-        (lambda folder: (folder / "checkpoint-20" / SCORES).write_text("[1]"), 4),
-        (change("content_scores", [0.4]), 4),
-        (change("style_scores", [0.3, float("nan")]), 4),
-        (change("style_scores", "high"), 4),
-        (change("scorer", None), 4),
-    ],
-)
-def test_stale_or_damaged_scores_are_not_used(tmp_path, spoil, scored):
-    score(trained(tmp_path, RISING), ByColour())
-    spoil(tmp_path)
-    assert kept_scores(tmp_path) == []
-    scorer = ByColour()
-    scores = score(tmp_path, scorer)
-    assert scorer.scored == scored
-    first = scores[1].checkpoint / "A_v_seed1.png"
-    assert scores[1].content_scores[1] == Image.open(first).getpixel((0, 0))[0] / 100
-    assert kept_scores(tmp_path) == scores
-
-
-def test_another_scorer_or_picture_scores_again(tmp_path):
-    score(trained(tmp_path, RISING), ByColour())
-    other = ByColour("another")
-    score(tmp_path, other)
-    assert other.scored == 20
-    score(tmp_path, other, TRAINED_ON.rotate(90))
-    assert other.scored == 40
-    assert len(other.compared) == 2
-
-
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
-    (trained(tmp_path, {10: (50, 60)}) / "checkpoint-10" / SCORES).mkdir()
-    with pytest.warns(UserWarning, match="cannot be kept.*computed again next time"):
-        (one,) = score(tmp_path, ByColour())
-    assert (one.content_kept, one.style_moved) == (0.5, 0.6)
-
-
 def test_the_picker_shows_the_curve_and_begins_at_the_recommended_checkpoint(tmp_path):
     trained(tmp_path, RISING)
     without = CheckpointPicker(tmp_path)
@@ -174,7 +102,6 @@ def test_the_picker_shows_the_curve_and_begins_at_the_recommended_checkpoint(tmp
     assert "Recommended: step 30" in at_30
     picker.slider.value = tmp_path / "checkpoint-50"
     assert "<img alt=" in picker.curve_shown.value != at_30
-    assert CheckpointPicker(tmp_path).recommended == picker.recommended, "kept scores are shown"
 
 
 @pytest.mark.parametrize("given", [{"picture": TRAINED_ON}, {"scorer": ByColour()}])
@@ -199,14 +126,6 @@ def test_the_curve_marks_the_chosen_and_the_recommended(tmp_path, count):
     assert "how far the training picture is drawn again" in figure.caption
     assert ax.get_ylim()[0] == 0
     assert ax.get_ylim()[1] > 1
-
-
-def test_a_scorer_without_a_name_is_asked_every_time(tmp_path):
-    trained(tmp_path, RISING)
-    score(tmp_path, ByColour(identity=None))
-    again = ByColour(identity=None)
-    score(tmp_path, again)
-    assert again.scored == 2 * 2 * len(RISING)
 
 
 def test_no_scores_are_no_recommendation():

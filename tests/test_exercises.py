@@ -3,6 +3,7 @@
 It leaves stubs alone.
 """
 
+import linecache
 from math import ceil, log
 from statistics import mean
 
@@ -366,6 +367,17 @@ def test_a_wrong_lora_layer(pipe, capsys, wrong):
 
 def test_an_answer_that_crashes_is_told_how(capsys):
     assert "ZeroDivisionError" in verdict(capsys, "ours", lambda a: 1 / 0)
+
+
+def test_an_answer_that_crashes_is_told_where(capsys):
+    """The line is that of the cell, also where a function of its own or a library stopped."""
+    cell = "def squared(a):\n    return torch.stack(a)\n\ndef ours(a):\n    return squared(a)\n"
+    # as IPython keeps what was typed
+    linecache.cache["a cell"] = (len(cell), None, cell.splitlines(), "a cell")
+    namespace = {"torch": torch}
+    exec(compile(cell, "a cell", "exec"), namespace)
+    told = verdict(capsys, "ours", namespace["ours"])
+    assert told.startswith("✗ Your code stopped in line 2 (`return torch.stack(a)`) with TypeError")
 
 
 @pytest.mark.parametrize("path", prepare.LESSONS, ids=lambda p: p.stem)

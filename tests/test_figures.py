@@ -11,8 +11,16 @@ from PIL import Image
 
 from blora_nb.assets import DATA
 from blora_nb.blocks import TRANSFORMER_BLOCKS
+from blora_nb.course.examples import example_names, example_picture
 from blora_nb.diagram import parts_of, unet_diagram
-from blora_nb.figures import alpha_grid, picture_grid, seed_ranking
+from blora_nb.figures import (
+    alpha_grid,
+    line_figure,
+    picture_grid,
+    seed_ranking,
+    write_validation_sheet,
+)
+from blora_nb.files.saved_images import save_image
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
 from blora_nb.metrics import ranked
@@ -71,6 +79,31 @@ def test_one_alpha_for_one_half_gives_a_sweep_over_the_other(pipe, halves):
     assert "content alpha 0 to 2, style alpha 0.5, 2 steps" in repr(figure)
 
 
+def test_a_half_that_is_left_out_has_no_alphas_to_draw(pipe, halves):
+    options = {"num_inference_steps": 1, "progress": False, "style": halves["style"]}
+    with pytest.raises(ValueError, match=r"no content half .*content_alphas=\[1\]"):
+        alpha_grid(pipe, **options)
+    figure = alpha_grid(pipe, content_alphas=[1], style_alphas=[0.5], **options)
+    assert same(figure, generate(pipe, PROMPT, **options, style_alpha=0.5))
+
+
+def test_pictures_in_no_rows_are_one_row():
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
+    assert same(picture_grid([*images, None]), images)
+
+
+@pytest.mark.parametrize("rows", [[], [[], []], [Image.new("RGB", (8, 8)), [None]]])
+def test_a_grid_needs_pictures_that_are_all_in_rows_or_all_in_none(rows):
+    with pytest.raises(ValueError, match="a list of rows"):
+        picture_grid(rows)
+
+
+def test_more_curves_than_can_be_told_apart_are_refused():
+    curves = {name: [1, 2] for name in "abcde"}
+    with pytest.raises(ValueError, match="5 curves, and only 4"):
+        line_figure(curves, "x", "y")
+
+
 def test_the_best_seed_has_both(pipe):
     assert ranked([0.9, 0.2, 0.8], [0.1, 0.9, 0.8]) == [2, 1, 0]
     images = [Image.new("RGB", (96, 96), colour) for colour in ("red", "green", "blue")]
@@ -100,6 +133,29 @@ def test_a_figure_keeps_its_colours(picture):
     assert wrong.mean() < 4
     assert np.percentile(wrong, 99.5) < 40
     assert (np.abs(shown - (0, 255, 0)).max(-1) < 30).sum() >= 40
+
+
+@pytest.fixture(scope="module")
+def smooth():
+    """A picture of many colours that run into each other, as in a photo out of focus."""
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((128, 128), Image.Resampling.BICUBIC)
+
+
+def test_only_pictures_that_stay_the_same_have_fewer_colours(smooth):
+    """The examples are flat and keep a notebook small; in a smooth picture bands would show."""
+    flat = [example_picture(name) for name in example_names()[:4]]
+    for pictures, mode in ((flat, "P"), ([smooth], "RGBA")):
+        shown = Image.open(io.BytesIO(picture_grid([pictures]).png()))
+        assert shown.mode == mode
+
+
+def test_a_sheet_on_disk_has_all_colours(smooth, tmp_path):
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    save_image(smooth, checkpoint / "A_seed0.png", {"prompt": "A"})
+    sheet = Image.open(write_validation_sheet(tmp_path)).convert("RGB")
+    assert len(sheet.getcolors(sheet.width * sheet.height)) > 5_000
 
 
 def test_the_diagram_has_every_block_where_the_latents_pass_it(pipe):

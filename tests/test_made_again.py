@@ -94,7 +94,6 @@ def test_pictures_of_batches_and_mixtures_made_in_python_are_made_again(pipe, tm
         seeds=[4, 9, 2],
         batch_size=2,
         num_inference_steps=3,
-        style_from=0.4,
         progress=False,
     )
     paths = [save_picture(image, tmp_path / "out") for image in images]

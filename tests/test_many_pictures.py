@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from blora_nb.cli.finished import check_output
-from blora_nb.cli.jobs import plan, read_captions
+from blora_nb.cli.jobs import Job, check_folder_names, plan, read_captions
 from blora_nb.cli.many_pictures import train_all, write_manifest
 from blora_nb.course.drawings import draw
 from blora_nb.errors import ImageError
@@ -27,6 +28,7 @@ from blora_nb.running.batches import Batches
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from helpers import same_weights
+from test_formats import made
 
 CHANGES = {"rank": 4, "train_batch_size": 2, "max_train_steps": 10, "checkpointing_steps": 5}
 NAMES = ("star_sunset", "cat_wood", "boat_neon", "fish_candy")
@@ -139,6 +141,27 @@ def test_a_broken_picture_shows_before_the_work(folder, tmp_path):
     Image.open(folder / "cat_wood.png").save(folder / "cat_wood.jpg")
     with pytest.raises(ValueError, match="same name"):
         plan(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["Cat.png", "dog.png", "cat.jpg"], "Cat.png and cat.jpg have the same name"),
+        (["Manifest.JSON.png", "dog.png"], "Manifest.JSON.png would get a folder"),
+    ],
+)
+def test_capital_letters_make_no_folder_of_its_own(names, message):
+    """On macOS and Windows they do not, and a training may be carried there."""
+    with pytest.raises(ValueError, match=message):
+        check_folder_names([Path(name) for name in names])
+
+
+def test_a_manifest_is_json_where_a_file_does_not_say_its_loss(tmp_path):
+    made().save(tmp_path / "cat")
+    path = write_manifest([Job({Path("cat.png"): None}, tmp_path / "cat")], tmp_path)
+    (row,) = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert row["state"] == "finished"
+    assert row["loss"] is None
 
 
 def test_names_are_no_trouble(pipe, folder, tmp_path):

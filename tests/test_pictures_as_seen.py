@@ -12,6 +12,7 @@ from PIL import Image, ImageCms, features
 
 from blora_nb.cli.jobs import plan, read_captions
 from blora_nb.errors import ImageError, ImageWarning
+from blora_nb.files import image_kinds, images
 from blora_nb.files.image_folders import find_images
 from blora_nb.files.images import read_image, read_with_remarks, remarks_on_square
 from blora_nb.settings import TrainingSettings
@@ -159,32 +160,22 @@ def with_pixel(values, pixel):
 @pytest.mark.parametrize(
     ("values", "white"),
     [
-        *((with_pixel(RAMP, odd), 1) for odd in (40, 70000, -3, np.nan, np.inf, -np.inf)),
-        (RAMP * 1.004, 1),
-        (RAMP * 1.2 - 0.1, 1),
-        (RAMP**8 * 200, 1),
+        *((with_pixel(RAMP, odd), 1) for odd in (-3, np.nan, np.inf, -np.inf)),
+        (RAMP * 1.1 - 0.05, 1),
         (RAMP * 255, 255),
         (RAMP * 256, 255),
-        (RAMP * 3, 1),
-        (with_pixel(RAMP * 255, 1e9), 255),
         (np.round(RAMP * 255) - 1, 255),
         (RAMP * 65535, 65535),
-        (with_pixel(RAMP * 65535, 1e6), 65535),
+        (RAMP * 200_000, 200_000),
     ],
 )
-def test_no_odd_pixel_turns_the_range_of_floating_point_values(tmp_path, values, white):
+def test_white_is_the_smallest_usual_value_that_holds_the_brightest(tmp_path, values, white):
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "x.tif")
     with pytest.warns(ImageWarning, match=f"floating point .* 0 is .*black and {white} as white"):
         seen = read_image(tmp_path / "x.tif")
     want = np.nan_to_num(values / white, nan=0.0, posinf=1, neginf=0).clip(0, 1) * 255
     assert distance(seen.getchannel(0), want.round()) < 0.6
     assert np.asarray(seen).mean() > 20
-
-
-def test_one_bright_pixel_of_32_bits_is_no_range():
-    values = with_pixel(np.round(RAMP * 255).astype(np.int32), 300)
-    with pytest.warns(ImageWarning, match="255 as white; of its 6144 pixels are 1 above"):
-        assert 120 < np.asarray(read_image(Image.fromarray(values))).mean() < 135
 
 
 def test_what_a_folder_leaves_out_is_named(tmp_path):
@@ -222,6 +213,14 @@ def test_avif_is_read(tmp_path):
     drawing.save(tmp_path / "x.avif", quality=95)
     assert find_images(tmp_path) == [tmp_path / "x.avif"]
     assert distance(read_image(tmp_path / "x.avif"), drawing) < 6
+
+
+def test_a_pillow_without_avif_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_kinds, "HAS_AVIF", False)
+    monkeypatch.setattr(images, "IMAGE_FORMATS", ("PNG", "JPEG"))
+    (tmp_path / "x.avif").write_bytes(b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00avifmif1")
+    with pytest.raises(ImageError, match="AVIF picture, which this Pillow does not read"):
+        read_image(tmp_path / "x.avif")
 
 
 @pytest.mark.parametrize("name", ["x.gif", "x.png", "x.webp", "x.tif"])

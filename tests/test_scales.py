@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from blora_nb.errors import BLoRAError, BLoRAWarning
 from blora_nb.files.lora_settings import SOURCES
 from blora_nb.files.other_methods import CHANGE_THE_BASE, REFUSED_METHODS
 from blora_nb.lora import BLoRA
-from blora_nb.pipeline import load_pipeline, merge_few_step_lora
+from blora_nb.pipeline import load_pipeline, merge_few_step_lora, use_scheduler
 from blora_nb.registry import options_of
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -445,17 +446,18 @@ WEIGHTS_OF = {
         f"oft_unet_output_blocks_1_1_{LAYER}.oft_blocks",
         f"oft_unet_output_blocks_1_1_{LAYER}.alpha",
     ],
-    "BOFT": [f"base_model.model.{LAYERS[0]}.boft_R"],
+    "PEFT's BOFT": [f"base_model.model.{LAYERS[0]}.boft_R"],
     "GLoRA": [f"lycoris_{OWN}.a2.weight", f"lycoris_{OWN}.b1.weight"],
     "DoRA": [f"lora_unet_{OWN}.dora_scale"],
     "LoHa of convolutions": [f"lora_unet_{OWN}.hada_t1"],
     "LoKr of convolutions": [f"lora_unet_{OWN}.lokr_t2"],
     "full weight differences": [f"diffusion_model.{OWN}.diff"],
     "LoRA with a bias": [f"base_model.model.{LAYERS[0]}.lora_B.bias"],
-    "VeRA": [f"base_model.model.{LAYERS[0]}.vera_lambda_b"],
+    "PEFT's VERA": [f"base_model.model.{LAYERS[0]}.vera_lambda_b"],
     "KaSA": [f"base_model.model.{LAYERS[0]}.lora_diag"],
     "AdaLoRA": [f"base_model.model.{LAYERS[0]}.lora_E"],
-    "RandLoRA": [f"base_model.model.{LAYERS[0]}.randlora_lambda"],
+    "Bone": [f"base_model.model.{LAYERS[0]}.bone_.weight"],
+    "PEFT's RANDLORA": [f"base_model.model.{LAYERS[0]}.randlora_lambda"],
 }
 
 
@@ -468,6 +470,15 @@ def test_other_methods_are_refused_by_name(tmp_path, pipe, method):
         BLoRA.load(file)
     with pytest.raises(BLoRAError, match=words):
         merge_few_step_lora(pipe, file)
+
+
+@pytest.mark.parametrize("format", ["diffusers", "kohya", "peft"])
+def test_of_names_that_are_all_loras_peft_is_not_asked(tmp_path, monkeypatch, format):
+    lora = random_lora(lambda layer: 2)
+    save_file(named(lora, format), tmp_path / "x.safetensors")
+    # no module of this name can be imported any more
+    monkeypatch.setitem(sys.modules, "peft.mapping", None)
+    agree(read(tmp_path / "x.safetensors")[0], times(lora, 1))
 
 
 def test_an_adapter_may_be_called_like_another_method(tmp_path):
@@ -627,6 +638,22 @@ def test_a_few_step_lora_adds_exactly_what_it_says(fresh, tmp_path, kind):
         else:
             assert torch.equal(after[name], weight), layer
     assert options_of(fresh)["few_step_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("merged", "timesteps"), [(True, [999, 749, 499, 249]), (False, [751, 501, 251, 1])]
+)
+def test_beside_a_few_step_lora_euler_begins_at_the_last_timestep(
+    fresh, tmp_path, merged, timesteps
+):
+    """SDXL's own schedule begins at 751 of four steps; Lightning LoRAs were taught from 999 on."""
+    fresh.scheduler.register_to_config(timestep_spacing="leading", steps_offset=1)
+    if merged:
+        save_file(few_step_lora(fresh, "kohya", 4)[0], tmp_path / "few.safetensors")
+        merge_few_step_lora(fresh, tmp_path / "few.safetensors")
+    use_scheduler(fresh, "euler")
+    fresh.scheduler.set_timesteps(4)
+    assert fresh.scheduler.timesteps.tolist() == timesteps
 
 
 def test_a_small_scale_does_not_vanish_in_float16(tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from blora_nb.course.drawings import draw, free_pose
 from blora_nb.errors import ImageError
-from blora_nb.files.saved_images import read_settings, save_picture
+from blora_nb.files.saved_images import read_settings, save_image, save_picture
 from blora_nb.generation import generate
 from blora_nb.running.memory import GIB, pictures_at_once
 from blora_nb.structure import load_controlnet, outline
@@ -56,8 +56,6 @@ def test_all_ways_to_steer_a_picture_go_together(pipe, blora, turned):
         strength=0.7,
         controlnet=load_controlnet(pipe, "tiny"),
         control_image=outline(turned[0], 96),
-        style_from=0.5,
-        asymmetric_guidance=True,
         seeds=[0, 1, 2],
         progress=False,
     )
@@ -126,6 +124,23 @@ def test_pictures_with_a_layout_are_made_again(turned, tmp_path):
     changed = succeeded(run_here(*like, "three", cwd=tmp_path))
     assert "note: image_sha256 was" in changed.stderr
     assert "note: control_image_sha256 was" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("recorded", "typed"), [("outline_of", "control_image"), ("control_image", "outline_of")]
+)
+def test_a_layout_that_is_typed_takes_the_place_of_the_pictures_own(
+    turned, tmp_path, recorded, typed
+):
+    """The picture's own is not there any more: whoever reads it fails."""
+    turned[0].save(tmp_path / "cat.png")
+    settings = {"prompt": "A cat", "seed": 3, "controlnet": "tiny", "num_inference_steps": 1}
+    save_image(turned[0], tmp_path / "made.png", settings | {recorded: "gone.png"})
+    command = ["generate", "--like", "made.png", f"--{typed}", "cat.png", "--output_path", "new"]
+    succeeded(run_here(*command, cwd=tmp_path))
+    made_with = read_settings(tmp_path / "new" / "A_cat_seed3.png")
+    assert made_with[typed] == "cat.png"
+    assert recorded not in made_with
 
 
 def test_a_picture_begun_from_one_in_no_file_needs_its_file(pipe, turned, tmp_path):

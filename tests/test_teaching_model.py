@@ -143,12 +143,8 @@ def test_the_docs_quote_the_separation(name):
 
 RECIPES = {
     "train --content_B_LoRA FIRST": "two-step style training",
-    "generate --asymmetric_guidance": "asymmetric guidance",
     "train --x0_loss_from STEP": "x0 loss in the second half",
     "train --snr_gamma 5": "min-SNR 5",
-    "generate --content_until .7 --style_from .3": (
-        "timed halves (content until .7, style from .3)"
-    ),
 }
 
 

@@ -572,6 +572,14 @@ def test_checkpoints_are_after_each_quarter_unless_asked_otherwise(changes, step
     assert [step for step in range(1, 1001) if settings.checkpoint_at(step)] == steps
 
 
+@pytest.mark.parametrize("settings", [None, TrainingSettings()])
+def test_a_setting_that_does_not_exist_is_said_with_those_of_a_near_name(pipe, picture, settings):
+    with pytest.raises(ValueError, match=r"no setting 'steps'\. Did you mean max_train_steps or"):
+        train(pipe, picture, settings, progress=False, steps=50)
+    with pytest.raises(ValueError, match=r"no setting 'xyz'\. help\(TrainingSettings\)"):
+        train(pipe, picture, settings, progress=False, xyz=1)
+
+
 def test_alphas_changed_at_a_checkpoint_leave_the_half_in_training_on(
     pipe, picture, blora, tmp_path
 ):

@@ -89,17 +89,19 @@ def plan(
 
 def check_folder_names(paths: Sequence[Path]) -> None:
     """Raise a ValueError where two pictures, or one and the manifest, would get the same folder."""
-    stems = [path.stem for path in paths]
+    # macOS and Windows take Cat and cat for one folder
+    stems = [path.stem.casefold() for path in paths]
     if MANIFEST in stems:
         raise ValueError(
             f"{paths[stems.index(MANIFEST)].name} would get a folder where the list of all "
             f"B-LoRAs, {MANIFEST}, is written. Rename it."
         )
-    same = [path.name for path in paths if stems.count(path.stem) > 1]
-    if same:
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        same = [path.name for path, stem in zip(paths, stems) if stem == twice]
         raise ValueError(
-            f"{' and '.join(same[:2])} have the same name but for the ending; their B-LoRAs would "
-            "get the same folder. Rename one."
+            f"{' and '.join(same[:2])} have the same name but for the ending or for capital "
+            "letters; their B-LoRAs would get the same folder. Rename one."
         )
 
 

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from blora_nb.blocks import HALVES
-from blora_nb.cli.options import GENERATE, Option, seed
+from blora_nb.cli.options import GENERATE, LAYOUT_PICTURE, Option, seed
 from blora_nb.errors import shown
 
 NOT_TAKEN = ("like", "output_path", "seeds", "num_images_per_prompt")
@@ -28,6 +28,8 @@ def defaults_from_picture(record: dict[str, Any], typed: argparse.Namespace) -> 
     """
     left_out = {*NOT_TAKEN}
     left_out |= {f"{half}_weights" for half in HALVES if getattr(typed, f"{half}_B_LoRA")}
+    if any(getattr(typed, name) for name in LAYOUT_PICTURE):
+        left_out |= {*LAYOUT_PICTURE}
     if typed.mixed_precision:
         left_out.add("dtype")
     defaults: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """Train the B-LoRAs of a folder of pictures, with the base model loaded once, and list them."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -152,7 +153,8 @@ def write_manifest(jobs: Sequence[Job], output_dir: str | Path, failed: Failures
 def manifest_row(job: Job, output_dir: str | Path, why: str | None) -> dict[str, Any]:
     """The pictures, folder and state of a job, read from the finished file itself.
 
-    A finished one has its loss and settings, a failed one the reason `why`.
+    A finished one has its settings and its loss, None where the file does not say it; a failed one
+    the reason `why`.
     """
     row = {"pictures": job.picture_names, "folder": os.path.relpath(job.folder, output_dir)}
     if why is not None:
@@ -163,9 +165,11 @@ def manifest_row(job: Job, output_dir: str | Path, why: str | None) -> dict[str,
         metadata = BLoRA.load(job.folder).metadata
     except BLoRAError as error:
         return row | {"state": "failed", "why": str(error)}
+    loss = float(metadata.get("final_loss", "nan"))
     return row | {
         "state": "finished",
-        "loss": float(metadata.get("final_loss", "nan")),
+        # JSON has no NaN
+        "loss": loss if math.isfinite(loss) else None,
         "training": json.loads(metadata.get("training", "{}")),
     }
 

@@ -146,12 +146,6 @@ SAMPLING: Options = {
         "id or file of an LCM or Lightning LoRA of the base, merged into it; then 4 to 8 steps and "
         "a guidance scale of 1 to 2 are enough",
     ),
-    "asymmetric_guidance": switch(
-        "no LoRA in the unconditional pass, so that guidance pushes towards what the LoRA adds "
-        "(CRAFT-LoRA, arXiv 2602.18936)"
-    ),
-    "content_until": number("use the content half only up to this share of the steps", default=1.0),
-    "style_from": number("use the style half only from this share of the steps on", default=0.0),
 }
 
 LAYOUT: Options = {

@@ -6,6 +6,7 @@ A check prints one line and returns nothing: "✓ Right. …", "✗ Not yet: …
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,9 +52,17 @@ def exercise(check: Callable[..., str]) -> Callable[..., None]:
             print("… not solved yet")
         except Exception as error:
             # the student's own code stopped
-            print(f"✗ Your code stopped with {type(error).__name__}: {error}")
+            where = place_in_cell(error, answer)
+            print(f"✗ Your code stopped{where} with {type(error).__name__}: {error}")
 
     return run
+
+
+def place_in_cell(error: Exception, answers: Sequence[Any]) -> str:
+    """The last line of the answers' own cells that an error came through; "" if there is none."""
+    cells = {answer.__code__.co_filename for answer in answers if hasattr(answer, "__code__")}
+    through = [f for f in extract_tb(error.__traceback__) if f.filename in cells]
+    return f" in line {through[-1].lineno} (`{through[-1].line}`)" if through else ""
 
 
 def need(condition: bool, message: str) -> None:

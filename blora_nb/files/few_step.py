@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from blora_nb.errors import BLoRAError, shown
 from blora_nb.files.lora_settings import DIFFUSERS_ENTRY, read_lora_settings
-from blora_nb.files.names import split_name
-from blora_nb.files.other_methods import refuse_method, refused_first
+from blora_nb.files.names import refused_first, split_name
+from blora_nb.files.other_methods import refuse_method
 from blora_nb.files.reading import check_number_format
 
 
@@ -32,7 +32,7 @@ def check_few_step_lora(opened: safe_open, beside: dict) -> int:
     for key in refused_first(opened.keys()):
         part = split_name(key)[1]
         parts[part] += 1
-        if part not in ("lora_A", "lora_B"):
+        if part is None:
             refuse_method(key)
         shape = check_number_format(opened, key, part)
         if part == "lora_A" and len(shape) < 2:

@@ -7,8 +7,8 @@ from PIL import Image, ImageCms
 
 from blora_nb.errors import shown
 
-WHITES = (1, 255, 65535, 2**31 - 1)  # the value of white in the files of common programs
-MOST_EXPOSED = 16  # times white: four stops
+WHITES = (1, 255, 65535)  # the value of white in the files of common programs
+OVERSHOOT = 1.1  # times white: resampling makes edges brighter
 GREY_MODES = ("1", "L", "LA", "La")
 AS_SRGB = "its colours are taken as they are, as sRGB."
 
@@ -19,56 +19,22 @@ def has_wide_values(image: Image.Image) -> bool:
 
 
 def to_eight_bits(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """A picture of wide grey values, brought to 0..255; and what was assumed."""
-    values = np.asarray(image, dtype=np.float64)
-    if image.mode.startswith("I;16"):
-        return _grey(values / 65535), []
-    white = white_of(values, WHITES if image.mode == "F" else WHITES[1:])
-    # NaN becomes black; infinities become black or white
-    eight_bits = _grey(np.nan_to_num(values, nan=0.0).clip(0, white) / white)
-    counts = {
-        "below 0, taken as black": (values < 0).sum(),
-        "above, taken as white": (values > white).sum(),
-        "no numbers, taken as black": np.isnan(values).sum(),
-    }
-    odd = [f"{count} {what}" for what, count in counts.items() if count]
-    if image.mode == "I" and not odd:
-        return eight_bits, []
-    kind = "floating point numbers" if image.mode == "F" else "whole numbers of 32 bits"
-    outside = f"; of its {values.size} pixels are {', '.join(odd)}" if odd else ""
-    remark = f"holds {kind}, of which 0 is taken as black and {white:.6g} as white{outside}."
-    return eight_bits, [remark]
+    """A picture of wide grey values, brought to 0..255; and what was assumed.
 
-
-def _grey(values: np.ndarray) -> Image.Image:
-    """A grey picture of values [height, width] in 0..1."""
-    return Image.fromarray((values * 255).round().astype(np.uint8))
-
-
-def white_of(values: np.ndarray, whites: tuple[int, ...] = WHITES) -> float:
-    """The value that is white: the end of the smallest usual range that holds the picture.
-
-    Highlights and ringing often go beyond the range, so the brightest twentieth of the pixels is
-    left out, and so is what is not above 0 or no number. Scene-referred pictures (HDR) have large
-    highlights or are bright as a whole. They are known by a median within 0..1, or by values that
-    would be almost black in 0..255; pictures of whole numbers are never scene-referred.
-
-    Args:
-        whites: the ends of the usual ranges, ascending.
+    White is the smallest usual one that holds the brightest value, `OVERSHOOT` allowed.
     """
-    seen = np.sort(values[np.isfinite(values) & (values > 0)])
-    if not seen.size:
-        return whites[0]
-    left_out = min(max(1, seen.size // 20), seen.size - 1)
-    high = seen[seen.size - 1 - left_out]
-    whole_numbers = (seen == seen.round()).mean() > 0.99
-    scene_referred = not whole_numbers and (np.median(seen) <= 1.1 or high <= MOST_EXPOSED)
-    if 1 in whites and (scene_referred or high <= 1):
-        return 1
-    for white in whites:
-        if white > 1 and high <= 1.1 * white:
-            return white
-    return float(high)
+    values = np.asarray(image, dtype=np.float64)
+    highest = values.max(initial=0, where=np.isfinite(values))
+    white = next((white for white in WHITES if highest <= OVERSHOOT * white), highest)
+    if image.mode.startswith("I;16"):
+        white = 65535
+    # NaN becomes black; infinities become black or white
+    share = np.nan_to_num(values).clip(0, white) / white
+    eight_bits = Image.fromarray((share * 255).round().astype(np.uint8))
+    if image.mode != "F":
+        return eight_bits, []
+    assumed = f"0 is taken as black and {white:.6g} as white"
+    return eight_bits, [f"holds floating point numbers, of which {assumed}."]
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, list[str]]:

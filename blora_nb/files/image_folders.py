@@ -3,8 +3,9 @@
 import warnings
 from pathlib import Path
 
-from blora_nb.errors import ImageError, ImageWarning, shown
-from blora_nb.files.image_kinds import SUFFIXES, begins_as_picture, why_unreadable
+from blora_nb.errors import ImageError, ImageWarning, not_there, shown
+from blora_nb.files.image_kinds import SUFFIXES, why_unreadable
+from blora_nb.files.images import opened
 
 NO_PICTURES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".npz", ".md", ".zip", ".safetensors"}
 
@@ -22,10 +23,7 @@ def find_images(folder_or_file: str | Path) -> list[Path]:
         if path.is_file():
             return [path]
         if not path.is_dir():
-            raise ImageError(
-                f"There is no file or folder {shown(path, 300)}. Check the path (it is read from "
-                f"{Path.cwd()})."
-            )
+            raise ImageError(not_there("file or folder", path))
         there = _visible(path)
         files = [p for p in there if p.is_file()]
         folders = [p.name for p in there if p.is_dir() and _holds_pictures(p)]
@@ -55,7 +53,7 @@ def _remarks_on_left_out(files: list[Path]) -> list[str]:
         if file.suffix.lower() in NO_PICTURES:
             continue
         reason = why_unreadable(file)
-        if reason is None and begins_as_picture(file):
+        if reason is None and _is_picture(file):
             reason = "is a picture by its content; give it an ending that says so"
         if reason:
             names_of.setdefault(reason, []).append(file.name)
@@ -64,6 +62,15 @@ def _remarks_on_left_out(files: list[Path]) -> list[str]:
         subject = "each" if len(names) > 1 else "it"
         remarks.append(f"Left out: {shown(', '.join(names), 300)}; {subject} {reason}.")
     return remarks
+
+
+def _is_picture(file: Path) -> bool:
+    """Whether Pillow opens a file as one of the pictures that are read here, whatever its name."""
+    try:
+        with opened(file):
+            return True
+    except ImageError:
+        return False
 
 
 def _holds_pictures(folder: Path) -> bool:

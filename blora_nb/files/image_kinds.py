@@ -35,13 +35,10 @@ UNREADABLE = {
     **dict.fromkeys((".heic", ".heif", ".hif", ".heics"), HEIC),
     ".jxl": JXL,
 }
-if not HAS_AVIF:
-    UNREADABLE |= {".avif": AVIF, ".avifs": AVIF}
 
 AVIF_BRANDS = (b"avif", b"avis")
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
 JXL_SIGNATURES = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
-SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*")
 
 
 def why_unreadable(path: Path) -> str | None:
@@ -49,8 +46,13 @@ def why_unreadable(path: Path) -> str | None:
 
     The content decides, or else the name.
     """
-    start = _first_bytes(path)
-    brands = _brands(start)
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError:
+        start = b""
+    # those that an ISO media file (HEIC, AVIF, MP4) names at its beginning
+    brands = start[8:12] + start[16:] if start[4:8] == b"ftyp" else b""
     if any(brand in brands for brand in AVIF_BRANDS):
         return None if HAS_AVIF else AVIF
     if any(brand in brands for brand in HEIC_BRANDS):
@@ -58,25 +60,3 @@ def why_unreadable(path: Path) -> str | None:
     if start.startswith(JXL_SIGNATURES):
         return JXL
     return UNREADABLE.get(path.suffix.lower())
-
-
-def begins_as_picture(path: Path) -> bool:
-    """Whether a file begins as one of the pictures that are read here, whatever its name."""
-    start = _first_bytes(path)
-    webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
-    avif = HAS_AVIF and any(brand in _brands(start) for brand in AVIF_BRANDS)
-    return webp or avif or start.startswith(SIGNATURES)
-
-
-def _first_bytes(path: Path) -> bytes:
-    """The first 32 bytes of a file; none if it may not be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(32)
-    except OSError:
-        return b""
-
-
-def _brands(start: bytes) -> bytes:
-    """The brands that an ISO media file (HEIC, AVIF, MP4) names at its beginning; else nothing."""
-    return start[8:12] + start[16:] if start[4:8] == b"ftyp" else b""

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageChops, ImageOps
 from torch import Tensor
 
-from blora_nb.errors import ImageError, ImageWarning, shown
+from blora_nb.errors import ImageError, ImageWarning, not_there, shown
 from blora_nb.files.image_colours import has_wide_values, to_eight_bits, to_srgb
 from blora_nb.files.image_kinds import IMAGE_FORMATS, why_unreadable
 
@@ -91,10 +91,7 @@ def _open_file(path: Path) -> Image.Image:
     if path.is_dir():
         raise ImageError(f"{shown(path, 300)} is a folder; name one picture in it.")
     if not path.exists():
-        raise ImageError(
-            f"There is no picture {shown(path, 300)}. Check the path (it is read from "
-            f"{Path.cwd()})."
-        )
+        raise ImageError(not_there("picture", path))
     if not path.is_file():
         raise ImageError(f"{shown(path, 300)} is no ordinary file.")
     with warnings.catch_warnings():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from blora_nb.errors import BLoRAError, several, shown
+from blora_nb.errors import BLoRAError, not_there, several, shown
 from blora_nb.files.lora_settings import PEFT_CONFIG
 from blora_nb.files.names import are_pefts
 from blora_nb.files.safe_files import LARGEST, PICKLES, read_json
@@ -75,10 +75,7 @@ def _check_is_file(path: Path) -> None:
             f"{shown(path, 300)} is a link to {shown(os.readlink(path), 300)}, which is not there."
         )
     if not path.is_file():
-        raise BLoRAError(
-            f"There is no file or folder {shown(path, 300)}. Check the name (it is looked for from "
-            f"{Path.cwd()})."
-        )
+        raise BLoRAError(not_there("file or folder", path))
 
 
 def _visible_weights(files: Iterable[str]) -> list[str]:

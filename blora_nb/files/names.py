@@ -157,6 +157,11 @@ def split_name(key: str) -> tuple[str, str | None]:
     return key, None
 
 
+def refused_first(keys: Iterable[str]) -> list[str]:
+    """Names in the order in which they are read, so that an error is about the method."""
+    return sorted(keys, key=lambda key: bool(split_name(key)[1]) or method_of(key) is None)
+
+
 def flat_layer(stem: str) -> str:
     """A layer's name in the U-Net with underscores for dots, without all that stands before it."""
     inside = WRAPPER.sub("", PREFIX.sub("", stem, count=1))
@@ -170,7 +175,7 @@ def read_name(key: str) -> Name:
         BLoRAError: it is no LoRA weight of a U-Net or text encoder, or one of a refused method.
     """
     stem, part = split_name(key)
-    known = part or method_of(key) or WHOLE_WEIGHT.search(key)
+    known = part or WHOLE_WEIGHT.search(key) or method_of(key)
     if known and TEXT_ENCODER.match(stem):
         return Name(None, "text encoder", part)
     if EMBEDDING.match(key):

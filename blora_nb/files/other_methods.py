@@ -1,6 +1,7 @@
 """What is refused by name: other methods than LoRA, LoHa and LoKr, and LoRAs for other models.
 
-docs/formats.md lists the methods, `REFUSED_METHODS` and then `CHANGE_THE_BASE`, in this order.
+docs/formats.md lists the methods, `REFUSED_METHODS` and then `CHANGE_THE_BASE`, in this order. The
+methods of PEFT are in its own table, with their prefixes.
 """
 
 import re
@@ -12,8 +13,7 @@ from blora_nb.files.setting_values import NO, is_true, plain_text
 # methods, and a regular expression for the names of their weights
 REFUSED_METHODS = {
     "(IA)^3": r"\.on_input$|ia3_l",
-    "BOFT": r"boft_",
-    "OFT": r"(?<!ps)oft_",
+    "OFT": r"(?<![a-z])oft_",
     "DoRA": r"dora_scale|lora_magnitude_vector",
     "GLoRA": r"\.[ab][12]\.weight$|glora_",
     "LoHa of convolutions": r"hada_t",
@@ -26,28 +26,11 @@ REFUSED_METHODS = {
     "LoRA with a bias": r"lora_B(?:\.[\w-]{1,80})?\.bias$",
     "KaSA": r"lora_diag",
     "AdaLoRA": r"lora_E\b|ranknum",
-    "VeRA": r"(?<![a-z])vera_",
-    "PVeRA": r"pvera_",
-    "VB-LoRA": r"vblora_",
-    "FourierFT": r"fourierft_",
-    "HRA": r"(?<![a-z])hra_",
-    "HiRA": r"hira_",
-    "RandLoRA": r"randlora_",
-    "RoAd": r"(?<![a-z])road_",
-    "SHiRA": r"shira_",
-    "MiSS or Bone": r"(?<![a-z])(?:miss|bone)_",
-    "C3A": r"c3a_",
-    "DeLoRA": r"delora_",
-    "GraLoRA": r"gralora_",
-    "WaveFT": r"waveft_",
-    "PSOFT": r"psoft_",
-    "UniLoRA": r"unilora_",
-    "TinyLoRA": r"tinylora_",
-    "Lily": r"(?<![a-z])lily_",
-    "LayerNorm tuning": r"ln_tuning_",
-    "trainable tokens": r"trainable_tokens_",
+    "Bone": r"(?<![a-z])bone_",
     "Control-LoRA": r"lora_controlnet",
 }
+# methods of PEFT whose prefix is that of LoRA, or that are read
+NOT_BY_PREFIX = ("LORA", "ADALORA", "LOHA", "LOKR")
 # values of init_lora_weights with which PEFT takes the first matrices off the base model's weights
 CHANGE_THE_BASE = {
     "pissa": "PiSSA",
@@ -68,7 +51,16 @@ OTHER_MODELS = {
 
 def method_of(key: str) -> str | None:
     """The refused method to which the name of a weight belongs, or None."""
-    return next((method for method, mark in REFUSED_METHODS.items() if re.search(mark, key)), None)
+    for method, mark in REFUSED_METHODS.items():
+        if re.search(mark, key):
+            return method
+    # imported for names that are no LoRA's only: it takes seconds
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    for kind, prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items():
+        if kind.value not in NOT_BY_PREFIX and re.search(rf"(?<![a-z]){prefix}", key):
+            return f"PEFT's {kind.value}"
+    return None
 
 
 def refuse_method(key: str) -> None:
@@ -79,11 +71,6 @@ def refuse_method(key: str) -> None:
             f"{shown(key)} belongs to {method}; only plain LoRA (with lora_A and lora_B, or down "
             "and up), LoHa and LoKr can be read."
         )
-
-
-def refused_first(keys: Iterable[str]) -> list[str]:
-    """Names in the order in which they are read, so that an error is about the method."""
-    return sorted(keys, key=lambda key: method_of(key) is None)
 
 
 def model_of_names(keys: Iterable[str]) -> str | None:

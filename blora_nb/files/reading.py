@@ -11,8 +11,15 @@ from blora_nb.blocks import BLOCK_OF_HALF
 from blora_nb.errors import BLoRAError, several, shown
 from blora_nb.files.lora_settings import PEFT_CONFIG, LoRASettings, read_lora_settings
 from blora_nb.files.lycoris import PARTS, as_lora
-from blora_nb.files.names import are_pefts, hint_of_other_model, namings_of, read_name, split_name
-from blora_nb.files.other_methods import method_of, model_of_names, refused_first
+from blora_nb.files.names import (
+    are_pefts,
+    hint_of_other_model,
+    namings_of,
+    read_name,
+    refused_first,
+    split_name,
+)
+from blora_nb.files.other_methods import method_of, model_of_names
 from blora_nb.files.safe_files import LARGEST
 from blora_nb.files.scales import scales
 

@@ -35,7 +35,7 @@ def save_image(image: Image.Image, path: str | Path, settings: dict | None = Non
 
 
 def save_picture(image: Image.Image, folder: str | Path) -> Path:
-    """Write a picture of `generate` into a folder (made if needed) as PROMPT_seedN.png.
+    """Write a picture of `generate` or `sample` into a folder (made if needed) as PROMPT_seedN.png.
 
     Its settings are inside, so that `blora generate --like` makes it again. Nothing is
     overwritten: a second picture of the same name gets -2.
@@ -50,8 +50,8 @@ def save_picture(image: Image.Image, folder: str | Path) -> Path:
     settings = image.info.get(FIELD, {})
     if "prompt" not in settings:
         raise ImageError(
-            "This picture does not know what it was made with; only pictures of generate do. Save "
-            "it with its own method: picture.save(…)."
+            "This picture does not know what it was made with; only those of generate and sample "
+            "do. Save it with its own method: picture.save(…)."
         )
     name = f"{safe_name(settings['prompt'])}_seed{settings['seed']}"
     return save_image(image, free_path(writable_folder(folder), name, ".png"))

@@ -7,7 +7,7 @@ decides a picture is kept in its record (`changes`).
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
@@ -22,7 +22,8 @@ Fault: TypeAlias = tuple[str, str]  # what was changed, the call that undoes it
 
 MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
 ENCODERS = ("text_encoder", "text_encoder_2")
-WRAPPERS = ({"_orig_mod"}, {"module"})  # what torch.compile and DataParallel call the inside
+COMPILED = {"_orig_mod"}  # what torch.compile calls the inside
+PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 # ways to compute the same attention
 SAME_ATTENTION = {"AttnProcessor", "AttnProcessor2_0"}
 SAME_ATTENTION |= {"SlicedAttnProcessor", "XFormersAttnProcessor"}
@@ -31,10 +32,10 @@ INTEGER_OF_BYTES = {4: torch.int32, 2: torch.int16}
 
 
 def inner(model: Model) -> Model:
-    """The model inside wrappers such as those of torch.compile and DataParallel, if any."""
+    """The model inside the wrapper of torch.compile, if there is one."""
     inside: Any = model
-    while isinstance(inside, torch.nn.Module) and set(inside._modules) in WRAPPERS:
-        (inside,) = inside._modules.values()
+    while isinstance(inside, torch.nn.Module) and set(inside._modules) == COMPILED:
+        inside = inside._orig_mod
     return inside
 
 
@@ -44,7 +45,7 @@ def unwrapped(pipe: "StableDiffusionXLPipeline") -> Iterator[None]:
     places = [(pipe, name) for name in MODELS]
     for model in _models(pipe):
         for module in model.modules():
-            if set(module._modules) not in WRAPPERS:
+            if set(module._modules) != COMPILED:
                 places += [(module, name) for name in module._modules]
     held = [(owner, name, getattr(owner, name, None)) for owner, name in places]
     wrapped = [(owner, name, model) for owner, name, model in held if inner(model) is not model]
@@ -61,7 +62,7 @@ def unwrapped(pipe: "StableDiffusionXLPipeline") -> Iterator[None]:
 
 @contextmanager
 def uncompiled(pipe: "StableDiffusionXLPipeline") -> Iterator[None]:
-    """Inside, nothing of a pipeline is compiled or wrapped.
+    """Inside, nothing of a pipeline is compiled.
 
     Compiled code ignores hooks that are added later, and LoRA in training.
     """
@@ -78,21 +79,6 @@ def uncompiled(pipe: "StableDiffusionXLPipeline") -> Iterator[None]:
                     undo.callback(setattr, module, "forward", forward)
                     module.forward = plain
         yield
-
-
-def ready_to_draw(
-    pipe: "StableDiffusionXLPipeline", with_hooks: bool = False
-) -> AbstractContextManager[None]:
-    """A context to draw in: compiled if the pipeline is and no hooks are used, else plain."""
-    parallel = any(_is_parallel(getattr(pipe, name, None)) for name in MODELS)
-    return uncompiled(pipe) if with_hooks or parallel else nullcontext()
-
-
-def _is_parallel(model: Any) -> bool:
-    """Whether a model is inside DataParallel, perhaps inside torch.compile."""
-    while set(getattr(model, "_modules", ())) == {"_orig_mod"}:
-        model = model._orig_mod
-    return set(getattr(model, "_modules", ())) == {"module"}
 
 
 def _models(pipe: "StableDiffusionXLPipeline") -> list[torch.nn.Module]:
@@ -122,6 +108,11 @@ def _faults(
     """What was changed and must be undone first; `check_unchanged` has the arguments."""
     from diffusers import UNet2DConditionModel
 
+    for name in MODELS:
+        wrapper = inner(getattr(pipe, name, None))
+        if isinstance(wrapper, PARALLEL):
+            what = f"its {name} is inside {type(wrapper).__name__}, in which diffusers cannot draw"
+            yield what, f"pipe.{name} = pipe.{name}.module"
     if not isinstance(unet, UNet2DConditionModel):
         if hasattr(unet, "base_model") and hasattr(unet, "unload"):
             what = "its U-Net is inside a PEFT model with an adapter"
@@ -217,6 +208,14 @@ def adapters_of_encoders(pipe: "StableDiffusionXLPipeline") -> list[str]:
     """The names of the adapters on a pipeline's text encoders, which no B-LoRA has."""
     encoders = [inner(getattr(pipe, name, None)) for name in ENCODERS]
     return sorted({name for encoder in encoders for name in getattr(encoder, "peft_config", {})})
+
+
+def acting_adapters(unet: "UNet2DConditionModel") -> set[str]:
+    """The names of the adapters on the U-Net that are not switched off."""
+    layers: list[Any] = list(unet.modules())
+    # on PEFT's layers it is a value, on the U-Net itself a method
+    on = [layer for layer in layers if getattr(layer, "disable_adapters", None) is False]
+    return {name for layer in on for name in layer.active_adapters}
 
 
 def acting_weights(unet: "UNet2DConditionModel", adapter: str) -> dict[str, int]:

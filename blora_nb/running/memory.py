@@ -1,23 +1,28 @@
 """What a training or a picture needs in memory, what is free, and what follows from both."""
 
-import json
+import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
-from blora_nb.defaults import native_resolution
+from blora_nb.blocks import target_modules
+from blora_nb.defaults import is_teaching_model, native_resolution
 from blora_nb.registry import options_of
-from blora_nb.running.activations import count_activations, step_batch
 from blora_nb.running.text_cache import movable, text_projections
 from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 GIB = 2**30
+# GiB of activations that the loss of a picture of 1024 × 1024 pixels keeps in 16 bits for its
+# backward pass, by mode of gradient checkpointing: counted by benchmarks/activations.py. Other
+# bases are taken for SDXL's size; those distilled from it are smaller and keep less.
+SDXL_KEEPS = {"none": 2.83, "partial": 1.74, "full": 0.295}
+INT8_KEEPS = {"none": 3.49, "partial": 2.59, "full": 1.26}
+TEACHING_MODEL_KEEPS = {"none": 0.535, "partial": 0.415, "full": 0.0935}
 # Of a picture of 1024 × 1024 pixels through SDXL's VAE (tests/on_a_simulated_gpu.py). Encoding, in
 # float32: the tensors alive at once. Decoding, in 16 bits: twice those, as convolutions want room
 # too, and a batch that does not fit is halved.
@@ -65,22 +70,18 @@ def memory_need(
         one_prompt: whether all steps have the same prompt, so that the layers that see nothing else
             can wait in the computer's memory.
     """
-    left_out = ("quantization_config", *(name for name in pipe.unet.config if name[0] == "_"))
-    config = {name: value for name, value in pipe.unet.config.items() if name not in left_out}
-    activations, lora = _count_once(
-        json.dumps(config),
-        pipe.unet.dtype,
-        # all that matters of the settings, so that trainings of one size are counted once
-        TrainingSettings(
-            rank=settings.rank,
-            resolution=settings.resolution,
-            train_batch_size=step_batch(settings),
-        ),
-        mode,
-        pipe.tokenizer.model_max_length,
-        options_of(pipe).get("quantization"),
-        pipe.vae_scale_factor,
-    )
+    keeps = SDXL_KEEPS
+    if is_teaching_model(pipe):
+        keeps = TEACHING_MODEL_KEEPS
+    elif options_of(pipe).get("quantization") == "int8":
+        keeps = INT8_KEEPS
+    itemsize = pipe.unet.dtype.itemsize
+    pictures = step_batch(settings) * (settings.resolution / 1024) ** 2
+    activations = int(keeps[mode] * GIB * pictures * itemsize / 2)
+    lora = lora_numbers(pipe.unet, settings.rank)
+    if mode == "none" and itemsize == 2:
+        # LoRA's own weights, rounded to 16 bits (`lean_lora`)
+        activations += 2 * lora
     weights = frozen_bytes(pipe.unet)
     if one_prompt:
         weights -= sum(frozen_bytes(layer) for layer in movable(text_projections(pipe.unet)))
@@ -89,19 +90,20 @@ def memory_need(
     return Need(weights, lora * bytes_each, activations, mode)
 
 
-@lru_cache(maxsize=64)
-def _count_once(
-    config: str,
-    dtype: torch.dtype,
-    settings: TrainingSettings,
-    mode: str,
-    tokens: int,
-    quantization: str | None,
-    vae_scale_factor: int,
-) -> tuple[int, int]:
-    """`count_activations`, remembered; the configuration is JSON."""
-    of_training = (dtype, settings, mode, tokens, quantization, vae_scale_factor)
-    return count_activations(json.loads(config), *of_training)
+def step_batch(settings: TrainingSettings) -> int:
+    """Pictures in a batch; with prior preservation as many class pictures are added."""
+    return settings.train_batch_size * (2 if settings.with_prior_preservation else 1)
+
+
+def lora_numbers(unet: "UNet2DConditionModel", rank: int) -> int:
+    """How many numbers LoRA of a rank has on the two blocks of B-LoRA."""
+    trained = re.compile(target_modules())
+    sides = (
+        layer.in_features + layer.out_features
+        for name, layer in unet.named_modules()
+        if trained.fullmatch(name)
+    )
+    return rank * sum(sides)
 
 
 def frozen_bytes(model: torch.nn.Module) -> int:

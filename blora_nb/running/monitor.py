@@ -17,7 +17,7 @@ from blora_nb.running.checkpoints import TrainingState, write_checkpoint
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
 from blora_nb.running.loss_guard import WINDOW, LossGuard
 from blora_nb.running.optimized_unet import Patches
-from blora_nb.running.out_of_memory import is_out_of_memory, release_tensors
+from blora_nb.running.out_of_memory import MemoryReleased
 from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -148,12 +148,10 @@ class Monitor:
         if self.reporting.on_checkpoint is None:
             return
         try:
-            with self.patches.suspended():
+            # outermost: it may be the models that draw which find no room to come back
+            with MemoryReleased(), self.patches.suspended():
                 self.reporting.on_checkpoint(self.pipe, path)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            release_tensors(error)
+        except MemoryError as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             warnings.warn(
                 f"There was no room for what is made at checkpoints ({reason}). {path} is "

@@ -1,9 +1,8 @@
 """What is done when memory was short: tensors are released, the error says what to change."""
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,27 +24,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(phrase in str(error) for phrase in PHRASES)
 
 
-def release_tensors(error: BaseException) -> None:
-    """Release the tensors that an error's traceback keeps alive."""
-    traceback.clear_frames(error.__traceback__)
-    # a frame that was cleared still has what its function closed over
-    error.__traceback__ = None
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+class MemoryReleased:
+    """A context in which running out of memory is a MemoryError that keeps no tensors alive.
 
-
-@contextmanager
-def release_memory_on_oom() -> Iterator[None]:
-    """Inside, an out-of-memory error keeps no tensors alive.
-
-    It has to be the innermost context, so that what was moved away finds room to come back.
+    As the innermost one it leaves room for what was moved away to come back.
     """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            release_tensors(error)
-        raise
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        if not isinstance(error, (RuntimeError, MemoryError)) or not is_out_of_memory(error):
+            return
+        traceback.clear_frames(frames)
+        # a frame that was cleared still has what its function closed over
+        del frames
+        error.__traceback__ = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise MemoryError(str(error)) from None
 
 
 def explain_out_of_memory_training(

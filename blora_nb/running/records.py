@@ -7,12 +7,18 @@ for what was typed.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blora_nb.blocks import HALVES
 from blora_nb.defaults import SCHEDULERS
 from blora_nb.errors import shown
 from blora_nb.files.metadata import model_hash, versions
 from blora_nb.files.saved_images import read_settings
-from blora_nb.guards.changed_pipelines import changes
-from blora_nb.lora import BLoRA, Given, applied_fingerprints
+from blora_nb.guards.changed_pipelines import (
+    acting_adapters,
+    adapters_of_encoders,
+    changes,
+    inner,
+)
+from blora_nb.lora import BLoRA, Given, applied_alphas, applied_fingerprints
 from blora_nb.registry import options_of
 
 if TYPE_CHECKING:
@@ -32,6 +38,7 @@ DECISIVE = (
     "device",
     "quantization",
     "versions",
+    "other_lora",
     "fused_lora",
     "freeu",
     "attention_processors",
@@ -42,23 +49,26 @@ def record(
     pipe: "StableDiffusionXLPipeline",
     prompt: str,
     negative_prompt: str | None,
-    content: Given | None,
-    style: Given | None,
-    content_alpha: float,
-    style_alpha: float,
+    content: Given | None = None,
+    style: Given | None = None,
 ) -> dict[str, Any]:
-    """What the pictures of one call have in common, once the halves are on the pipeline.
+    """What the pictures of one call have in common, with what is on the pipeline.
 
     Args:
-        content, style: from `lora.loaded`; their files are named where they have some, their
-            fingerprints always.
+        content, style: what `apply` was given for the halves on it, from `lora.loaded`, where that
+            is known: their files are named, if they have some.
     """
     found: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
     found |= options_of(pipe)
-    if content is not None:
-        found |= {"content_alpha": content_alpha, **_half_record(pipe, "content", content)}
-    if style is not None:
-        found |= {"style_alpha": style_alpha, **_half_record(pipe, "style", style)}
+    acting, fingerprints = acting_adapters(inner(pipe.unet)), applied_fingerprints(pipe)
+    for half, alpha, given in zip(HALVES, applied_alphas(pipe), (content, style)):
+        if half in acting:
+            # as it was given: PEFT multiplies it by the rank and divides it again
+            found[f"{half}_alpha"] = float(f"{alpha:.15g}")
+            found[f"{half}_fingerprint"] = fingerprints[half]
+            found |= {} if given is None else _files(half, given)
+    if others := acting.difference(HALVES).union(adapters_of_encoders(pipe)):
+        found["other_lora"] = sorted(others)
     asked = found.get("scheduler")
     if asked and type(pipe.scheduler).__name__ != SCHEDULERS[asked]:
         found["scheduler"] = None  # somebody has put another one in its place
@@ -75,18 +85,18 @@ def record(
     }
 
 
-def _half_record(pipe: "StableDiffusionXLPipeline", half: str, given: Given) -> dict[str, Any]:
-    """The fingerprint of one half, and of what it was mixed, where all of that are files."""
+def _files(half: str, given: Given) -> dict[str, Any]:
+    """Of which files one half was mixed, where all of that are files."""
     items: list[Any] = given if isinstance(given, list) else [given]
     parts: list[tuple[BLoRA, float]]
     parts = [item if isinstance(item, tuple) else (item, 1.0) for item in items]
-    found: dict[str, Any] = {f"{half}_fingerprint": applied_fingerprints(pipe)[half]}
     sources = [blora.source for blora, _ in parts]
-    if all(sources):
-        found[f"{half}_B_LoRA"] = sources
-        weights = [float(weight) for _, weight in parts]
-        if any(weight != 1 for weight in weights):
-            found[f"{half}_weights"] = weights
+    if not all(sources):
+        return {}
+    found: dict[str, Any] = {f"{half}_B_LoRA": sources}
+    weights = [float(weight) for _, weight in parts]
+    if any(weight != 1 for weight in weights):
+        found[f"{half}_weights"] = weights
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from blora_nb.checkpoint_scores import kept_scores, recommended, score_checkpoints
+from blora_nb.checkpoint_scores import CheckpointScores, recommended, score_checkpoints
 from blora_nb.figures import NotebookFigure, checkpoint_curve, checkpoint_grid
 from blora_nb.files.images import ImageSource, read_image
 from blora_nb.files.saved_images import read_settings
@@ -32,8 +32,7 @@ class CheckpointPicker(widgets.VBox):
     picture. With a picture and a scorer, a curve under the slider shows content kept and style
     moved over the steps (`checkpoint_scores.score_checkpoints` says what they mean), and one
     checkpoint is recommended: the earliest at which the smaller score, scaled from its lowest (0)
-    to its highest (1), is within 0.1 of the best. The scores are kept in the checkpoints' folders,
-    and shown from then on without picture and scorer, too.
+    to its highest (1), is within 0.1 of the best.
 
     Args:
         folder: the `output_dir` of a training.
@@ -67,10 +66,9 @@ class CheckpointPicker(widgets.VBox):
             )
         self.folder = folder
         self.pictures = pictures_by_half(folder)
+        self.scores: list[CheckpointScores] = []
         if picture is not None and scorer is not None:
             self.scores = score_checkpoints(folder, picture, scorer, progress)
-        else:
-            self.scores = kept_scores(folder)
         self.recommended = recommended(self.scores).checkpoint if self.scores else None
         steps = [(f"step {step_of(path)}", path) for path in self.pictures]
         self.slider = widgets.SelectionSlider(

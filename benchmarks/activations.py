@@ -2,7 +2,7 @@
 
 The U-Net runs once on PyTorch's "meta" device, where tensors have shapes and no numbers. Nothing
 before the first trained block (`up_blocks.0.attentions.0`) needs a graph, so only the up path keeps
-activations.
+activations. `blora_nb.running.memory` has the results as constants; tests/test_memory.py compares.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from blora_nb.blocks import target_modules
 from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.lean_lora import lean_lora
+from blora_nb.running.memory import step_batch
 from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -47,11 +48,6 @@ class _MemoryEfficientAttention(TorchFunctionMode):
         if function is scaled_dot_product_attention:
             return _Attention.apply(*args[:3])
         return function(*args, **(kwargs or {}))
-
-
-def step_batch(settings: TrainingSettings) -> int:
-    """Pictures in a batch; with prior preservation as many class pictures are added."""
-    return settings.train_batch_size * (2 if settings.with_prior_preservation else 1)
 
 
 def meta_unet(
