@@ -55,7 +55,7 @@ TINY_DEFAULTS = Defaults(
 TINY_FROM_ZERO = replace(
     TINY_DEFAULTS, learning_rate=3e-3, max_train_steps=150, init_lora_weights="gaussian"
 )
-TINY_WORDS = 192  # numbers of a position of the teaching model's prompts
+TINY_CROSS_ATTENTION_DIM = 192  # the first 96 from the first text encoder
 
 
 # said before a training on it
@@ -84,7 +84,7 @@ def defaults_for(
 def can_start_instantly(pipe: "StableDiffusionXLPipeline") -> bool:
     """Whether an instant B-LoRA can be computed: only for the teaching model, not quantized."""
     quantized = getattr(pipe.unet, "is_quantized", False)
-    return pipe.unet.config.cross_attention_dim == TINY_WORDS and not quantized
+    return pipe.unet.config.cross_attention_dim == TINY_CROSS_ATTENTION_DIM and not quantized
 
 
 def is_teaching_model(pipe: "StableDiffusionXLPipeline") -> bool:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from blora_nb.assets import DATA
 from blora_nb.blocks import BLOCK_OF_HALF
-from blora_nb.defaults import TINY_WORDS, can_start_instantly
+from blora_nb.defaults import TINY_CROSS_ATTENTION_DIM, can_start_instantly
 from blora_nb.files.images import centre_square, read_image, to_tensor
 from blora_nb.judge import statistics
 from blora_nb.lora import IN_TRAINING, BLoRA
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 EYES = DATA / "eyes.safetensors"
 EYES_SIDE = 96  # pixels that the eyes look at
-WIDTH = TINY_WORDS // 2  # numbers that one text encoder gives
+WIDTH = TINY_CROSS_ATTENTION_DIM // 2  # numbers that one text encoder gives
 # the first encoder speaks of content, the second of style
-OWN_NUMBERS = {"content": slice(0, WIDTH), "style": slice(WIDTH, TINY_WORDS)}
+OWN_NUMBERS = {"content": slice(0, WIDTH), "style": slice(WIDTH, 2 * WIDTH)}
 TOKENS = 36  # the last of a prompt: one for each cell of a 6 × 6 grid
 READS_THE_PROMPT = (".attn2.to_k", ".attn2.to_v")
 
@@ -96,7 +96,7 @@ def instant_change(pipe: "StableDiffusionXLPipeline", picture: Image.Image, prom
         spoken = neutral.clone()
         spoken[-TOKENS:, its_own] = eyes[half](seen)[0]
         inverse = torch.linalg.pinv(neutral[:, its_own].T.double())
-        turned = torch.zeros(TINY_WORDS, TINY_WORDS)
+        turned = torch.zeros(2 * WIDTH, 2 * WIDTH)
         turned[:, its_own] = ((spoken - neutral).T.double() @ inverse).float()
         block = pipe.unet.get_submodule(BLOCK_OF_HALF[half])
         for name, layer in block.named_modules():

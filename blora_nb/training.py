@@ -210,7 +210,8 @@ def _train_on(
     learned = what_is_learned(pipe, squares, prompts, class_squares, content)
     metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
     metadata["learned"] = json.dumps(learned)
-    if changed := changes(pipe):
+    changed = changes(pipe)
+    if changed:
         metadata["changes_of_the_base"] = json.dumps(changed)
     warn_of_other_adapters(pipe)
 

@@ -122,7 +122,8 @@ def _faults(
     if any("Fused" in type(processor).__name__ for processor in _processors(unet)):
         what = "its projections are fused (fuse_qkv_projections), and LoRA on them has no effect"
         yield what, "pipe.unet.unfuse_qkv_projections()"
-    if fused := fused_lora(pipe):
+    fused = fused_lora(pipe)
+    if fused:
         what = f"the LoRA {', '.join(fused)} is fused into its weights (fuse_lora)"
         yield f"{what}, and alphas and other LoRAs would act on top of it", "pipe.unfuse_lora()"
     if unet.config.get("encoder_hid_dim_type") == "ip_image_proj":
@@ -132,7 +133,8 @@ def _faults(
         yield "FreeU is on, which is for drawing", "pipe.disable_freeu()"
     if training:
         yield from _hooks_that_move(pipe)
-    if (training or attention) and (foreign := foreign_processors(unet)):
+    foreign = foreign_processors(unet) if training or attention else []
+    if foreign:
         remedy = "pipe.unet.set_attn_processor(AttnProcessor2_0())"
         where = "which is in diffusers.models.attention_processor"
         yield f"its attention is computed by {', '.join(foreign)}", f"{remedy}, {where}"

@@ -67,7 +67,8 @@ def record(
             found[f"{half}_alpha"] = float(f"{alpha:.15g}")
             found[f"{half}_fingerprint"] = fingerprints[half]
             found |= {} if given is None else _files(half, given)
-    if others := acting.difference(HALVES).union(adapters_of_encoders(pipe)):
+    others = acting.difference(HALVES).union(adapters_of_encoders(pipe))
+    if others:
         found["other_lora"] = sorted(others)
     asked = found.get("scheduler")
     if asked and type(pipe.scheduler).__name__ != SCHEDULERS[asked]:

@@ -61,7 +61,8 @@ def what_is_learned(
     """
     name, sha256 = model_hash(pipe)
     base = [str(sha256 or name).encode()]
-    if changed := changes(pipe):
+    changed = changes(pipe)
+    if changed:
         base.append(json.dumps(changed).encode())
     # their biases and norms are enough to tell two apart
     for model in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
