@@ -420,7 +420,7 @@ def main() -> None:
     words_for = natural_words if args.natural else routed_words
     local = args.batch_size // world
     generator = torch.Generator().manual_seed(step * world + rank)
-    pool.add(1000, shares(step / steps), generator)
+    pool.add(16 * local, shares(step / steps), generator)
     names, values = zip(*trained.named_parameters(), strict=True)
     start = saved = time.time()
     begun, losses = step, []
