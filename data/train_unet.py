@@ -10,6 +10,9 @@ only, the style tutor's to its style block only, and all other blocks hear neutr
 then a block hears the message of another picture on the half of the words that is not its own, and
 learns to ignore it. With `--natural` every block hears everything: that is the model to compare
 with.
+
+What is small and seen, the accents, is asked for twice: a linear layer has to find each part in the
+content tutor's message, and the U-Net's error on an accent counts five times.
 """
 
 import copy
