@@ -3,7 +3,7 @@
 from PIL import Image
 
 from blora_nb.course.drawings import HELD_OUT_STYLES, MORE_OBJECTS, OBJECTS, STYLES, draw
-from blora_nb.metrics import JudgeScorer
+from blora_nb.evaluation.metrics import JudgeScorer
 
 PROMPT = "A [c] in [s] style"
 COUNT = 24

@@ -10,9 +10,9 @@ the result most like in shape, and which in style? The judge says.
 import argparse
 from typing import Any
 
+from blora_nb.evaluation.metrics import JudgeScorer
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
-from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train

@@ -12,9 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from blora_nb.course.examples import example_blora, example_names, example_picture
+from blora_nb.evaluation.metrics import scorer_for
 from blora_nb.generation import sample
 from blora_nb.lora import BLoRA, apply, remove
-from blora_nb.metrics import scorer_for
 from blora_nb.pipeline import load_pipeline, use_scheduler
 from report import fingerprint, table, write
 from separation import psnr
@@ -22,7 +22,7 @@ from separation import psnr
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
-    from blora_nb.metrics import Scorer
+    from blora_nb.evaluation.metrics import Scorer
 
 SAMPLERS = [
     ("euler", 20),

@@ -27,10 +27,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
 from blora_nb.assets import TINY_SDXL
-from blora_nb.figures import picture_grid
+from blora_nb.evaluation.judge import Judge
+from blora_nb.figures.grids import picture_grid
 from blora_nb.generation import sample
 from blora_nb.instant import instant_blora
-from blora_nb.judge import Judge
 from blora_nb.lora import BLoRA, apply, remove
 from blora_nb.pipeline import load_pipeline
 from blora_nb.settings import TrainingSettings

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data"))
 
 from blora_nb.course.drawings import Pose, draw, free_pose
 from blora_nb.defaults import native_resolution
-from blora_nb.figures import picture_grid
+from blora_nb.evaluation.metrics import JudgeScorer
+from blora_nb.figures.grids import picture_grid
 from blora_nb.generation import generate
-from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import load_pipeline
 from blora_nb.structure import load_controlnet, outline
 from blora_nb.training import train

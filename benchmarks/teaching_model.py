@@ -20,9 +20,9 @@ from tqdm import tqdm
 from blora_nb.blocks import TRANSFORMER_BLOCKS
 from blora_nb.course.drawings import STYLES
 from blora_nb.defaults import TINY_DEFAULTS
-from blora_nb.figures import picture_grid
+from blora_nb.evaluation.metrics import JudgeScorer
+from blora_nb.figures.grids import picture_grid
 from blora_nb.inspection import prompt_per_block
-from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import load_pipeline
 from report import HERE, OUTPUTS, fingerprint, shares, stored, table, write
 

@@ -8,20 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blora_nb.alpha_frontier import frontier as frontier
     from blora_nb.assets import known_words as known_words
     from blora_nb.cli.check import print_check as print_check
     from blora_nb.course.examples import example_blora as example_blora
     from blora_nb.course.examples import example_names as example_names
     from blora_nb.course.examples import example_picture as example_picture
-    from blora_nb.diagram import unet_diagram as unet_diagram
-    from blora_nb.figures import alpha_grid as alpha_grid
-    from blora_nb.figures import heat_map as heat_map
-    from blora_nb.figures import line_figure as line_figure
-    from blora_nb.figures import loss_curve as loss_curve
-    from blora_nb.figures import overlay as overlay
-    from blora_nb.figures import picture_grid as picture_grid
-    from blora_nb.figures import seed_ranking as seed_ranking
+    from blora_nb.evaluation.metrics import scorer_for as scorer_for
+    from blora_nb.evaluation.rebuilding import rebuild as rebuild
+    from blora_nb.evaluation.validation import validation_pictures as validation_pictures
+    from blora_nb.figures.alpha_frontier import frontier as frontier
+    from blora_nb.figures.charts import line_figure as line_figure
+    from blora_nb.figures.charts import loss_curve as loss_curve
+    from blora_nb.figures.diagram import unet_diagram as unet_diagram
+    from blora_nb.figures.grids import alpha_grid as alpha_grid
+    from blora_nb.figures.grids import picture_grid as picture_grid
+    from blora_nb.figures.grids import seed_ranking as seed_ranking
+    from blora_nb.figures.heat_maps import heat_map as heat_map
+    from blora_nb.figures.heat_maps import overlay as overlay
     from blora_nb.files.images import read_image as read_image
     from blora_nb.files.saved_images import save_picture as save_picture
     from blora_nb.generation import generate as generate
@@ -35,13 +38,10 @@ if TYPE_CHECKING:
     from blora_nb.lora import from_original_alpha as from_original_alpha
     from blora_nb.lora import remove as remove
     from blora_nb.lora import set_alphas as set_alphas
-    from blora_nb.metrics import scorer_for as scorer_for
     from blora_nb.pipeline import encode_prompt as encode_prompt
     from blora_nb.pipeline import load_pipeline as load_pipeline
-    from blora_nb.rebuilding import rebuild as rebuild
     from blora_nb.settings import TrainingSettings as TrainingSettings
     from blora_nb.training import train as train
-    from blora_nb.validation import validation_pictures as validation_pictures
     from blora_nb.widgets.pad import DrawingPad as DrawingPad
     from blora_nb.widgets.panels import AlphaPanel as AlphaPanel
     from blora_nb.widgets.panels import SeedPanel as SeedPanel
@@ -52,7 +52,7 @@ __version__ = "0.1.0"
 NAMES = {
     "blora_nb.cli.check": ("print_check",),
     "blora_nb.course.examples": ("example_blora", "example_names", "example_picture"),
-    "blora_nb.diagram": ("unet_diagram",),
+    "blora_nb.figures.diagram": ("unet_diagram",),
     "blora_nb.figures": (
         "alpha_grid",
         "heat_map",
@@ -62,7 +62,7 @@ NAMES = {
         "picture_grid",
         "seed_ranking",
     ),
-    "blora_nb.alpha_frontier": ("frontier",),
+    "blora_nb.figures.alpha_frontier": ("frontier",),
     "blora_nb.assets": ("known_words",),
     "blora_nb.files.images": ("read_image",),
     "blora_nb.files.saved_images": ("save_picture",),
@@ -70,12 +70,12 @@ NAMES = {
     "blora_nb.inspection": ("prompt_per_block", "record_attention"),
     "blora_nb.instant": ("instant_blora",),
     "blora_nb.lora": ("BLoRA", "apply", "combine", "from_original_alpha", "remove", "set_alphas"),
-    "blora_nb.metrics": ("scorer_for",),
+    "blora_nb.evaluation.metrics": ("scorer_for",),
     "blora_nb.pipeline": ("encode_prompt", "load_pipeline"),
-    "blora_nb.rebuilding": ("rebuild",),
+    "blora_nb.evaluation.rebuilding": ("rebuild",),
     "blora_nb.settings": ("TrainingSettings",),
     "blora_nb.training": ("train",),
-    "blora_nb.validation": ("validation_pictures",),
+    "blora_nb.evaluation.validation": ("validation_pictures",),
     "blora_nb.widgets.pad": ("DrawingPad",),
     "blora_nb.widgets.panels": ("AlphaPanel", "SeedPanel"),
     "blora_nb.widgets.picker": ("CheckpointPicker",),

@@ -30,7 +30,6 @@ from blora_nb.assets import DATA
 from blora_nb.blocks import BLOCK_OF_HALF
 from blora_nb.defaults import TINY_CROSS_ATTENTION_DIM, can_start_instantly
 from blora_nb.files.images import centre_square, read_image, to_tensor
-from blora_nb.judge import statistics
 from blora_nb.lora import IN_TRAINING, BLoRA
 from blora_nb.pipeline import encode_prompt
 
@@ -207,6 +206,16 @@ def eye_trunk(widths: tuple[int, ...]) -> nn.Sequential:
         layers.append(nn.Conv2d(before, after, 3, stride=2, padding=1))
         layers.append(ResidualConv(after) if before > 3 else nn.SiLU())
     return nn.Sequential(*layers)
+
+
+def statistics(features: Tensor) -> Tensor:
+    """What a style is known by, [batch, 3 channels], of features [batch, channels, height, width].
+
+    Mean and standard deviation over the picture, and the mean along its border.
+    """
+    sides = (features[..., 0, :], features[..., -1, :], features[..., 0], features[..., -1])
+    border = torch.cat(sides, 2).mean(2)
+    return torch.cat([features.mean((2, 3)), features.std((2, 3)), border], 1)
 
 
 def even(tokens: Tensor) -> Tensor:

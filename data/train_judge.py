@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blora_nb.course.drawings import MORE_OBJECTS, OBJECTS
-from blora_nb.judge import JUDGE_SIDE, Judge
+from blora_nb.evaluation.judge import JUDGE_SIDE, Judge
 from processes import half_precision
 from train_unet import save
 from world.captions import CANONICAL_POSE, Noun, nouns

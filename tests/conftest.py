@@ -42,7 +42,7 @@ def fresh():
 
 @pytest.fixture(scope="session")
 def judge():
-    from blora_nb.metrics import Judge
+    from blora_nb.evaluation.metrics import Judge
 
     return Judge.load()
 

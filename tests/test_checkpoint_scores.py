@@ -8,10 +8,10 @@ import os
 import pytest
 from PIL import Image
 
-from blora_nb.checkpoint_scores import recommended, score_checkpoints
-from blora_nb.figures import checkpoint_curve
+from blora_nb.evaluation.checkpoint_scores import recommended, score_checkpoints
+from blora_nb.evaluation.validation import pictures_at
+from blora_nb.figures.checkpoints import checkpoint_curve
 from blora_nb.files.saved_images import save_image
-from blora_nb.validation import pictures_at
 from blora_nb.widgets.picker import CheckpointPicker
 
 TRAINED_ON = Image.effect_noise((32, 32), 90).convert("RGB")

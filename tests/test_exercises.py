@@ -14,8 +14,8 @@ import torch
 import prepare
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 from blora_nb.course import checks
+from blora_nb.evaluation.metrics import non_dominated
 from blora_nb.lora import collect, remove
-from blora_nb.metrics import non_dominated
 from blora_nb.training import attach_lora, encode_image, run_steps, train
 from conftest import ROOT
 

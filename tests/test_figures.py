@@ -12,18 +12,14 @@ from PIL import Image
 from blora_nb.assets import DATA
 from blora_nb.blocks import TRANSFORMER_BLOCKS
 from blora_nb.course.examples import example_names, example_picture
-from blora_nb.diagram import parts_of, unet_diagram
-from blora_nb.figures import (
-    alpha_grid,
-    line_figure,
-    picture_grid,
-    seed_ranking,
-    write_validation_sheet,
-)
+from blora_nb.evaluation.metrics import ranked
+from blora_nb.figures.charts import line_figure
+from blora_nb.figures.checkpoints import write_validation_sheet
+from blora_nb.figures.diagram import parts_of, unet_diagram
+from blora_nb.figures.grids import alpha_grid, picture_grid, seed_ranking
 from blora_nb.files.saved_images import save_image
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
-from blora_nb.metrics import ranked
 
 
 @pytest.fixture(scope="module")

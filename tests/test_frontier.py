@@ -10,16 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from blora_nb import alpha_frontier
-from blora_nb.alpha_frontier import Frontier, FrontierPoint, frontier
 from blora_nb.assets import DATA
 from blora_nb.course.drawings import draw
 from blora_nb.errors import BLoRAError
-from blora_nb.figures import frontier_figure
+from blora_nb.evaluation.metrics import (
+    balance,
+    mean_and_error,
+    most_balanced,
+    non_dominated,
+    scorer_for,
+)
+from blora_nb.figures import alpha_frontier
+from blora_nb.figures.alpha_frontier import Frontier, FrontierPoint, frontier
+from blora_nb.figures.frontier_chart import frontier_figure
 from blora_nb.files.metadata import picture_metadata
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
-from blora_nb.metrics import balance, mean_and_error, most_balanced, non_dominated, scorer_for
 
 PROMPT = "A [c] in [s] style"
 CAT, NEON = draw("cat", "wood", 1, 96), draw("flower", "neon", 2, 96)
@@ -284,7 +290,7 @@ def test_the_figure_marks_the_recommended_point_and_says_the_rule_and_the_noise(
 
 
 def test_the_top_gives_the_function_however_often_it_is_asked():
-    importlib.import_module("blora_nb.alpha_frontier")
+    importlib.import_module("blora_nb.figures.alpha_frontier")
     for _ in range(2):
         from blora_nb import frontier as from_the_top
 

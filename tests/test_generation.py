@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from blora_nb.assets import DATA
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 from blora_nb.defaults import SCHEDULERS
+from blora_nb.evaluation.metrics import JudgeScorer
 from blora_nb.files.saved_images import read_settings, save_picture
 from blora_nb.generation import generate, sample
 from blora_nb.inspection import prompt_per_block
 from blora_nb.lora import applied, apply, remove, set_alphas
-from blora_nb.metrics import JudgeScorer
 from blora_nb.pipeline import merge_few_step_lora, use_scheduler
 from blora_nb.training import train
 from blora_nb.widgets.preview import LatentPreview, predicted_latents

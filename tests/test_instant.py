@@ -7,6 +7,7 @@ import torch
 
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
 from blora_nb.course.drawings import draw
+from blora_nb.evaluation.rebuilding import rebuild
 from blora_nb.files.images import to_tensor
 from blora_nb.generation import generate
 from blora_nb.instant import (
@@ -20,7 +21,6 @@ from blora_nb.instant import (
 )
 from blora_nb.lora import BLoRA, remove
 from blora_nb.pipeline import encode_prompt
-from blora_nb.rebuilding import rebuild
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from blora_nb.course.drawings import OBJECTS, STYLES, draw
-from blora_nb.metrics import EncoderScorer, JudgeScorer, ranked, scorer_for
+from blora_nb.evaluation.metrics import EncoderScorer, JudgeScorer, ranked, scorer_for
 
 CAT, STAR = draw("cat", "wood", 1, 256), draw("star", "neon", 2, 96)
 BOTH = [draw("cat", "neon", 1, 96), draw("cat", "wood", 1, 96), draw("star", "neon", 2, 96)]

@@ -97,7 +97,7 @@ def test_a_still_picture_stands_in_for_the_widget():
 def test_the_command_line_needs_no_widgets():
     code = (
         "import importlib, pkgutil, sys\n"
-        "import blora_nb.cli, blora_nb.rebuilding, blora_nb.course.examples\n"
+        "import blora_nb.cli, blora_nb.evaluation.rebuilding, blora_nb.course.examples\n"
         "for module in pkgutil.iter_modules(blora_nb.cli.__path__, 'blora_nb.cli.'):\n"
         "    importlib.import_module(module.name)\n"
         "assert not {'anywidget', 'ipywidgets', 'matplotlib'} & set(sys.modules)"

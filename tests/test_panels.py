@@ -18,12 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
+from blora_nb.evaluation.metrics import scorer_for
 from blora_nb.files.images import centre_square
 from blora_nb.files.metadata import picture_metadata
 from blora_nb.files.paper import paper_white, with_margin
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, applied
-from blora_nb.metrics import scorer_for
 from blora_nb.registry import pipeline_lock
 from blora_nb.settings import TrainingSettings
 from blora_nb.widgets import chooser as chooser_module

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blora_nb.figures import checkpoint_grid, write_validation_sheet
+from blora_nb.evaluation.metrics import scorer_for
+from blora_nb.evaluation.validation import pictures_at, validation_pictures
+from blora_nb.figures.checkpoints import checkpoint_grid, write_validation_sheet
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
-from blora_nb.metrics import scorer_for
 from blora_nb.training import train
-from blora_nb.validation import pictures_at, validation_pictures
 from blora_nb.widgets.picker import CheckpointPicker
 from blora_nb.widgets.uploads import picture_from_bytes
 

@@ -6,8 +6,8 @@ from PIL import Image, ImageDraw
 
 from blora_nb import example_blora, example_picture
 from blora_nb.errors import ImageError
+from blora_nb.evaluation.rebuilding import psnr, rebuild, rebuilt_in_words
 from blora_nb.files.images import remarks_on_square
-from blora_nb.rebuilding import psnr, rebuild, rebuilt_in_words
 
 
 def test_a_picture_is_compared_with_its_own_b_lora(pipe):
@@ -36,7 +36,7 @@ def test_a_picture_that_cannot_be_read_is_named(pipe, tmp_path):
 
 
 def test_other_models_are_refused_with_the_remedy(pipe, monkeypatch):
-    monkeypatch.setattr("blora_nb.rebuilding.is_teaching_model", lambda _: False)
+    monkeypatch.setattr("blora_nb.evaluation.rebuilding.is_teaching_model", lambda _: False)
     with pytest.raises(ValueError, match="scorer_for"):
         rebuild(pipe, example_blora(pipe, "star_sunset"), example_picture("star_sunset"))
 

@@ -23,6 +23,7 @@ from blora_nb.cli.finished import check_output
 from blora_nb.cli.jobs import Job, plan
 from blora_nb.cli.many_pictures import train_all, write_manifest
 from blora_nb.errors import BLoRAError, CheckpointError, TrainingError
+from blora_nb.evaluation.validation import validated, validation_pictures
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.generation import generate
 from blora_nb.lora import BLoRA, applied
@@ -36,7 +37,6 @@ from blora_nb.running.checkpoints import (
 )
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
-from blora_nb.validation import validated, validation_pictures
 from helpers import refused, run_here, same_weights
 
 CHANGES = {

@@ -10,11 +10,11 @@ import torch
 from blora_nb.assets import TINY_SDXL, known_words
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
 from blora_nb.course.drawings import OBJECTS, STYLES, draw
+from blora_nb.evaluation.metrics import JudgeScorer
+from blora_nb.evaluation.rebuilding import rebuild
 from blora_nb.files.images import to_tensor
 from blora_nb.generation import generate, sample
 from blora_nb.guards.prompts import unknown_words
-from blora_nb.metrics import JudgeScorer
-from blora_nb.rebuilding import rebuild
 from conftest import ROOT
 from recipes import against
 from report import fingerprint

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from blora_nb.course.drawings import OBJECTS, label_map
-from blora_nb.judge import Judge
+from blora_nb.evaluation.judge import Judge
 from world.painting import paint, place, random_poses
 from world.styles import (
     HELD_OUT_HUES,

@@ -77,12 +77,12 @@ def train(args: Namespace) -> None:
     from blora_nb.cli.many_pictures import make_class_pictures, train_all, write_manifest
     from blora_nb.cli.options import given
     from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model
+    from blora_nb.evaluation.validation import validation_pictures
     from blora_nb.guards.bases import check_base
     from blora_nb.running.distributed import join_processes, share
     from blora_nb.running.memory import report
     from blora_nb.settings import TrainingSettings
     from blora_nb.training import check_start
-    from blora_nb.validation import validation_pictures
 
     sources = (args.instance_data_dir, args.output_dir)
     jobs = plan(*sources, args.together, args.captions_file, args.content_B_LoRA)
@@ -252,8 +252,8 @@ def read_halves(args: Namespace) -> list:
 
 def write_sheets(folders: list) -> None:
     """In each folder of a training, one picture of all validation pictures, if there is none."""
-    from blora_nb.figures import write_validation_sheet
-    from blora_nb.validation import SHEET
+    from blora_nb.evaluation.validation import SHEET
+    from blora_nb.figures.checkpoints import write_validation_sheet
 
     for folder in folders:
         if (folder / SHEET).exists():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from blora_nb.cli.jobs import MANIFEST, Job
 from blora_nb.defaults import is_teaching_model
 from blora_nb.errors import BLoRAError, CheckpointError, TrainingError
+from blora_nb.evaluation.rebuilding import rebuilt_in_words
 from blora_nb.files.image_folders import find_images
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import free_path, safe_name, writable_folder
@@ -20,7 +21,6 @@ from blora_nb.files.safe_files import complete_file
 from blora_nb.files.saved_images import save_image
 from blora_nb.generation import draw_each, encode
 from blora_nb.lora import BLoRA
-from blora_nb.rebuilding import rebuilt_in_words
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
 from blora_nb.running.loss_guard import WINDOW

@@ -16,10 +16,10 @@ from torch import Tensor
 from blora_nb.assets import known_words
 from blora_nb.blocks import CONTENT_BLOCK
 from blora_nb.course.examples import example_blora, example_names, example_picture
+from blora_nb.evaluation.metrics import scorer_for
 from blora_nb.generation import generate
 from blora_nb.inspection import prompt_per_block
 from blora_nb.lora import BLoRA, applied, apply, collect, remove
-from blora_nb.metrics import scorer_for
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import attach_lora, encode_image, run_steps
 

@@ -8,11 +8,11 @@ import ipywidgets as widgets
 from PIL import Image
 
 from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model, native_resolution
+from blora_nb.evaluation.rebuilding import rebuilt_in_words
 from blora_nb.files.images import centre_square, remarks_on_square
 from blora_nb.files.metadata import thumbnail
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA
-from blora_nb.rebuilding import rebuilt_in_words
 from blora_nb.running.device import host
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train

@@ -8,7 +8,8 @@ import anywidget
 import traitlets
 from PIL import Image, ImageOps
 
-from blora_nb.figures import picture_grid, widget_data
+from blora_nb.figures.grids import picture_grid
+from blora_nb.figures.notebook_figure import widget_data
 from blora_nb.files.images import ImageSource, centre_square, read_image
 from blora_nb.widgets.markup import png_address, png_bytes
 from blora_nb.widgets.uploads import picture_from_bytes

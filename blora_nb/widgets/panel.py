@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from blora_nb.defaults import defaults_for
-from blora_nb.figures import NotebookFigure, picture_grid, widget_data
+from blora_nb.figures.grids import picture_grid
+from blora_nb.figures.notebook_figure import NotebookFigure, widget_data
 from blora_nb.files.images import centre_square
 from blora_nb.files.saved_images import save_picture
 from blora_nb.generation import generate

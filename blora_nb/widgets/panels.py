@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 from PIL import Image
 
-from blora_nb.figures import NotebookFigure, seed_ranking
-from blora_nb.metrics import ranked, scorer_for
+from blora_nb.evaluation.metrics import ranked, scorer_for
+from blora_nb.figures.grids import seed_ranking
+from blora_nb.figures.notebook_figure import NotebookFigure
 from blora_nb.widgets.markup import WRAPPED, picture_html, reduced
 from blora_nb.widgets.panel import NUMBER, Drawing, Panel
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from blora_nb.checkpoint_scores import CheckpointScores, recommended, score_checkpoints
-from blora_nb.figures import NotebookFigure, checkpoint_curve, checkpoint_grid
+from blora_nb.evaluation.checkpoint_scores import CheckpointScores, recommended, score_checkpoints
+from blora_nb.evaluation.metrics import Scorer
+from blora_nb.evaluation.validation import SHOWN_AS, pictures_by_half
+from blora_nb.figures.checkpoints import checkpoint_curve, checkpoint_grid
+from blora_nb.figures.notebook_figure import NotebookFigure
 from blora_nb.files.images import ImageSource, read_image
 from blora_nb.files.saved_images import read_settings
 from blora_nb.lora import BLoRA
-from blora_nb.metrics import Scorer
 from blora_nb.running.checkpoints import step_of
-from blora_nb.validation import SHOWN_AS, pictures_by_half
 from blora_nb.widgets.markup import picture_html, png_address, reduced, small_print
 
 SIDE = 180  # pixels of a picture

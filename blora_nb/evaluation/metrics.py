@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from blora_nb.defaults import is_teaching_model
-from blora_nb.judge import JUDGE, Judge
+from blora_nb.evaluation.judge import JUDGE, Judge
 from blora_nb.running.device import default_device
 
 if TYPE_CHECKING:

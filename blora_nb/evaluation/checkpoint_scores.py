@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blora_nb.blocks import HALVES
+from blora_nb.evaluation.metrics import KeptAndMoved, Scorer, balance, check_scores
+from blora_nb.evaluation.validation import pictures_by_half
 from blora_nb.files.images import ImageSource, read_image
-from blora_nb.metrics import KeptAndMoved, Scorer, balance, check_scores
 from blora_nb.running.checkpoints import step_of
-from blora_nb.validation import pictures_by_half
 
 NEARLY = 0.1  # of the way from the lowest score to the highest
 

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from blora_nb.figures import NotebookFigure, frontier_figure
+from blora_nb.evaluation.metrics import (
+    DECIMALS,
+    KeptAndMoved,
+    Scorer,
+    check_scores,
+    most_balanced,
+    non_dominated,
+    scorer_for,
+)
+from blora_nb.figures.frontier_chart import frontier_figure
+from blora_nb.figures.notebook_figure import NotebookFigure
 from blora_nb.files.images import ImageSource, read_image
 from blora_nb.files.metadata import thumbnail
 from blora_nb.generation import (
@@ -25,15 +35,6 @@ from blora_nb.generation import (
     seed_list,
 )
 from blora_nb.lora import BLoRA, Given, apply, check_strength, loaded, set_alphas
-from blora_nb.metrics import (
-    DECIMALS,
-    KeptAndMoved,
-    Scorer,
-    check_scores,
-    most_balanced,
-    non_dominated,
-    scorer_for,
-)
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.records import record
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from blora_nb.assets import DATA
 from blora_nb.files.images import read_image, to_tensor
+from blora_nb.instant import statistics
 
 JUDGE = DATA / "judge"
 JUDGE_SIDE = 64  # pixels that the judge looks at
@@ -84,16 +85,6 @@ class Judge(nn.Module):
         box, size = Image.Resampling.BOX, (JUDGE_SIDE, JUDGE_SIDE)
         small = [ImageOps.fit(square, size, box) for square in squares]
         return self(torch.cat([to_tensor(image) for image in small]))
-
-
-def statistics(features: Tensor) -> Tensor:
-    """What a style is known by, [batch, 3 channels], of features [batch, channels, height, width].
-
-    Mean and standard deviation over the picture, and the mean along its border.
-    """
-    sides = (features[..., 0, :], features[..., -1, :], features[..., 0], features[..., -1])
-    border = torch.cat(sides, 2).mean(2)
-    return torch.cat([features.mean((2, 3)), features.std((2, 3)), border], 1)
 
 
 def judge_trunk(widths: tuple[int, ...]) -> nn.Sequential:

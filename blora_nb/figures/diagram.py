@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from blora_nb.blocks import BLOCK_OF_HALF, COLOUR_OF_HALF, TRANSFORMER_BLOCKS, paper_name
-from blora_nb.figures import NotebookFigure
+from blora_nb.figures.notebook_figure import NotebookFigure
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
