@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 # the name of the LoRA in training on a U-Net
-IN_TRAINING = "new"
+IN_TRAINING = "in_training"
 # endings that nobody gives a folder
 NO_FOLDER = {".safetensors", ".safetensor", *PICKLES}
 # header entries that would be wrong in a file written anew
