@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import blora_nb
+
 PACKAGE = Path(__file__).parent.parent / "blora_nb"
 
 # from the top down; a name is a module or a folder of blora_nb
@@ -61,3 +63,8 @@ def test_no_circles():
         for name in leaves:
             del edges[name]
     assert edges == {}
+
+
+@pytest.mark.parametrize("name", blora_nb.__all__)
+def test_names_at_the_top_are_there(name):
+    assert getattr(blora_nb, name)
