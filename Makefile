@@ -64,6 +64,7 @@ notebooks: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/teaching_model.py
+	$(BIN)/python benchmarks/tuning.py
 	$(BIN)/python benchmarks/separation.py
 	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/structure.py

@@ -1,7 +1,7 @@
 """The separation table: does the content half bring the shape, and the style half the style?
 
     python data/world/fetch_shapes.py    # once: the icons; needs npm, resvg-py, scipy
-    python benchmarks/separation.py    # forty minutes on one core; separation.md, .json and .png
+    python benchmarks/separation.py    # forty minutes on one core; separation.md, .json and .jpg
 
 Every picture shows a drawing of a held-out thing in a style that no training picture has (a pattern
 or a hue that was held out). For each of 48 pairs (content picture, style picture) and 3 seeds:
@@ -312,14 +312,14 @@ Both halves rebuild their picture to {rebuilt["mean dB"]:.1f} dB on average (one
 {rebuilt["one flat colour dB"]:.1f} dB); {rebuilt["share better by 4 dB"]:.0%} are better than the \
 flat colour by 4 dB or more.
 
-![the first twelve pairs](separation.png)
+![the first twelve pairs](separation.jpg)
 """
     if args.which != "measured":
         print(text)
         OUTPUTS.mkdir(exist_ok=True)
         figure.savefig(OUTPUTS / "separation_tuning.png")
         return
-    (HERE / "separation.png").write_bytes(figure.png())
+    figure.savefig(HERE / "separation.jpg", pil_kwargs={"quality": 85})
     results = {
         "table": rows,
         "rebuilding": rebuilt,

@@ -1,6 +1,6 @@
 """Teach two networks to say, from a picture alone, what the tutors say of its shape and its style.
 
-    python data/train_eyes.py                  # after train_unet.py; an hour on one core
+    python data/train_eyes.py                  # after train_unet.py; two hours on one core
     python data/train_eyes.py --only content   # or one beside the other, on a core each
     python data/train_eyes.py --only style
 
@@ -105,7 +105,7 @@ def write_eyes(eyes: nn.ModuleDict) -> None:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--name", default="unet", help="as in train_unet.py")
     parser.add_argument("--only", choices=["content", "style"], help="the eye of one half")

@@ -10,6 +10,7 @@ import torch
 from blora_nb.assets import TINY_SDXL, known_words
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
 from blora_nb.course.drawings import OBJECTS, STYLES, draw
+from blora_nb.defaults import TINY_DEFAULTS
 from blora_nb.evaluation.metrics import JudgeScorer
 from blora_nb.evaluation.rebuilding import rebuild
 from blora_nb.files.images import to_tensor
@@ -82,7 +83,7 @@ def measured(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["separation", "teaching_model", "recipes", "structure", "sampling"]
+    "name", ["tuning", "separation", "teaching_model", "recipes", "structure", "sampling"]
 )
 def test_the_stored_measurements_belong_to_this_model_or_say_that_they_do_not(name):
     """They are made again by `make bench`."""
@@ -102,6 +103,14 @@ def test_the_halves_separate_better_than_their_rivals():
     names = ["no LoRA", "ordinary LoRAs of both, all blocks", "B-LoRA, halves swapped"]
     assert table["B-LoRA: style transfer"]["both"] >= 0.3
     assert max(table[name]["both"] for name in names) < 0.2
+
+
+def test_no_training_was_found_that_is_clearly_better_than_the_default():
+    table = measured("tuning")["table"]
+    steps, learning_rate = TINY_DEFAULTS.max_train_steps, TINY_DEFAULTS.learning_rate
+    chosen = table[f"{steps} steps at {learning_rate:g}"]
+    for row in table.values():
+        assert row["both"] - chosen["both"] < 2 * row["standard error"]
 
 
 def test_the_two_blocks_have_their_roles():
