@@ -38,7 +38,12 @@ TEXTS = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
 ]
-PICTURES = [*(ROOT / "docs").glob("*.png"), *(ROOT / "benchmarks").glob("*.png")]
+PICTURES = [
+    path
+    for folder in ("docs", "benchmarks")
+    for ending in ("png", "jpg")
+    for path in (ROOT / folder).glob(f"*.{ending}")
+]
 # written here, so that links may lead there
 WRITTEN = ["index.md", "gallery.md", "reference/index.md", "notebooks/solutions/index.md"]
 # the figure that stands for a lesson: its number among those of the lesson

@@ -84,7 +84,7 @@ def test_what_is_recorded_is_the_attention_with_the_b_lora_that_is_put_on_inside
     assert torch.equal(itself, again[1])
     assert torch.equal(cross, after_another[0])
     # the words get little of the weight: most of it falls on the padding
-    assert (cross - plain.cross_attention[CONTENT_BLOCK]).abs().max() > 0.01
+    assert (cross - plain.cross_attention[CONTENT_BLOCK]).abs().max() > 0.005
 
 
 def test_all_blocks_with_guidance_and_other_shapes(pipe):

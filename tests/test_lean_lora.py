@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 
-from blora_nb.lora import collect
+from blora_nb.lora import IN_TRAINING, collect
 from blora_nb.pipeline import encode_prompt
 from blora_nb.running.lean_lora import lean_lora
 from blora_nb.settings import TrainingSettings
@@ -32,8 +32,8 @@ def model(pipe, dtype, content=False):
         unet.unload_lora()
         attach_style_beside(pipe, kept, settings)
         adapters = [m.active_adapters for m in unet.modules() if hasattr(m, "lora_A")]
-        assert ["content", "new"] in adapters
-        strengthen(unet, "new")
+        assert ["content", IN_TRAINING] in adapters
+        strengthen(unet, IN_TRAINING)
     embeds, pooled = (t.to(dtype) for t in encode_prompt(pipe, "A [v]"))
     latents = torch.randn(2, 12, 12, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
     conditions = {

@@ -26,7 +26,7 @@ from blora_nb.errors import BLoRAError, CheckpointError, TrainingError
 from blora_nb.evaluation.validation import validated, validation_pictures
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.generation import generate
-from blora_nb.lora import BLoRA, applied
+from blora_nb.lora import IN_TRAINING, BLoRA, applied
 from blora_nb.pipeline import load_pipeline
 from blora_nb.running.checkpoints import (
     STATE_NAME,
@@ -355,7 +355,7 @@ def test_a_rising_loss_stops_and_the_weights_from_before_the_rise_are_kept(pipe,
     assert max(losses[30:60]) < 0.5 < min(losses[61:])
     kept = BLoRA.load(tmp_path / f"last_good-{error.step}.safetensors")
     assert same_weights(kept, error.blora)
-    before = {name.replace(".new", ""): w for name, w in weights[error.step].items()}
+    before = {name.replace(f".{IN_TRAINING}", ""): w for name, w in weights[error.step].items()}
     assert all(
         torch.equal(w, before[key.removeprefix("unet.")]) for key, w in kept.state_dict.items()
     )
