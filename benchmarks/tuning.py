@@ -1,7 +1,7 @@
 """How long to train on the teaching model, and at which learning rate: on the tuning set.
 
     python data/world/fetch_shapes.py    # once: the icons; needs npm, resvg-py, scipy
-    python benchmarks/tuning.py    # half an hour on one core; tuning.md and .json
+    python benchmarks/tuning.py    # 45 minutes on one core; tuning.md and .json
 
 The pictures are drawn as those of separation.py, from the other half of the held-out names, so that
 what is chosen here has not seen what is measured there. One training serves all its checkpoints.
@@ -29,20 +29,23 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from PIL import Image
 
+CHECKPOINTS = 8  # of each training
+MEASURED = (1, 2, 3, 5, 8)  # of these
+
 
 def trained(
     pipe: "StableDiffusionXLPipeline", picture: "Image.Image", learning_rate: float, every: int
 ) -> list[BLoRA]:
-    """The B-LoRAs of one picture after 20, 40, … steps, of one training."""
+    """The B-LoRAs of one picture after each `every` steps of one training."""
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingSettings.for_pipeline(
             pipe,
-            max_train_steps=8 * every,
+            max_train_steps=CHECKPOINTS * every,
             checkpointing_steps=every,
             learning_rate=learning_rate,
         )
         train(pipe, picture, settings, output_dir=folder, progress=False)
-        checkpoints = [Path(folder) / f"checkpoint-{n * every}" for n in range(1, 9)]
+        checkpoints = [Path(folder) / f"checkpoint-{n * every}" for n in range(1, CHECKPOINTS + 1)]
         return [BLoRA.load(checkpoint) for checkpoint in checkpoints]
 
 
@@ -84,7 +87,7 @@ def main() -> None:
     for rate in args.learning_rates:
         of_each = [trained(pipe, one, rate, args.every) for one in tqdm(pictures, desc=f"{rate}")]
         for n, bloras in enumerate(zip(*of_each), 1):
-            if n in (1, 2, 3, 5, 8):
+            if n in MEASURED:
                 add_row(f"{n * args.every} steps at {rate:g}", bloras)
     keys = ("object", "style", "both", "standard error", "mean dB")
     better = ("share better by 3 dB", "share better by 4 dB")
