@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from blora_nb.course.examples import example_blora, example_names, example_picture
+from blora_nb.defaults import TINY_DEFAULTS
 from blora_nb.evaluation.metrics import scorer_for
 from blora_nb.generation import sample
 from blora_nb.lora import BLoRA, apply, remove
@@ -78,8 +79,8 @@ def main() -> None:
 
 Made by `python benchmarks/sampling.py` from the {len(names)} example pictures, which no table of \
 separation uses. Both halves rebuild each picture, seeds 0 and 1; then the content half of each \
-with the style half of the next, seed 0, scored by the judge from 0 to 1. Guidance 2. The time of \
-a picture goes with its steps.
+with the style half of the next, seed 0, scored by the judge from 0 to 1. Guidance \
+{TINY_DEFAULTS.guidance_scale:g}. The time of a picture goes with its steps.
 
 {table(columns, cells)}
 """

@@ -48,7 +48,7 @@ TINY_DEFAULTS = Defaults(
     max_train_steps=100,
     train_batch_size=4,
     num_inference_steps=12,
-    guidance_scale=2.0,
+    guidance_scale=1.5,
     init_lora_weights="instant",
 )
 # from the unchanged model, as the original does it
