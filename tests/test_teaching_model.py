@@ -113,6 +113,18 @@ def test_no_training_was_found_that_is_clearly_better_than_the_default():
         assert row["both"] - chosen["both"] < 2 * row["standard error"]
 
 
+def test_no_guidance_was_found_that_is_clearly_better_than_the_default():
+    rows = measured("tuning")["by guidance"]
+    steps, learning_rate = TINY_DEFAULTS.max_train_steps, TINY_DEFAULTS.learning_rate
+    trained = f"{steps} steps at {learning_rate:g}, guidance"
+    chosen = rows[f"{trained} {TINY_DEFAULTS.guidance_scale:g}"]
+    others = [row for name, row in rows.items() if name.startswith(trained)]
+    assert len(others) > 2
+    for row in others:
+        assert row["both"] - chosen["both"] < 2 * row["standard error"]
+        assert row["mean dB"] - chosen["mean dB"] < 0.5
+
+
 def test_the_two_blocks_have_their_roles():
     blocks = measured("teaching_model")["block maps"]["teaching model"]
     for block, row in blocks.items():
