@@ -6,6 +6,7 @@ import torch
 
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 from blora_nb.course.drawings import draw
+from blora_nb.defaults import TINY_DEFAULTS
 from blora_nb.generation import generate
 from blora_nb.inspection import prompt_per_block, record_attention
 from blora_nb.lora import apply, remove
@@ -149,7 +150,7 @@ def test_a_prompt_for_all_blocks_is_that_prompt_but_for_the_pooled_embedding(pip
         negative_prompt_embeds=torch.zeros_like(embeds),
         negative_pooled_prompt_embeds=torch.zeros_like(pooled),
         num_inference_steps=4,
-        guidance_scale=2.0,
+        guidance_scale=TINY_DEFAULTS.guidance_scale,
         generator=torch.Generator().manual_seed(1),
     ).images[0]
     assert np.abs(swapped.astype(int) - np.asarray(expected)).max() <= 1
