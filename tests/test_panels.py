@@ -181,7 +181,11 @@ def test_an_own_picture_is_uploaded_learned_kept_and_offered_in_other_panels(
     panel.generate.click()
     assert "Train content" in str(panel.errors[0])
     assert "Train content" in status(panel)
+    shown = []
+    chooser.thumbnail.observe(lambda change: shown.append(change.new), "value")
     chooser.train.click()
+    assert any("what the model has learned of my star so far" in html for html in shown)
+    assert "content picture: my star" in chooser.thumbnail.value
     saved = BLoRA.load(tmp_path / "out" / "my_star.safetensors")
     trained = panel.gallery.sources["my star"].blora
     assert all(torch.equal(t, saved.state_dict[k]) for k, t in trained.state_dict.items())

@@ -2,15 +2,21 @@
 
 import html
 from base64 import b64encode
+from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 from PIL import Image
 
 from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model, native_resolution
+from blora_nb.errors import TrainingError
 from blora_nb.evaluation.rebuilding import rebuilt_in_words
 from blora_nb.files.images import centre_square, remarks_on_square
 from blora_nb.files.metadata import thumbnail
+from blora_nb.generation import sample
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA
 from blora_nb.running.device import host
@@ -23,8 +29,12 @@ from blora_nb.widgets.pad import DrawingPad
 from blora_nb.widgets.uploads import WEIGHTS, blora_from_bytes, picture_from_bytes, uploaded_files
 from blora_nb.widgets.worker import Worker
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
 # in pixels: a source's picture, the words before a control, the least width of the controls
 SIDE, LABEL, CONTROLS = 96, 94, 300
+PARTS = 3  # of a training, with a look at what is learned between them
 LARGEST_LINK = 10_000_000  # bytes of a file that a page takes as a link
 
 
@@ -367,7 +377,7 @@ class HalfChooser(widgets.VBox):
             return
 
         def work() -> None:
-            blora = train(pipe, picture, settings, progress=self.worker.step)
+            blora = self._learned(source.name, picture)
             # before a full disk could lose it
             self.gallery.add_trained(source.name, blora, picture)
             square = centre_square(picture, side)
@@ -379,3 +389,30 @@ class HalfChooser(widgets.VBox):
             self.worker.say(said, remarks)
 
         self.worker.start(f"Learning {source.name}", work)
+
+    def _learned(self, name: str, picture: Image.Image) -> BLoRA:
+        """The B-LoRA of a picture; the teaching model shows on the way what it draws so far."""
+        pipe, progress = self.worker.pipe, self.worker.step
+        if not is_teaching_model(pipe):
+            return train(pipe, picture, self.training_settings, progress=progress)
+        settings = self.training_settings or TrainingSettings.for_pipeline(pipe)
+        every = settings.max_train_steps // PARTS + 1
+        settings = replace(settings, checkpointing_steps=every)
+
+        def look(pipe: "StableDiffusionXLPipeline", checkpoint: Path) -> None:
+            (drawn,) = sample(pipe, settings.instance_prompt, progress=False)
+            if self.choice.value == name:
+                alt = f"what the model has learned of {name} so far"
+                self.thumbnail.value = picture_html(drawn, SIDE, alt)
+
+        folder, needed = mkdtemp(), False
+        try:
+            return train(pipe, picture, settings, progress, folder, on_checkpoint=look)
+        except TrainingError:
+            # it names the file in there with the last good weights
+            needed = True
+            raise
+        finally:
+            if not needed:
+                rmtree(folder, ignore_errors=True)
+            self.show_chosen()
