@@ -50,7 +50,7 @@ Verdict = tuple[bool, bool]  # shape right, style right
 CANDIDATES = 100
 SETS = {"tuning": 0, "measured": 1}  # every second held-out name belongs to one of them
 REBUILT = "both halves of one picture"
-LIMIT = "painted, without a model"
+PAINTED = "painted, without a model"
 
 
 @dataclass
@@ -276,8 +276,8 @@ def main() -> None:
     )
     compared = methods(pipe, ranking, trained)
     painted = [held_out.painted(i, j) for i, j in pairs]
-    at_best = [ranking.right([image], i, j)[0] for image, (i, j) in zip(painted, pairs)]
-    rows, drawn = {LIMIT: summary(at_best, 1)}, {}
+    faultless = [ranking.right([image], i, j)[0] for image, (i, j) in zip(painted, pairs)]
+    rows, drawn = {PAINTED: summary(faultless, 1)}, {}
     for name, method in compared.items():
         images, verdicts, clock = [], [], time.time()
         for i, j in tqdm(pairs[: method.pairs], desc=name):
@@ -305,7 +305,7 @@ def main() -> None:
             painted[:12],
             *(images[:: args.seeds][:12] for images in drawn.values()),
         ],
-        ["content picture", "style picture", LIMIT, *drawn],
+        ["content picture", "style picture", PAINTED, *drawn],
         caption="The first twelve pairs, seed 0, alphas 1 and 1",
         side=0.9,
     )
@@ -316,7 +316,7 @@ right among {CANDIDATES} candidates by the judge. B-LoRAs: rank {settings.rank},
 B-LoRA, {settings.max_train_steps} steps at {settings.learning_rate}. From zero, as the original, \
 and the ordinary LoRAs: {from_zero.max_train_steps} steps at {from_zero.learning_rate}. ±: the \
 standard error of both right, each pair counted once, as its pictures are alike. No pair was used \
-to choose anything. The first row is no method but what the judge finds at best: each content \
+to choose anything. The first row is no method but says how strict the judge is: each content \
 picture's drawing, painted in the style picture's style by the program that painted both.
 
 {table(columns, cells)}

@@ -96,7 +96,9 @@ def main() -> None:
         rows[name] = measure(pipe, ranking, bloras, pictures, args.seeds)
         print(name, *shares(rows[name], "object", "style", "both", "mean dB"), flush=True)
         for guidance in GUIDANCES if name in ("instant", chosen) else ():
-            row = measure(pipe, ranking, bloras, pictures, args.seeds, guidance)
+            row = rows[name]
+            if guidance != TINY_DEFAULTS.guidance_scale:
+                row = measure(pipe, ranking, bloras, pictures, args.seeds, guidance)
             by_guidance[f"{name}, guidance {guidance:g}"] = row
             print("guidance", guidance, *shares(row, "both", "mean dB"), flush=True)
 

@@ -2,7 +2,6 @@
 
 import html
 from base64 import b64encode
-from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 # in pixels: a source's picture, the words before a control, the least width of the controls
 SIDE, LABEL, CONTROLS = 96, 94, 300
-PARTS = 3  # of a training, with a look at what is learned between them
 LARGEST_LINK = 10_000_000  # bytes of a file that a page takes as a link
 
 
@@ -396,8 +394,6 @@ class HalfChooser(widgets.VBox):
         if not is_teaching_model(pipe):
             return train(pipe, picture, self.training_settings, progress=progress)
         settings = self.training_settings or TrainingSettings.for_pipeline(pipe)
-        every = settings.max_train_steps // PARTS + 1
-        settings = replace(settings, checkpointing_steps=every)
 
         def look(pipe: "StableDiffusionXLPipeline", checkpoint: Path) -> None:
             (drawn,) = sample(pipe, settings.instance_prompt, progress=False)
