@@ -71,7 +71,10 @@ def shown(text: object, longest: int = 120) -> str:
 
 def not_there(what: str, path: Path) -> str:
     """What to say of a file or folder that is not where a person says it is."""
-    return f"There is no {what} {shown(path, 300)}. Check the path (it is read from {Path.cwd()})."
+    return (
+        f"There is no {what} {shown(path, 300)}. Check the path (relative paths start at "
+        f"{Path.cwd()})."
+    )
 
 
 def several(names: Iterable[object]) -> str:

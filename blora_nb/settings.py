@@ -65,7 +65,7 @@ class TrainingSettings:
     """How one B-LoRA is trained, with the original's names and, for SDXL, its values."""
 
     instance_prompt: str = option(
-        "A [v]", 'the prompt that is to mean the picture; "A [v] dog" for --together', LEARNED
+        "A [v]", 'the prompt that will stand for the picture; "A [v] dog" for --together', LEARNED
     )
     resolution: int = option(
         1024, "side of the square the picture is cropped to, in pixels", LEARNED
@@ -206,8 +206,8 @@ class TrainingSettings:
         if warmup and warmup >= self.max_train_steps:
             raise ValueError(
                 f"lr_warmup_steps ({warmup}) must be fewer than max_train_steps "
-                f"({self.max_train_steps}): the learning rate would never reach its value. (A "
-                "checkpoint of such a training is a B-LoRA like any other.)"
+                f"({self.max_train_steps}): the learning rate would never reach its value. (To "
+                "stop early, use a checkpoint: it is a B-LoRA like any other.)"
             )
         if self.x0_loss_from and self.x0_loss_from > self.max_train_steps:
             raise ValueError(

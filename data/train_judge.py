@@ -5,7 +5,9 @@
 Two embeddings of unit length. The shapes of two pictures are alike if they show the same drawing,
 in whatever style; their styles if they were painted by the same numbers, whatever they show. A
 spoilt copy (blur, noise, missing parts, smears, scribbles, mixtures) should be the less alike the
-more it is spoilt. Held-out shapes and styles are not seen. Writes outputs/teaching_model/judge/.
+more it is spoilt. The hardest candidates are asked about in every step: another shape in the same
+style, and the same shape in another style. Held-out shapes and styles are not seen. Writes
+outputs/teaching_model/judge/.
 """
 
 import json
@@ -140,11 +142,15 @@ class Pool:
         return self.stored[:, torch.randperm(self.size, generator=generator)[:count]]
 
 
-def agreement(a: Tensor, b: Tensor) -> Tensor:
-    """Cross-entropy of finding each row's partner among all rows, both ways."""
-    logits = a @ b.T / TEMPERATURE
+def agreement(a: Tensor, b: Tensor, decoys: Tensor) -> Tensor:
+    """Cross-entropy of finding each row's partner among all rows, both ways.
+
+    The rows of `a` choose between those of `b` and the decoys.
+    """
     target = torch.arange(len(a))
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    forth = F.cross_entropy(a @ torch.cat([b, decoys]).T / TEMPERATURE, target)
+    back = F.cross_entropy(b @ a.T / TEMPERATURE, target)
+    return (forth + back) / 2
 
 
 def found(a: Tensor, b: Tensor) -> Tensor:
@@ -182,24 +188,23 @@ def main() -> None:
         grain = 0.06 * torch.rand(len(pictures), 1, 1, 1, generator=generator)
         pictures = pictures + grain * torch.randn(pictures.shape, generator=generator)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        both, shapes_too, styles_too = pictures.split([2 * len(first), len(first), len(first)])
         with half_precision():
-            shape = judge.shape(torch.cat([both, shapes_too]))
-            style = judge.style(torch.cat([both, styles_too]))
-        s0, s3, s1 = shape.float().chunk(3)
-        t0, t3, t2 = style.float().chunk(3)
-        wanted = 1 - amount
+            shape, style = judge(pictures)
+        s0, s_worse, s_shape, s_style = shape.float().chunk(4)
+        t0, t_worse, t_shape, t_style = style.float().chunk(4)
+        loss = agreement(s0, s_shape, decoys=s_style) + agreement(t0, t_style, decoys=t_shape)
         # a spoilt copy is compared with the same shape in another style, as later in use
-        loss = agreement(s0, s1) + agreement(t0, t2)
-        loss = loss + 2 * F.mse_loss((s3 * s1).sum(1), wanted * (s0 * s1).sum(1).detach())
-        loss = loss + F.mse_loss((t3 * t2).sum(1), (1 - amount**2) * (t0 * t2).sum(1).detach())
+        wanted_shape = (1 - amount) * (s0 * s_shape).sum(1).detach()
+        wanted_style = (1 - amount**2) * (t0 * t_style).sum(1).detach()
+        loss = loss + 2 * F.mse_loss((s_worse * s_shape).sum(1), wanted_shape)
+        loss = loss + F.mse_loss((t_worse * t_style).sum(1), wanted_style)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         step += 1
         if step % 50 == 0:
-            shapes_found, styles_found = found(s0, s1).mean(), found(t0, t2).mean()
+            shapes_found, styles_found = found(s0, s_shape).mean(), found(t0, t_style).mean()
             rates = f"shape {shapes_found:.2f} style {styles_found:.2f} of {args.batch_size}"
             seconds = time.time() - start
             print(
@@ -254,29 +259,25 @@ def write(judge: Judge, shapes: Shapes) -> None:
 
 @torch.no_grad()
 def accuracy(judge: Judge, rounds: int = 8) -> dict[str, float]:
-    """How often held-out shapes and styles are found among 100.
+    """How often a held-out shape in the held-out style of another picture is told among 100.
 
-    Shapes are looked for with a picture in another style, styles with a picture of another shape.
+    Each of 100 drawings is painted in its own style and, in the same pose, in that of the next one:
+    is the second picture nearest in shape to the first, and in style to the next one?
     """
     unseen = Shapes.load(held_out=True)
     shapes_found, styles_found = [], []
     for seed in range(rounds):
         generator = torch.Generator().manual_seed(500 + seed)
         rows = torch.randperm(len(unseen.names), generator=generator)[:100]
-        count = len(rows)
-        placed = place(unseen.coverage[rows], random_poses(count, generator))
-        styles = random_styles(count, generator, held_out=True)
-        others = random_styles(count, generator, held_out=True)
-        shuffled = placed[torch.randperm(count, generator=generator)]
+        placed = place(unseen.coverage[rows], random_poses(len(rows), generator))
+        styles = random_styles(len(rows), generator, held_out=True)
         shape, style = judge(small(paint(placed, styles)))
-        same_shape, _ = judge(small(paint(placed, others)))
-        _, same_style = judge(small(paint(shuffled, styles)))
-        shapes_found.append(found(same_shape, shape))
-        styles_found.append(found(same_style, style))
-    return {
-        "shape_among_100": round(torch.cat(shapes_found).mean().item(), 4),
-        "style_among_100": round(torch.cat(styles_found).mean().item(), 4),
-    }
+        mixed_shape, mixed_style = judge(small(paint(placed, styles.roll(-1, 0))))
+        shapes_found.append(found(mixed_shape, shape))
+        styles_found.append(found(mixed_style, style.roll(-1, 0)))
+    shapes_right, styles_right = torch.cat(shapes_found), torch.cat(styles_found)
+    rates = {"shape": shapes_right, "style": styles_right, "both": shapes_right * styles_right}
+    return {f"{name}_among_100": round(right.mean().item(), 4) for name, right in rates.items()}
 
 
 if __name__ == "__main__":

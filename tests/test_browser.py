@@ -421,12 +421,12 @@ def test_the_app_page(page, serve, tmp_path):
 
     page.get_by_role("tab", name="Text stylization").click()
     panel.get_by_alt_text("seed 0, 12 steps").wait_for()
-    upload(page, panel, "Own content", "broken.png", b"no picture")
+    upload(page, panel, "Upload content", "broken.png", b"no picture")
     says(panel, "broken.png cannot be read")
     # 12 MB, more than Jupyter's servers take without app/voila.json
     picture = BytesIO()
     Image.new("RGB", (2500, 1600), "orange").save(picture, "BMP")
-    upload(page, panel, "Own content", "orange.bmp", picture.getvalue())
+    upload(page, panel, "Upload content", "orange.bmp", picture.getvalue())
     says(panel, "to learn orange.bmp")
     press(panel, "Train content")
     says(panel, "step")
@@ -458,11 +458,11 @@ def test_what_the_app_page_keeps(page, serve, tmp_path, width):
 
     weights = (kept / "yesterday.safetensors").read_bytes()
     files = {"my star.safetensors": weights, "my star.png": picture.getvalue()}
-    upload_several(page, panel, "Own content", files)
+    upload_several(page, panel, "Upload content", files)
     says(panel, "my star.safetensors is a B-LoRA")
     assert panel.get_by_label("Content", exact=True).input_value() == "my star"
     panel.get_by_alt_text("content picture: my star").wait_for()
-    upload(page, panel, "Own style", "old.ckpt", b"PK anything")
+    upload(page, panel, "Upload style", "old.ckpt", b"PK anything")
     says(panel, "old.ckpt is not opened")
 
     press(panel, "Download content")

@@ -128,7 +128,7 @@ def test_one_failure_does_not_stop_the_others_and_is_in_the_manifest(
         "why": "The loss became nan at step 3.",
     }
     assert [row["state"] for row in rows.values()].count("finished") == 3
-    with pytest.raises(FileExistsError, match='resume_from_checkpoint="latest"'):
+    with pytest.raises(FileExistsError, match="--resume_from_checkpoint latest"):
         check_output(jobs, resume=None)
     check_output(jobs, resume="latest")
 

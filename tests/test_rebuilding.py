@@ -31,7 +31,7 @@ def test_a_picture_that_cannot_be_read_is_named(pipe, tmp_path):
         rebuild(pipe, blora, broken)
     # after a training it is said, and nothing ends
     said = rebuilt_in_words(pipe, blora, broken, "A [v]")
-    assert said.startswith("It was not drawn again, to compare: ")
+    assert said.startswith("It could not be drawn again for comparison: ")
     assert "broken.png" in said
 
 

@@ -37,8 +37,8 @@ def check_output(jobs: Sequence[Job], resume: str | None) -> list[Job]:
             check_pictures(job)
         else:
             raise FileExistsError(
-                f"{job.folder / FILE_NAME} exists already. Choose another output_dir, remove it, "
-                'or keep what is finished with resume_from_checkpoint="latest".'
+                f"{job.folder / FILE_NAME} exists already. Choose another --output_dir, remove it, "
+                "or keep what is finished with --resume_from_checkpoint latest."
             )
     return [job for job in jobs if not job.finished]
 
@@ -95,13 +95,13 @@ def other_training(
     steps, asked = stored.get("max_train_steps"), settings.max_train_steps
     if steps == asked and not different:
         return None
-    remedy = "Choose another output_dir, or move this folder away to train anew."
+    remedy = "Choose another --output_dir, or move this folder away to train anew."
     last = next(reversed(checkpoints(job.folder)), None)
     only_longer = not different and steps and steps < asked
     if only_longer and last and settings.lr_scheduler.startswith("constant"):
         remedy = (
             f"To go on from {last}, move {file} away and train again with "
-            'resume_from_checkpoint="latest".'
+            "--resume_from_checkpoint latest."
         )
     if steps != asked:
         different.append(f"it had {steps} training steps and {asked} are asked for")

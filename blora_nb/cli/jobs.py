@@ -133,7 +133,7 @@ def read_captions(file: str | Path, paths: Sequence[Path]) -> dict[Path, str]:
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"{file} is no text in UTF-8. Save it as UTF-8.") from None
+        raise ValueError(f"{file} is not UTF-8 text. Save it as UTF-8.") from None
     except OSError as error:
         why = error.strerror or error
         raise ValueError(f"The captions file {file} cannot be read ({why}).") from None

@@ -48,7 +48,7 @@ def defaults_from_picture(record: dict[str, Any], typed: argparse.Namespace) -> 
         batch = record.get("batch_seeds") or [record.get("seed", 0)]
         if not isinstance(batch, list):
             raise ValueError(
-                f"The picture names {shown(batch)} as the seeds of its batch, which is no list. "
+                f"The picture names {shown(batch)} as the seeds of its batch, which is not a list. "
                 f"{FOREIGN}"
             )
         defaults["seeds"] = [checked("seed", {"type": seed}, number) for number in batch]
@@ -64,11 +64,11 @@ def checked(name: str, option: Option, value: Any) -> Any:
     except argparse.ArgumentTypeError as error:
         fault = str(error)
     except ValueError:
-        fault = "is no number" if convert is float else "is no whole number"
+        fault = "is not a number" if convert is float else "is not a whole number"
     else:
         if "choices" not in option or converted in option["choices"]:
             return converted
-        fault = f"is none of {', '.join(option['choices'])}"
+        fault = f"is not one of {', '.join(option['choices'])}"
     raise ValueError(f"The picture names {shown(value)} as its {name}, which {fault}. {FOREIGN}")
 
 

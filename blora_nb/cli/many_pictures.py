@@ -79,7 +79,7 @@ def train_all(
                     print(f"{job}: {rebuilt_in_words(pipe, blora, picture, prompt)}", flush=True)
             if stop.asked:
                 raise KeyboardInterrupt(
-                    'What is not finished goes on with resume_from_checkpoint="latest".'
+                    "What is not finished goes on with --resume_from_checkpoint latest."
                 )
     return failed
 
@@ -112,7 +112,7 @@ def save_somewhere(blora: BLoRA, file: Path) -> Path:
         raise OSError(
             f"{error} The computer's temporary folder, {tempfile.gettempdir()}, has no room for it "
             f"either.{last} Make room, then train again with "
-            'resume_from_checkpoint="latest".'
+            "--resume_from_checkpoint latest."
         ) from None
 
 

@@ -74,7 +74,7 @@ def halves(use: str, alpha: str) -> Options:
     for half in HALVES:
         sources = f"file, folder or hub id whose {half} half {use}; several are mixed"
         weights = (
-            f"of each {half} half where there are several, linear and signed; by default 1 each"
+            f"weight of each {half} half if there are several, linear and signed; by default 1 each"
         )
         options[f"{half}_B_LoRA"] = path("SOURCE", sources, nargs="+")
         options[f"{half}_alpha"] = number(alpha, default=1.0)
@@ -184,7 +184,7 @@ BASE_MODEL: Options = {
     "revision": path("NAME", "branch, tag or commit of a base model on the Hugging Face hub"),
     "variant": path(
         "NAME",
-        'which files of the base: "fp16" for those that end in .fp16.safetensors; by default that '
+        'which files of the base: "fp16" for those that end in .fp16.safetensors; the default '
         "for sdxl",
     ),
     "cache_dir": path("FOLDER", "for downloads from the hub"),

@@ -74,7 +74,7 @@ def need_prompt(name: str, answer: Any) -> None:
     """Raise unless an answer is a text."""
     if not answer:
         raise Unsolved
-    need(isinstance(answer, str), f"{name} should be a prompt, a text.")
+    need(isinstance(answer, str), f"{name} should be a prompt: a string in quotes.")
 
 
 def called(function: Answer, *arguments: Any) -> Any:
@@ -111,7 +111,8 @@ def two_colours(pipe: "StableDiffusionXLPipeline", answer: str) -> str:
     ground = mean_colour(np.concatenate([pixels[:, :6], pixels[:, -6:]]))
     need(
         ground[2] > ground[0] + 25,
-        f"the background is not blue: its red, green and blue are {ground}.",
+        f"the background is not blue: its red, green and blue are {ground}. Which of the two "
+        "colour words sets the background?",
     )
     need(
         middle[0] > middle[2] + 25,
@@ -167,8 +168,8 @@ def lora_weights(answer: Answer) -> str:
             f"return {got}. A is [{rank}, {inside}] and B is [{outside}, {rank}]: count both.",
         )
     return (
-        "It grows with the sum of the sides, the layer itself with their product: "
-        "that is why LoRA is small."
+        "The number grows with inputs plus outputs, that of the layer itself with inputs times "
+        "outputs: that is why LoRA is small."
     )
 
 
@@ -203,8 +204,8 @@ def clean_latents(answer: Answer) -> str:
         got = called(answer, noisy, velocity, share)
         need(
             not close(got, share * noisy - (1 - share) * velocity),
-            "you multiply by the shares themselves. They are shares of the variance: amplitudes "
-            "are their square roots.",
+            "you multiply by the shares themselves. They are shares of the variance: multiply "
+            "by their square roots.",
         )
         need(
             close(got, latents),
@@ -230,7 +231,7 @@ def train_content(pipe: "StableDiffusionXLPipeline", answer: Answer) -> str:
         need(
             blora.halves == ("content",),
             f"it has {' and '.join(blora.halves)}; only the content block should be trained. "
-            "Did attach_lora get the block?",
+            "Did you pass blocks=[CONTENT_BLOCK] to attach_lora?",
         )
         need(blora.rank == 4, f"its rank is {blora.rank}, the settings say 4.")
         need(
@@ -249,7 +250,7 @@ def train_content(pipe: "StableDiffusionXLPipeline", answer: Answer) -> str:
         )
     finally:
         remove(pipe)
-    return "One half of a B-LoRA, in half of the weights."
+    return "One half of a B-LoRA, with half of the weights."
 
 
 def content_trained_alone(
@@ -422,9 +423,13 @@ def on_the_frontier(answer: Answer) -> str:
         got = called(answer, kept, moved)
         need(
             isinstance(got, list | tuple) and list(got) == wanted,
-            f"for kept {kept} and moved {moved} it is {wanted}, as {why}; you return {got}.",
+            f"for kept {kept} and moved {moved} the answer is {wanted}, because {why}; you "
+            f"return {got}.",
         )
-    return "A choice among these is a matter of taste; all others can be improved for nothing."
+    return (
+        "A choice among these is a matter of taste; every other point can be improved in one "
+        "score without loss in the other."
+    )
 
 
 @exercise
@@ -653,6 +658,6 @@ def mixed_change(answer: Answer) -> str:
         "the two may be of different rank: B·A always has the shape of the weight.",
     )
     return (
-        "Mixing As and Bs separately would give cross terms of one's B and the other's A, "
-        "and fails for different ranks."
+        "Mixing As and Bs separately would add cross terms, the B of one times the A of the "
+        "other, and would fail for different ranks."
     )

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 LEARNED = 3.0
 ROUGHLY = 1.0
 REMEDY = (
-    "The teaching model learns best one thing in a few flat colours, with a margin around it. Try "
-    "twice as many steps, a simpler picture, or SDXL."
+    "The teaching model learns a single object in a few flat colours best, with a margin around "
+    "it. Try a simpler picture, twice as many training steps, or SDXL."
 )
 
 
@@ -113,7 +113,7 @@ def rebuilt_in_words(
             warnings.simplefilter("ignore", PipelineWarning)
             return f"It is {rebuild(pipe, blora, picture, prompt)}"
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        return f"It was not drawn again, to compare: {error}"
+        return f"It could not be drawn again for comparison: {error}"
 
 
 def psnr(drawn: np.ndarray, original: np.ndarray) -> float:

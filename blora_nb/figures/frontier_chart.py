@@ -132,7 +132,7 @@ def _frontier_caption(frontier: "Frontier") -> str:
     return (
         f'"{frontier.prompt}", {len(frontier.points)} pairs of alphas, seeds {seeds}. '
         f"Recommended: content alpha {content_alpha:g}, style alpha {style_alpha:g}. Both scores "
-        "are scaled from their lowest (0) to their highest (1), and the point is taken whose "
-        f"smaller one is the highest; ties go to the alphas nearest 1. {noise} Pictures: seed "
+        "are scaled from their lowest (0) to their highest (1), and the point whose smaller "
+        f"score is the highest is taken; ties go to the alphas nearest 1. {noise} Pictures: seed "
         f"{frontier.seeds[0]}, from most content to most style."
     )

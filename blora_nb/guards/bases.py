@@ -48,7 +48,7 @@ def _foreign_scheduler(scheduler: "SchedulerMixin") -> str | None:
     name, config = type(scheduler).__name__, scheduler.config
     arguments = _arguments(type(scheduler))
     if not {"beta_start", "beta_schedule"} <= arguments:
-        kind = next((kind for trace, kind in TRACES.items() if trace in arguments), "no DDPM")
+        kind = next((kind for trace, kind in TRACES.items() if trace in arguments), "not DDPM")
         if name.startswith("FlowMatch"):
             kind = "flow matching"
         return f"its scheduler is {name} ({kind}), which has no betas."

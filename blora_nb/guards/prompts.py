@@ -34,7 +34,8 @@ def check_prompt(prompt: str) -> None:
     """Raise a ValueError unless the prompt is one valid string."""
     if not isinstance(prompt, str):
         raise ValueError(
-            f"The prompt is one text, not {prompt!r}. For several, draw once for each."
+            f"The prompt must be one string, not {prompt!r}. For several prompts, make one call "
+            "for each."
         )
     try:
         prompt.encode()
@@ -83,8 +84,8 @@ def remarks_on_prompt(pipe: "StableDiffusionXLPipeline", prompt: str | None) -> 
     if unused:
         most = min(_room(tokenizer) for tokenizer in _tokenizers(pipe))
         remarks.append(
-            f"The text encoder reads {most} pieces of words; of the prompt these are not used: "
-            f'"{unused}". Shorten it, or put first what matters.'
+            f"The text encoder reads {most} tokens of a prompt; these words are not used: "
+            f'"{unused}". Shorten the prompt, or put the important words first.'
         )
     unknown = unknown_words(pipe, prompt.rstrip().removesuffix(unused))
     if unknown:

@@ -98,7 +98,7 @@ class HalfChooser(widgets.VBox):
             layout=AUTO,
             style=label,
         )
-        own = f"Own {half}"
+        own = f"Upload {half}"
         accept = f"image/*,{WEIGHTS}"
         self.upload = widgets.FileUpload(accept=accept, multiple=True, description=own, layout=AUTO)
         self.draw = widgets.ToggleButton(description=f"Draw {half}", layout=AUTO)
@@ -275,7 +275,7 @@ class HalfChooser(widgets.VBox):
 
     def _say_how_to_learn(self, name: str) -> None:
         """Name the button that trains, and say what is known of the chosen picture."""
-        text = f'Press "{self.train.description}" to learn {name}.'
+        text = f'Press "{self.train.description}" to teach the model {name}.'
         self.worker.say(text, self.remarks())
 
     def _prepare(self, name: str, wanted: bool) -> None:
@@ -297,8 +297,8 @@ class HalfChooser(widgets.VBox):
                 file = source.file or keep(self.gallery, source.name, self.folder, None)
                 self.link.value = small_print(
                     html.escape(
-                        f"{file.name} has {size / 1e6:.0f} MB, too much for a link. Copy it from "
-                        f"{file.resolve().parent}"
+                        f"{file.name} is {size / 1e6:.0f} MB, too large for a download link. Copy "
+                        f"it from {file.resolve().parent}"
                     )
                 )
                 return

@@ -230,11 +230,11 @@ def without_patterns(styles: Tensor) -> Tensor:
 def with_loud_patterns(styles: Tensor, generator: torch.Generator) -> Tensor:
     """The same styles [count, NUMBERS] in flat colours but for one pattern of two far colours.
 
-    In two of three it fills the ground, in the third the main part; mostly it is coarse.
+    In half of them it fills the ground, in the others the main part; mostly it is coarse.
     """
     loud, count = without_patterns(styles), len(styles)
     pattern = one_hot(pattern_weights(0, 2, 1), count, generator)
-    in_ground = (torch.rand(count, generator=generator) < 0.67)[:, None]
+    in_ground = (torch.rand(count, generator=generator) < 0.5)[:, None]
     for part, prefix, here in (("ground", "ground", in_ground), ("fill", "main", ~in_ground)):
         fill, first = get(loud, f"{part}_pattern"), get(loud, f"{prefix}_1")
         near_grey = first.norm(dim=1, keepdim=True) < 0.9
