@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,6 +76,16 @@ def not_there(what: str, path: Path) -> str:
         f"There is no {what} {shown(path, 300)}. Check the path (relative paths start at "
         f"{Path.cwd()})."
     )
+
+
+def check_names(given: Iterable[str], known: Iterable[str], what: str, listed_by: str) -> None:
+    """Raise a ValueError at the first given name that is not known; it offers the nearest ones."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = " or ".join(get_close_matches(name, known, cutoff=0.5))
+            meant = f"Did you mean {near}? " if near else ""
+            raise ValueError(f"There is no {what} '{name}'. {meant}{listed_by} lists all of them.")
 
 
 def several(names: Iterable[object]) -> str:

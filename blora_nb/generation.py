@@ -2,9 +2,10 @@
 
 import math
 import operator
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blora_nb.defaults import defaults_for
+from blora_nb.errors import PromptWarning, check_names
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import check_unchanged, unwrapped
 from blora_nb.guards.prompts import quiet_libraries
-from blora_nb.lora import Given, apply, loaded
+from blora_nb.lora import HalfSource, apply, load_all
 from blora_nb.pipeline import checked_and_encoded
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.lean_attention import lean_attention
@@ -89,6 +91,17 @@ class Sampling:
             batch_size=batch_size,
         )
 
+    @classmethod
+    def of(cls, pipe: "StableDiffusionXLPipeline", given: dict[str, Any]) -> "Sampling":
+        """The fields that are given by name, suited to a pipeline.
+
+        Raises:
+            ValueError: there is no such field, or no picture can be made with it.
+        """
+        names = [field.name for field in fields(cls)]
+        check_names(given, names, "option", "help(blora_nb.generation.Sampling)")
+        return cls(**given).suited_to(pipe)
+
     def record(self) -> dict[str, Any]:
         """What of it stands in the record of a picture."""
         names = ("num_inference_steps", "guidance_scale", "height", "width")
@@ -99,8 +112,8 @@ class Sampling:
 def generate(
     pipe: "StableDiffusionXLPipeline",
     prompt: str,
-    content: Given | None = None,
-    style: Given | None = None,
+    content: HalfSource | None = None,
+    style: HalfSource | None = None,
     content_alpha: float = 1.0,
     style_alpha: float = 1.0,
     seeds: Seeds = (0,),
@@ -158,23 +171,29 @@ def generate(
 def generate_each(
     pipe: "StableDiffusionXLPipeline",
     prompt: str,
-    content: Given | None = None,
-    style: Given | None = None,
+    content: HalfSource | None = None,
+    style: HalfSource | None = None,
     content_alpha: float = 1.0,
     style_alpha: float = 1.0,
     negative_prompt: str | None = None,
-    **options: Any,
+    seeds: Seeds = (0,),
+    progress: DrawingProgress = True,
+    preview: Preview | None = None,
+    **sampling: Any,
 ) -> Iterator[Image.Image]:
     """Like `generate`, one picture after another, each as soon as it is ready.
 
     Args:
-        options: see `draw_each`.
+        preview: see `draw_each`.
+        sampling: the fields of `Sampling`.
     """
     check_pipeline(pipe)
-    content, style = loaded(content), loaded(style)
+    how = Sampling.of(pipe, sampling)
+    content, style = load_all(content), load_all(style)
     with memory_explained(pipe):
         apply(pipe, content, style, content_alpha, style_alpha)
-    yield from _sample_each(pipe, prompt, negative_prompt, content, style, **options)
+    embeds, made_with = _read(pipe, prompt, negative_prompt, how, content, style)
+    yield from draw_each(pipe, embeds, seeds, how, progress, preview, made_with)
 
 
 @torch.no_grad()
@@ -184,7 +203,9 @@ def sample(
     seeds: Seeds = (0,),
     num_inference_steps: int | None = None,
     negative_prompt: str | None = None,
-    **options: Any,
+    progress: DrawingProgress = True,
+    preview: Preview | None = None,
+    **sampling: Any,
 ) -> list[Image.Image]:
     """Like `generate`, with whatever is on the pipeline at the moment.
 
@@ -192,27 +213,37 @@ def sample(
     fingerprints, not the files that they came from.
 
     Args:
-        options: see `draw_each`.
+        preview: see `draw_each`.
+        sampling: the other fields of `Sampling`.
     """
-    options |= {"seeds": seeds, "num_inference_steps": num_inference_steps}
+    sampling["num_inference_steps"] = num_inference_steps
     with pipeline_lock(pipe):
         check_pipeline(pipe)
-        return list(_sample_each(pipe, prompt, negative_prompt, **options))
+        how = Sampling.of(pipe, sampling)
+        embeds, made_with = _read(pipe, prompt, negative_prompt, how)
+        return list(draw_each(pipe, embeds, seeds, how, progress, preview, made_with))
 
 
-def _sample_each(
+def _read(
     pipe: "StableDiffusionXLPipeline",
     prompt: str,
     negative_prompt: str | None,
-    content: Given | None = None,
-    style: Given | None = None,
-    **options: Any,
-) -> Iterator[Image.Image]:
-    """Yield pictures of what is on the pipeline; `content` and `style` as in `record`."""
+    how: Sampling,
+    content: HalfSource | None = None,
+    style: HalfSource | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The prompt as `encode` gives it, and the `record` of its pictures."""
+    guidance = how.guidance_scale or 0.0
+    if negative_prompt and guidance <= 1:
+        warnings.warn(
+            f"The negative prompt does nothing: at a guidance_scale of {guidance:g} a picture is "
+            "drawn by the prompt alone. Choose one above 1.",
+            PromptWarning,
+            stacklevel=3,
+        )
     with memory_explained(pipe):
         embeds = encode(pipe, prompt, negative_prompt)
-        made_with = record(pipe, prompt, negative_prompt, content, style)
-    yield from draw_each(pipe, embeds, made_with=made_with, **options)
+        return embeds, record(pipe, prompt, negative_prompt, content, style)
 
 
 def check_pipeline(pipe: "StableDiffusionXLPipeline") -> None:
@@ -244,10 +275,10 @@ def draw_each(
     pipe: "StableDiffusionXLPipeline",
     embeds: dict[str, Tensor],
     seeds: Seeds = (0,),
+    how: Sampling = Sampling(),
     progress: DrawingProgress = True,
     preview: Preview | None = None,
     made_with: dict[str, Any] | None = None,
-    **sampling: Any,
 ) -> Iterator[Image.Image]:
     """Yield one picture after another, each as soon as it is ready, of a prompt from `encode`.
 
@@ -255,9 +286,7 @@ def draw_each(
         preview: a function called after each step with (index of the batch's first picture, step,
             latents [batch, channels, height/8, width/8]; the teaching model has quarters).
         made_with: entries for the record of the pictures, beside those that are known here.
-        sampling: the fields of `Sampling`.
     """
-    how = Sampling(**sampling)
     seeds = seed_list(seeds)
     with ExitStack() as stack:
         how = how.suited_to(pipe)
@@ -269,7 +298,7 @@ def draw_each(
         vae_dtype = pipe.vae.dtype
         stack.callback(nn.Module.to, pipe.vae, vae_dtype)
         stack.enter_context(lean_attention(pipe.unet))
-        steps = Steps(how.num_inference_steps or 0, len(seeds), progress, preview)
+        steps = StepReports(how.num_inference_steps or 0, len(seeds), progress, preview)
         stack.callback(steps.bar.close)
         size = how.batch_size or pictures_at_once(pipe, how.height, how.width)
         first = 0
@@ -300,7 +329,7 @@ def draw_each(
                 yield picture
 
 
-class Steps:
+class StepReports:
     """What happens after each step: progress and preview."""
 
     def __init__(

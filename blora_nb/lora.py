@@ -63,7 +63,7 @@ STALE = {
 }
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class BLoRA:
     """The LoRA weights of the content block, of the style block, or of both.
 
@@ -135,6 +135,10 @@ class BLoRA:
             )
         state_dict = {key: t for key, t in self.state_dict.items() if half_of(key) == half}
         return BLoRA(state_dict, dict(self.metadata), source=self.source)
+
+    def copy(self) -> "BLoRA":
+        """The same weights, of no file: it can be saved without noting where."""
+        return BLoRA(self.state_dict, dict(self.metadata))
 
     @property
     def fingerprint(self) -> str:
@@ -291,7 +295,7 @@ def _kohya_metadata(blora: BLoRA, format: str) -> dict[str, str]:
 
 # what stands for one half: a B-LoRA or where it is, one with a weight, or a list of these
 BLoRASource: TypeAlias = BLoRA | str | Path
-Given: TypeAlias = BLoRASource | tuple[BLoRASource, float] | list[Any]
+HalfSource: TypeAlias = BLoRASource | tuple[BLoRASource, float] | list[Any]
 
 
 def from_original_alpha(alpha: float) -> float:
@@ -305,19 +309,19 @@ def from_original_alpha(alpha: float) -> float:
     return alpha**2
 
 
-def loaded(given: Any) -> Any:
+def load_all(given: Any) -> Any:
     """What `mix` takes for a half, with every path and hub id read once; None stays None."""
     if isinstance(given, list):
-        return [loaded(item) for item in given]
+        return [load_all(item) for item in given]
     if isinstance(given, tuple):
         source, weight = given
-        return loaded(source), weight
+        return load_all(source), weight
     if given is None or isinstance(given, BLoRA):
         return given
     return BLoRA.load(given)
 
 
-def mix(half: str, given: Given) -> BLoRA:
+def mix(half: str, given: HalfSource) -> BLoRA:
     """One half made of any number of them, exactly.
 
     The matrices stand side by side, so that the ranks add up.
@@ -367,15 +371,15 @@ def check_strength(what: str, number: float) -> None:
         raise ValueError(f"{what} must be an ordinary number, not {number}.")
 
 
-def _mixed_halves(content: Given | None, style: Given | None) -> dict[str, BLoRA]:
+def _mixed_halves(content: HalfSource | None, style: HalfSource | None) -> dict[str, BLoRA]:
     """The halves that are given, by name."""
     given = {"content": content, "style": style}
     return {half: mix(half, source) for half, source in given.items() if source is not None}
 
 
 def combine(
-    content: Given | None = None,
-    style: Given | None = None,
+    content: HalfSource | None = None,
+    style: HalfSource | None = None,
     content_alpha: float = 1.0,
     style_alpha: float = 1.0,
 ) -> BLoRA:
@@ -405,8 +409,8 @@ def combine(
 
 def apply(
     pipe: "StableDiffusionXLPipeline",
-    content: Given | None = None,
-    style: Given | None = None,
+    content: HalfSource | None = None,
+    style: HalfSource | None = None,
     content_alpha: float = 1.0,
     style_alpha: float = 1.0,
 ) -> None:
@@ -451,10 +455,10 @@ def apply(
             # said for every layer, because diffusers guesses wrong in some versions where ranks
             # differ
             ranks = {layer: float(a.shape[0]) for layer, (a, _) in blora.layers.items()}
-            alphas = {f"unet.{layer}.alpha": rank for layer, rank in ranks.items()}
+            network_alphas = {f"unet.{layer}.alpha": rank for layer, rank in ranks.items()}
             weights = {key: t.clone() for key, t in blora.state_dict.items()}
             options = {"adapter_name": half, "_pipeline": pipe}
-            pipe.load_lora_into_unet(weights, alphas, pipe.unet, **options)
+            pipe.load_lora_into_unet(weights, network_alphas, pipe.unet, **options)
             applied_halves(pipe.unet)[half] = AppliedHalf(
                 fingerprints[half], pipe.unet.peft_config[half], acting_weights(pipe.unet, half)
             )

@@ -18,7 +18,7 @@ from blora_nb.files.locating import HUB_ID, find_weights, read_beside
 from blora_nb.files.metadata import file_hash
 from blora_nb.files.safe_files import open_weights
 from blora_nb.guards.bases import check_base
-from blora_nb.guards.changed_pipelines import FEW_STEP_ADAPTER
+from blora_nb.guards.changed_pipelines import FEW_STEP_ADAPTER, fused_lora
 from blora_nb.guards.prompts import check_prompt, quiet_libraries, warn_about_prompt
 from blora_nb.registry import note_options, options_of
 from blora_nb.running.device import (
@@ -71,6 +71,7 @@ def load_pipeline(
         ValueError: there is no such device, or the model is not SDXL-shaped.
     """
     _silence_libraries()
+    import diffusers
     from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline
 
     base, device = base or default_base(), device or default_device()
@@ -90,23 +91,28 @@ def load_pipeline(
         vae_source = SDXL_VAE_FP16
 
     options: dict[str, Any] = {"use_safetensors": True, **dtype_argument(dtype)}
+    if source == SDXL:
+        variant = variant or "fp16"
     hub = {"revision": revision, "variant": variant, "cache_dir": cache_dir}
-    if source == SDXL and not variant:
-        hub["variant"] = "fp16"
     hub_options = {name: value for name, value in hub.items() if value}
+    with source_errors(source, "base model"):
+        config = DiffusionPipeline.load_config(source, revision=revision, cache_dir=cache_dir)
+    kind = str(config["_class_name"])
+    if not issubclass(
+        getattr(diffusers, kind, StableDiffusionXLPipeline), StableDiffusionXLPipeline
+    ):
+        raise ValueError(f"{base} is a {kind}; a B-LoRA needs an SDXL model.")
     parts = {}
     if quantization != "none":
-        with named_source(source, "base model"):
+        with source_errors(source, "base model"):
             parts["unet"] = _quantized_unet(
                 source, quantization, dtype, device, options | hub_options
             )
     if vae_source:
-        with named_source(vae_source, "VAE"):
+        with source_errors(vae_source, "VAE"):
             parts["vae"] = AutoencoderKL.from_pretrained(vae_source, cache_dir=cache_dir, **options)
-    with named_source(source, "base model"):
+    with source_errors(source, "base model"):
         pipe = DiffusionPipeline.from_pretrained(source, **options, **hub_options, **parts)
-    if not isinstance(pipe, StableDiffusionXLPipeline):
-        raise ValueError(f"{base} is a {type(pipe).__name__}; a B-LoRA needs an SDXL model.")
 
     if small:
         tile_vae(pipe)
@@ -141,7 +147,7 @@ def _silence_libraries() -> None:
 
 
 @contextmanager
-def named_source(source: str | Path, what: str) -> Iterator[None]:
+def source_errors(source: str | Path, what: str) -> Iterator[None]:
     """Inside, errors about a folder or hub id say in one line what is wrong with it."""
     path = Path(source)
     if path.is_file():
@@ -158,7 +164,7 @@ def named_source(source: str | Path, what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        remedy = variant_to_name(path, reason)
+        remedy = variant_remedy(path, reason)
         if isinstance(error, ValueError):
             if "variant" not in reason:
                 raise
@@ -168,7 +174,7 @@ def named_source(source: str | Path, what: str) -> Iterator[None]:
         raise OSError(f"The {what} {source} cannot be read ({reason}).{remedy}") from None
 
 
-def variant_to_name(folder: Path, reason: str) -> str:
+def variant_remedy(folder: Path, reason: str) -> str:
     """The remedy for a base of which only a variant's files are there, such as "fp16"; else "".
 
     Args:
@@ -283,10 +289,11 @@ def merge_few_step_lora(pipe: "StableDiffusionXLPipeline", source: str | Path) -
     Args:
         source: a safetensors file, a folder with one, or an id on the Hugging Face hub
             ("user/repository" or "user/repository/file.safetensors"). The base model stays changed
-            until it is loaded again.
+            until it is loaded again; the same file is not merged a second time.
 
     Raises:
-        BLoRAError: it is no such file, or none for this base model, which then is as it was.
+        BLoRAError: it is no such file, or none for this base model, which then is as it was; or
+            another one is merged already.
         ValueError: the base model has 4 bits.
     """
     if getattr(pipe.unet, "is_loaded_in_4bit", False):
@@ -295,14 +302,21 @@ def merge_few_step_lora(pipe: "StableDiffusionXLPipeline", source: str | Path) -
             "than what it adds. Use quantization int8 or none."
         )
     path, config = find_weights(source)
+    sha256, merged = file_hash(path, path.stat().st_mtime_ns), options_of(pipe)
+    if merged.get("few_step_sha256") == sha256:
+        return
     with named_in_errors(path):
+        if "few_step_lora" in merged:
+            raise BLoRAError(
+                f"{merged['few_step_lora']} is merged into this base model already, and cannot be "
+                "taken out. Load the base model again before you merge another one."
+            )
         with open_weights(path) as opened:
             beside, _ = read_beside(path, config, opened.keys())
             layers = check_few_step_lora(opened, beside)
         if path.suffix != ".safetensors":  # diffusers would take it for a pickled file
             raise BLoRAError("Rename it: its name has to end in .safetensors.")
         _load_and_fuse(pipe, path, layers)
-    sha256 = file_hash(path, path.stat().st_mtime_ns)
     note_options(pipe, few_step_lora=str(source), few_step_sha256=sha256)
 
 
@@ -311,6 +325,7 @@ def _load_and_fuse(pipe: "StableDiffusionXLPipeline", path: Path, layers: int) -
     from diffusers.utils import logging as diffusers_logging
 
     weights = {"weight_name": path.name, "use_safetensors": True}
+    fused = False
     try:
         with quiet_libraries():
             # it logs the errors that it raises, at length
@@ -328,12 +343,15 @@ def _load_and_fuse(pipe: "StableDiffusionXLPipeline", path: Path, layers: int) -
                 "another one, or its names are none that diffusers knows."
             )
         pipe.fuse_lora(components=components, adapter_names=[FEW_STEP_ADAPTER])
+        fused = True
     except BLoRAError:
         raise
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         why = shown(" ".join(str(error).split()), 200)
         raise BLoRAError(f"diffusers cannot load it into this base model ({why}).") from None
     finally:
+        if not fused and fused_lora(pipe):  # of some layers
+            pipe.unfuse_lora()
         pipe.unload_lora_weights()
 
 

@@ -11,7 +11,7 @@ from textwrap import fill
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args
 
-from blora_nb.defaults import defaults_for, native_resolution
+from blora_nb.defaults import SDXL_DEFAULTS, defaults_for, native_resolution
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -71,16 +71,20 @@ class TrainingSettings:
         1024, "side of the square the picture is cropped to, in pixels", LEARNED
     )
     rank: int = option(
-        64,
+        SDXL_DEFAULTS.rank,
         "rank of the LoRA matrices; a smaller rank gives smaller files and keeps less detail",
         LEARNED,
     )
-    learning_rate: float = option(5e-5, "step size of the optimizer", OPTIMIZER)
-    max_train_steps: int = option(1000, "training steps", OPTIMIZER)
-    train_batch_size: int = option(1, "noisy versions (or pictures) in each step", OPTIMIZER)
+    learning_rate: float = option(
+        SDXL_DEFAULTS.learning_rate, "step size of the optimizer", OPTIMIZER
+    )
+    max_train_steps: int = option(SDXL_DEFAULTS.max_train_steps, "training steps", OPTIMIZER)
+    train_batch_size: int = option(
+        SDXL_DEFAULTS.train_batch_size, "noisy versions (or pictures) in each step", OPTIMIZER
+    )
     seed: int = option(0, "of the LoRA's initial values, the noise and the timesteps", LEARNED)
     init_lora_weights: str = option(
-        "gaussian",
+        SDXL_DEFAULTS.init_lora_weights,
         "what the training starts from: gaussian, the unchanged model, as the original does; or "
         "instant, what two small networks see in the picture (teaching model only)",
         LEARNED,

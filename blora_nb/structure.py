@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter, ImageOps
 from blora_nb.assets import DATA
 from blora_nb.defaults import native_resolution
 from blora_nb.files.images import ImageSource, centre_square, pixels_hash, read_image
-from blora_nb.pipeline import dtype_argument, named_source
+from blora_nb.pipeline import dtype_argument, source_errors
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLPipeline
@@ -121,7 +121,7 @@ def load_controlnet(
     if isinstance(source, (str, Path)):
         folder = str(TINY_CONTROLNET if str(source) == "tiny" else source)
         options = dtype_argument(pipe.unet.dtype)
-        with named_source(folder, "ControlNet"):
+        with source_errors(folder, "ControlNet"):
             model = ControlNetModel.from_pretrained(folder, use_safetensors=True, **options)
         model.requires_grad_(False)
     else:

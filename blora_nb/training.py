@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from blora_nb.blocks import STYLE_BLOCK, target_modules
 from blora_nb.defaults import can_start_instantly, native_resolution
-from blora_nb.errors import ImageError, TrainingError
+from blora_nb.errors import ImageError, TrainingError, check_names
 from blora_nb.files.images import centre_square, to_tensor
 from blora_nb.files.metadata import training_metadata
 from blora_nb.guards.bases import check_base
@@ -92,7 +91,7 @@ def train(
             `generation.sample` (`generate` would take the B-LoRA off).
         content: a B-LoRA of the same picture, or its file, whose content half is kept as it is:
             only a fresh style half is trained beside it (the two-step style training of
-            ConsisLoRA, arXiv 2503.10614).
+            ConsisLoRA, arXiv 2503.10614). Checkpoints then hold the style half only.
 
     Returns:
         A `BLoRA`; its `losses` lists the loss of each step.
@@ -143,13 +142,7 @@ def _settings_for(
 ) -> TrainingSettings:
     """The settings of a training; a resolution that the base model does not draw is warned of."""
     known = [field.name for field in fields(TrainingSettings)]
-    for name in changed_settings:
-        if name not in known:
-            near = " or ".join(get_close_matches(name, known, cutoff=0.5))
-            meant = f"Did you mean {near}? " if near else ""
-            raise ValueError(
-                f"There is no setting '{name}'. {meant}help(TrainingSettings) lists all of them."
-            )
+    check_names(changed_settings, known, "setting", "help(TrainingSettings)")
     changed = {name: value for name, value in changed_settings.items() if value is not None}
     if settings is None:
         settings = TrainingSettings.for_pipeline(pipe, several=several, **changed)
@@ -438,10 +431,10 @@ def start_state(
 def exact_vae(vae: "AutoencoderKL") -> Iterator[None]:
     """Inside, a VAE computes in float32 and in one piece; tiles would differ a little."""
     dtype, tiled = vae.dtype, getattr(vae, "use_tiling", False)
-    # diffusers' own `to` warns
-    torch.nn.Module.to(vae, torch.float32)
-    vae.use_tiling = False
     try:
+        # diffusers' own `to` warns
+        torch.nn.Module.to(vae, torch.float32)
+        vae.use_tiling = False
         yield
     finally:
         torch.nn.Module.to(vae, dtype)

@@ -21,6 +21,8 @@ from blora_nb.files.descriptions import describe_in_full, facts, norms
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.metadata import model_hash, training_metadata
 from blora_nb.lora import BLoRA
+from blora_nb.pipeline import load_pipeline
+from blora_nb.registry import note_options
 from blora_nb.settings import TrainingSettings
 from helpers import refused, run, succeeded
 from report import fingerprint
@@ -85,6 +87,23 @@ def test_the_hubs_cache_names_the_base_by_its_hash(tmp_path):
     unet = SimpleNamespace(config={"_name_or_path": str(folder)})
     pipe = SimpleNamespace(unet=unet, config={"_name_or_path": "user/model"})
     assert model_hash(pipe) == ("user/model", "ab" * 32)
+
+
+def test_of_several_variants_the_loaded_one_is_named(tmp_path):
+    """In the base's own folder, as diffusers writes them; one of them in two pieces."""
+    pipe = load_pipeline(device="cpu")
+    pipe.unet.register_to_config(_name_or_path=str(tmp_path))
+    found = {}
+    for ending in ("", ".fp16", ".non_ema-00001-of-00002", ".non_ema-00002-of-00002"):
+        file = tmp_path / f"diffusion_pytorch_model{ending}.safetensors"
+        file.write_bytes(ending.encode())
+        found[ending] = hashlib.sha256(ending.encode()).hexdigest()
+    assert model_hash(pipe)[1] == found[""]
+    note_options(pipe, variant="fp16")
+    assert model_hash(pipe)[1] == found[".fp16"]
+    note_options(pipe, variant="non_ema")
+    pieces = "".join(found[f".non_ema-0000{i}-of-00002"] for i in (1, 2))
+    assert model_hash(pipe)[1] == hashlib.sha256(pieces.encode()).hexdigest()
 
 
 def test_norms_are_those_of_the_change(described):
@@ -241,7 +260,9 @@ def inspected(source, environment):
 
 @pytest.mark.slow
 def test_upload_then_load_by_id(described, hub, elsewhere, tmp_path):
+    source = described.source
     assert upload(described, "user/name", token="hf_x", endpoint=hub).endswith(COMMIT)
+    assert described.source == source, "not a temporary folder that is gone"
     assert set(Hub.files) >= {FILE_NAME, "README.md"}
     assert b"A [v] | fish" in Hub.files["README.md"]
     (tmp_path / "x.safetensors").write_bytes(Hub.files[FILE_NAME])

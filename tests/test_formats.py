@@ -63,6 +63,13 @@ def changes(blora):
     return {layer: b @ a for layer, (a, b) in blora.layers.items()}
 
 
+def test_bloras_can_be_looked_for_in_a_list():
+    one, other = made(seed=1), made(seed=2)
+    assert one in [other, one]
+    assert one != other
+    assert len({one, other}) == 2
+
+
 @pytest.mark.parametrize("format", ["diffusers", "peft", "kohya", "sgm"])
 @pytest.mark.parametrize(
     "blora", [made(), made(rank=mixed_rank, feed_forward=True)], ids=["one rank", "mixed ranks"]

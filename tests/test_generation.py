@@ -1,5 +1,7 @@
 """Seeds, progress, and a prompt per block."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 from blora_nb.assets import DATA
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK, TRANSFORMER_BLOCKS
 from blora_nb.defaults import SCHEDULERS
+from blora_nb.errors import PromptWarning
 from blora_nb.evaluation.metrics import JudgeScorer
 from blora_nb.files.saved_images import read_settings, save_picture
 from blora_nb.generation import generate, sample
@@ -78,7 +81,8 @@ def test_numbers_may_come_from_numpy_and_pytorch(pipe, blora, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        ({"prompt": ["A fish", "A cat"]}, "one text"),
+        ({"prompt": ["A fish", "A cat"]}, "one string"),
+        ({"guidance": 2}, "no option 'guidance'. Did you mean guidance_scale"),
         ({"num_inference_steps": 0}, "at least 1"),
         ({"seeds": 0.5}, "whole numbers"),
         ({"seeds": "12"}, "whole numbers"),
@@ -271,6 +275,15 @@ def test_an_unknown_sampler_is_refused_with_the_known_ones(fresh):
 def test_a_number_that_makes_no_picture_is_named(pipe, option, message):
     with pytest.raises(ValueError, match=message):
         generate(pipe, "A fish", progress=False, **option)
+
+
+def test_a_negative_prompt_without_guidance_is_said_to_do_nothing(pipe):
+    options = {"negative_prompt": "A cat", "num_inference_steps": 1, "progress": False}
+    with pytest.warns(PromptWarning, match="negative prompt does nothing: at a guidance_scale of"):
+        generate(pipe, "A fish", guidance_scale=1, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PromptWarning)
+        generate(pipe, "A fish", guidance_scale=2, **options)
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf")])

@@ -107,6 +107,15 @@ def test_pictures_of_batches_and_mixtures_made_in_python_are_made_again(pipe, tm
         assert read_settings(file) == read_settings(path)
 
 
+def test_seeds_that_are_typed_are_all_drawn_also_those_of_the_pictures_batch(pipe, tmp_path):
+    options = {"seeds": [4, 9], "batch_size": 2, "num_inference_steps": 2, "progress": False}
+    picture, _ = generate(pipe, "A fish", **options)
+    path = save_picture(picture, tmp_path)
+    command = ["generate", "--like", path, "--seeds", 4, 9, "--output_path", tmp_path / "again"]
+    succeeded(run_here(*command))
+    assert len(list((tmp_path / "again").iterdir())) == 2
+
+
 def test_a_picture_made_with_weights_in_no_file_needs_their_file(pipe, tmp_path):
     weights = weak(5)
     (nameless,) = generate(pipe, "A [c]", weights, num_inference_steps=2, progress=False)

@@ -18,7 +18,7 @@ from blora_nb.registry import note_options
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.device import needs_4_bits
 from blora_nb.running.gradient_checkpointing import gradient_checkpointing
-from blora_nb.running.memory import GIB, choose_checkpointing, memory_need, report
+from blora_nb.running.memory import GIB, choose_checkpointing, memory_need, memory_report
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import (
     attach_lora,
@@ -131,11 +131,11 @@ def test_the_first_that_fits_is_chosen_and_reported(pipe):
     assert chosen == ["none", "partial", "full", "full"]
     asked = TrainingSettings(gradient_checkpointing="partial")
     assert choose_checkpointing(pipe, asked, 10**15) == "partial"
-    assert "it fits" in report(pipe, settings, none)
-    assert "NOT fit" in report(pipe, settings, 10**6)
-    assert "train_batch_size=1" in report(pipe, settings, 10**6)
+    assert "it fits" in memory_report(pipe, settings, none)
+    assert "NOT fit" in memory_report(pipe, settings, 10**6)
+    assert "train_batch_size=1" in memory_report(pipe, settings, 10**6)
     # of the computer's memory
-    assert "are free beside the base model: it fits" in report(pipe, settings)
+    assert "are free beside the base model: it fits" in memory_report(pipe, settings)
 
 
 def test_small_cards_get_a_base_of_4_bits():

@@ -29,7 +29,7 @@ from blora_nb.settings import TrainingSettings
 from blora_nb.widgets import chooser as chooser_module
 from blora_nb.widgets import panel as panels
 from blora_nb.widgets.gallery import MARGIN, Gallery, Source, example_gallery
-from blora_nb.widgets.kept import files_of, keep, remember
+from blora_nb.widgets.kept import files_of, keep, load_kept
 from blora_nb.widgets.markup import png_address
 from blora_nb.widgets.panels import AlphaPanel, SeedPanel
 from blora_nb.widgets.worker import Cancelled, threads_reach_the_page
@@ -448,7 +448,7 @@ def weights_of(blora, folder, name="downloaded.safetensors"):
 
 def again(panel, pipe):
     """A gallery as a page that is loaded again makes it."""
-    return remember(Gallery(), panel.folder, pipe)
+    return load_kept(Gallery(), panel.folder, pipe)
 
 
 def same_weights(one, other):
@@ -490,11 +490,11 @@ def test_the_newest_is_remembered_last_and_names_stay_unique(pipe, examples, pic
         gallery.add(Source(name, picture, star))
         file = keep(gallery, name, tmp_path)
         os.utime(file, (1e9 - age, 1e9 - age))
-    assert list(remember(Gallery(), tmp_path, pipe).sources) == ["a", "c", "b"]
-    twice = remember(remember(Gallery(), tmp_path, pipe), tmp_path, pipe)
+    assert list(load_kept(Gallery(), tmp_path, pipe).sources) == ["a", "c", "b"]
+    twice = load_kept(load_kept(Gallery(), tmp_path, pipe), tmp_path, pipe)
     assert list(twice.sources) == ["a", "c", "b", "a-2", "c-2", "b-2"]
     (tmp_path / "b.safetensors").rename(tmp_path / "renamed.safetensors")
-    assert list(remember(Gallery(), tmp_path, pipe).sources) == ["a", "c", "renamed"]
+    assert list(load_kept(Gallery(), tmp_path, pipe).sources) == ["a", "c", "renamed"]
 
 
 def test_a_picture_saved_under_the_same_name_is_not_taken_for_the_source(examples, tmp_path):
@@ -505,7 +505,7 @@ def test_a_picture_saved_under_the_same_name_is_not_taken_for_the_source(example
 
 
 def test_a_folder_that_is_not_there_is_no_error(pipe, tmp_path):
-    gallery = remember(Gallery(), tmp_path / "nowhere", pipe)
+    gallery = load_kept(Gallery(), tmp_path / "nowhere", pipe)
     assert (gallery.sources, gallery.remarks) == ({}, [])
 
 
@@ -521,7 +521,7 @@ def test_files_that_cannot_be_used_are_left_out_and_named(pipe, examples, tmp_pa
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     (tmp_path / "folder.safetensors").mkdir()
     weights_of(larger(star), tmp_path, "large.safetensors")
-    gallery = remember(Gallery(), tmp_path, pipe)
+    gallery = load_kept(Gallery(), tmp_path, pipe)
     assert list(gallery.sources) == ["good"]
     assert "good.png" in gallery.sources["good"].remarks[-1]
     assert len(gallery.remarks) == 2
@@ -531,7 +531,7 @@ def test_files_that_cannot_be_used_are_left_out_and_named(pipe, examples, tmp_pa
     assert str(tmp_path) not in told
     for number in range(5):
         (tmp_path / f"worse{number}.safetensors").write_bytes(b"nothing")
-    gallery = remember(Gallery(), tmp_path, pipe)
+    gallery = load_kept(Gallery(), tmp_path, pipe)
     assert len(gallery.remarks) == 4
     assert "4 more files" in gallery.remarks[-1]
 
@@ -737,6 +737,18 @@ def test_one_half_alone(pipe, examples):
     assert panel.picture.tobytes() == expected.tobytes()
     caption = '"A fish in [s] style"; style: style B-LoRA, alpha +1.00; seed 0'
     assert panel.drawn.caption.startswith(caption)
+
+
+def test_scores_that_cannot_be_compared_rank_no_seeds(pipe, examples, tmp_path):
+    class Broken:
+        def content_kept(self, images, picture):
+            return [float("nan")] * len(images)
+
+    panel = SeedPanel(pipe, "star sunset", gallery=examples, scorer=Broken(), folder=tmp_path)
+    panel.count.value, panel.steps.value = 2, 1
+    panel.generate.click()
+    assert "content_kept gave [nan, nan]" in str(panel.errors[0])
+    assert panel.order == []
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from blora_nb.blocks import CONTENT_BLOCK, SGM_BLOCK_OF_HALF, STYLE_BLOCK, target_modules
@@ -21,6 +22,7 @@ from blora_nb.files.other_methods import CHANGE_THE_BASE, REFUSED_METHODS
 from blora_nb.lora import BLoRA
 from blora_nb.pipeline import load_pipeline, merge_few_step_lora, use_scheduler
 from blora_nb.registry import options_of
+from blora_nb.running.training_pictures import what_is_learned
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 LAYERS = [
@@ -638,6 +640,22 @@ def test_a_few_step_lora_adds_exactly_what_it_says(fresh, tmp_path, kind):
         else:
             assert torch.equal(after[name], weight), layer
     assert options_of(fresh)["few_step_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_few_step_lora_is_merged_once_and_noted(fresh, tmp_path):
+    """As when a cell of a notebook is run again. Merged twice, it would act with twice its
+    strength."""
+    squares = [Image.new("RGB", (96, 96))]
+    plain = what_is_learned(fresh, squares)["base model"]
+    for seed, name in ((4, "few.safetensors"), (2, "other.safetensors")):
+        save_file(few_step_lora(fresh, "kohya", seed)[0], tmp_path / name)
+    merge_few_step_lora(fresh, tmp_path / "few.safetensors")
+    once = weights_of(fresh)
+    merge_few_step_lora(fresh, tmp_path / "few.safetensors")
+    with pytest.raises(BLoRAError, match="few.safetensors is merged into this base model already"):
+        merge_few_step_lora(fresh, tmp_path / "other.safetensors")
+    assert all(map(torch.equal, weights_of(fresh), once))
+    assert what_is_learned(fresh, squares)["base model"] != plain, "a training is of this base"
 
 
 @pytest.mark.parametrize(

@@ -562,12 +562,12 @@ def test_a_file_that_appears_meanwhile_is_left_alone(pipe, picture, tmp_path):
 def test_pictures_at_a_checkpoint_that_cannot_be_made_do_not_end_the_training(
     pipe, picture, uninterrupted, tmp_path, monkeypatch, error
 ):
-    from blora_nb import generation
+    from blora_nb.evaluation import validation
 
     def too_large(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(generation, "draw_each", too_large)
+    monkeypatch.setattr(validation, "draw_each", too_large)
     validate = validation_pictures(pipe, "A star", 1)
     options = {"progress": False, "output_dir": tmp_path, "on_checkpoint": validate, **CHANGES}
     with pytest.warns(UserWarning, match=f"checkpoint-30 could not all be made.*{error}.*goes on"):

@@ -79,15 +79,15 @@ def train(args: Namespace) -> None:
     from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model
     from blora_nb.evaluation.validation import validation_pictures
     from blora_nb.guards.bases import check_base
-    from blora_nb.running.distributed import join_processes, share
-    from blora_nb.running.memory import report
+    from blora_nb.running.distributed import join_processes, split_jobs
+    from blora_nb.running.memory import memory_report
     from blora_nb.settings import TrainingSettings
     from blora_nb.training import check_start
 
     sources = (args.instance_data_dir, args.output_dir)
     jobs = plan(*sources, args.together, args.captions_file, args.content_B_LoRA)
     device, is_main, gather = join_processes(args.device)
-    mine = share(lambda: check_output(jobs, args.resume_from_checkpoint))
+    mine = split_jobs(lambda: check_output(jobs, args.resume_from_checkpoint))
     finished = [job for job in jobs if job.finished]  # no process has begun yet
     pipe = load(args, device)
     check_base(pipe)
@@ -96,7 +96,7 @@ def train(args: Namespace) -> None:
     check_start(pipe, settings, several)
     if is_main:
         one_prompt = not any(job.has_captions for job in jobs)
-        print(report(pipe, settings, one_prompt=one_prompt), flush=True)
+        print(memory_report(pipe, settings, one_prompt=one_prompt), flush=True)
         if is_teaching_model(pipe):
             print(TEACHING_MODEL_LEARNS, flush=True)
         if settings.with_prior_preservation:
@@ -148,9 +148,8 @@ def generate(args: Namespace) -> None:
         native = native_resolution(pipe)
         control_image = outline(args.outline_of, min(args.height or native, args.width or native))
     # a picture of a batch is drawn together with the others, and only it is written
-    wanted = None
-    if args.seeds == args.record.get("batch_seeds"):
-        wanted = args.record.get("seed")
+    wanted = args.record.get("seed") if args.seeds_of_picture else None
+    wanted = wanted if wanted in args.seeds else None
     names = {field.name for field in fields(Sampling)} - {"control_image"}
     names |= {"negative_prompt", "content_alpha", "style_alpha"}
     sampling = {name: getattr(args, name) for name in names}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from blora_nb.cli.jobs import Job
 from blora_nb.errors import BLoRAError, BLoRAWarning
+from blora_nb.files.json_objects import json_object
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import writable_folder
 from blora_nb.lora import BLoRA
@@ -51,10 +52,10 @@ def check_pictures(job: Job) -> None:
         raise BLoRAError(
             f"{error} Remove it, and the training goes on from its last checkpoint."
         ) from None
-    if learned and learned != job.picture_names:
+    if isinstance(learned, list) and learned != job.picture_names:
         raise FileExistsError(
-            f"{job.folder / FILE_NAME} is the B-LoRA of {', '.join(learned)}. Choose another "
-            "output_dir."
+            f"{job.folder / FILE_NAME} is the B-LoRA of {', '.join(map(str, learned))}. Choose "
+            "another --output_dir."
         )
 
 
@@ -88,8 +89,9 @@ def other_training(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BLoRAWarning)
         metadata = BLoRA.load(job.folder).metadata
-    stored = json.loads(metadata.get("training", "{}"))
-    then, now = json.loads(metadata.get("learned", "{}")), learned_now(pipe, job, settings)
+    stored = json_object(metadata.get("training", "")) or {}
+    then = json_object(metadata.get("learned", "")) or {}
+    now = learned_now(pipe, job, settings)
     different = other_settings(stored, settings, frozenset({"max_train_steps"}))
     different += [f"it is of another {what}" for what in now if then.get(what) != now[what]]
     steps, asked = stored.get("max_train_steps"), settings.max_train_steps

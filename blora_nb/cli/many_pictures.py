@@ -15,11 +15,12 @@ from blora_nb.defaults import is_teaching_model
 from blora_nb.errors import BLoRAError, CheckpointError, TrainingError
 from blora_nb.evaluation.rebuilding import rebuilt_in_words
 from blora_nb.files.image_folders import find_images
+from blora_nb.files.json_objects import json_object
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import free_path, safe_name, writable_folder
 from blora_nb.files.safe_files import complete_file
 from blora_nb.files.saved_images import save_image
-from blora_nb.generation import draw_each, encode
+from blora_nb.generation import Sampling, draw_each, encode
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
@@ -165,12 +166,15 @@ def manifest_row(job: Job, output_dir: str | Path, why: str | None) -> dict[str,
         metadata = BLoRA.load(job.folder).metadata
     except BLoRAError as error:
         return row | {"state": "failed", "why": str(error)}
-    loss = float(metadata.get("final_loss", "nan"))
+    try:
+        loss = float(metadata.get("final_loss", "nan"))
+    except ValueError:
+        loss = math.nan
     return row | {
         "state": "finished",
         # JSON has no NaN
         "loss": loss if math.isfinite(loss) else None,
-        "training": json.loads(metadata.get("training", "{}")),
+        "training": json_object(metadata.get("training", "")) or {},
     }
 
 
@@ -183,7 +187,8 @@ def make_class_pictures(pipe: "StableDiffusionXLPipeline", settings: TrainingSet
         there = 0
     prompt = settings.class_prompt or ""
     seeds = range(there, settings.num_class_images)
-    drawn = draw_each(pipe, encode(pipe, prompt), seeds, batch_size=settings.sample_batch_size)
+    how = Sampling(batch_size=settings.sample_batch_size)
+    drawn = draw_each(pipe, encode(pipe, prompt), seeds, how)
     for seed, picture in zip(seeds, drawn):
         path = free_path(folder, f"{safe_name(prompt)}_seed{seed}", ".png")
         save_image(picture, path, {"prompt": prompt, "seed": seed})

@@ -2,7 +2,10 @@
 
 import argparse
 import sys
+from dataclasses import fields
 from typing import Any
+
+from blora_nb.settings import TrainingSettings
 
 REASONS = (
     (
@@ -97,6 +100,7 @@ class Answer(argparse.Action):
 
 def add_others_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the authors' script and of diffusers' scripts, left out of --help."""
-    # some of them have a value, some none
-    for flag in REFUSED_FLAGS | NEEDLESS:
+    # some of them have a value, some none; a setting of ours may have taken a name since
+    ours = {f"--{field.name}" for field in fields(TrainingSettings)}
+    for flag in (REFUSED_FLAGS | NEEDLESS).keys() - ours:
         parser.add_argument(flag, nargs="?", action=Answer, help=argparse.SUPPRESS)

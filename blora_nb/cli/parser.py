@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
     """The options that were typed.
 
     With --like, `record` holds the settings of that picture, and they are the defaults of what was
-    not typed; without, it is empty.
+    not typed; without, it is empty. `seeds_of_picture` says whether its seeds were taken, too.
 
     Raises:
         SystemExit: after --help, and where an option is wrong or contradicts another.
@@ -77,14 +77,15 @@ def parse() -> argparse.Namespace:
     add_export(commands)
 
     args = parser.parse_args()
-    args.record = {}
+    args.record, args.seeds_of_picture = {}, False
     if args.command == "generate" and args.like:
         from blora_nb.files.saved_images import read_settings
 
         record = read_settings(args.like)
+        seeds_of_picture = args.seeds is None and args.num_images_per_prompt is None
         generate.set_defaults(**defaults_from_picture(record, args))
         args = parser.parse_args()
-        args.record = record
+        args.record, args.seeds_of_picture = record, seeds_of_picture
     if args.command == "generate":
         check_generate(generate, args)
     if args.command in ("train", "generate"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from blora_nb.blocks import HALVES
 from blora_nb.files.paths import safe_name
 from blora_nb.files.saved_images import save_image
+from blora_nb.generation import draw_each, encode
 from blora_nb.lora import only_half
 from blora_nb.running.checkpoints import checkpoints
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 SHEET = "validation.png"  # the pictures of all checkpoints side by side
 SHOWN_AS = {"both": "both halves", "content": "content half", "style": "style half"}
+PICTURE_OF_ANY = re.compile(r"_seed(-?\d+)(?:_[a-z]+)?\.png$")
 PICTURE_OF_BOTH = re.compile(r"_seed(-?\d+)\.png$")
 PICTURE_OF_HALF = {half: re.compile(rf"_seed(-?\d+)_{half}\.png$") for half in HALVES}
 
@@ -45,8 +47,6 @@ def validation_pictures(
         style_prompt: also drawn, with the style half alone; name another object in it. With both of
             these, `checkpoint_scores.score_checkpoints` measures each half by itself.
     """
-    from blora_nb.generation import draw_each, encode
-
     prompts = {"": prompt, "content": content_prompt, "style": style_prompt}
     encoded = [
         (half, text, encode(pipe, text)) for half, text in prompts.items() if text is not None
@@ -107,6 +107,11 @@ def pictures_by_half(folder: str | Path) -> dict[Path, dict[str, list[Path]]]:
     if all(files for halves in apart.values() for files in halves.values()):
         return {checkpoint: found[checkpoint] | apart[checkpoint] for checkpoint in found}
     return found
+
+
+def seed_of(picture: Path) -> int:
+    """The seed of a picture that was made at a checkpoint, from its file's name."""
+    return int(PICTURE_OF_ANY.search(picture.name)[1])  # type: ignore[index]
 
 
 def pictures_at(checkpoint: Path, half: str | None = None) -> list[Path]:

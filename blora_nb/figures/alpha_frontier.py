@@ -27,6 +27,7 @@ from blora_nb.figures.notebook_figure import NotebookFigure
 from blora_nb.files.images import ImageSource, read_image
 from blora_nb.files.metadata import thumbnail
 from blora_nb.generation import (
+    Sampling,
     Seeds,
     check_pipeline,
     draw_each,
@@ -34,7 +35,7 @@ from blora_nb.generation import (
     memory_explained,
     seed_list,
 )
-from blora_nb.lora import BLoRA, Given, apply, check_strength, loaded, set_alphas
+from blora_nb.lora import BLoRA, HalfSource, apply, check_strength, load_all, set_alphas
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.records import record
 
@@ -125,8 +126,8 @@ class Frontier:
 @torch.no_grad()
 def frontier(
     pipe: "StableDiffusionXLPipeline",
-    content: Given,
-    style: Given,
+    content: HalfSource,
+    style: HalfSource,
     prompt: str = "A [c] in [s] style",
     content_picture: ImageSource | None = None,
     style_picture: ImageSource | None = None,
@@ -180,13 +181,13 @@ def frontier(
     if not numbers:
         raise ValueError("seeds is empty: name at least one, better two or more.")
     check_pipeline(pipe)
-    content, style = loaded(content), loaded(style)
+    content, style = load_all(content), load_all(style)
     compared = {
         "content": _picture("content", content, content_picture),
         "style": _picture("style", style, style_picture),
     }
     pairs = [(c, s) for c in content_list for s in style_list]
-    sampling["num_inference_steps"] = num_inference_steps
+    how = Sampling.of(pipe, sampling | {"num_inference_steps": num_inference_steps})
     points = []
     with pipeline_lock(pipe):
         with memory_explained(pipe):
@@ -200,9 +201,7 @@ def frontier(
             for c, s in pairs:
                 set_alphas(pipe, c, s)
                 made_with = common | {"content_alpha": c, "style_alpha": s}
-                drawn = draw_each(
-                    pipe, embeds, numbers, progress=False, made_with=made_with, **sampling
-                )
+                drawn = draw_each(pipe, embeds, numbers, how, progress=False, made_with=made_with)
                 images = []
                 try:
                     for image in drawn:

@@ -10,7 +10,7 @@ from PIL import Image
 from blora_nb.blocks import COLOUR_OF_HALF
 from blora_nb.evaluation.checkpoint_scores import CheckpointScores, recommended
 from blora_nb.evaluation.metrics import mean_and_error
-from blora_nb.evaluation.validation import SHEET, SHOWN_AS, pictures_by_half
+from blora_nb.evaluation.validation import SHEET, SHOWN_AS, pictures_by_half, seed_of
 from blora_nb.figures.charts import BEST, MARKERS, chart
 from blora_nb.figures.grids import picture_grid
 from blora_nb.figures.notebook_figure import NotebookFigure
@@ -35,22 +35,20 @@ def checkpoint_grid(folder: str | Path) -> NotebookFigure:
         FileNotFoundError: there are none.
     """
     found = pictures_by_half(folder)
-    counts = {
-        half: max(len(files[half]) for files in found.values())
+    seeds = {
+        half: sorted({seed_of(file) for files in found.values() for file in files[half]})
         for half in next(iter(found.values()))
     }
     rows = []
     for files in found.values():
         row: list[Image.Image | None] = []
-        for half, count in counts.items():
-            drawn = [read_image(file) for file in files[half]]
-            row += [*drawn, *[None] * (count - len(drawn))]
+        for half in seeds:
+            drawn = {seed_of(file): read_image(file) for file in files[half]}
+            row += [drawn.get(seed) for seed in seeds[half]]
         rows.append(row)
     steps = [f"step {step_of(path)}" for path in found]
     last = list(found.values())[-1]
-    columns = [
-        f"{SHOWN_AS[half]}\nseed {seed}" for half, count in counts.items() for seed in range(count)
-    ]
+    columns = [f"{SHOWN_AS[half]}\nseed {seed}" for half in seeds for seed in seeds[half]]
     prompts = [
         f'{SHOWN_AS[half]} "{read_settings(files[0])["prompt"]}"' for half, files in last.items()
     ]

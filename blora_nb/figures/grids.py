@@ -10,7 +10,7 @@ from PIL import Image
 from blora_nb.evaluation.metrics import ranked
 from blora_nb.figures.notebook_figure import NotebookFigure
 from blora_nb.generation import sample
-from blora_nb.lora import Given, apply, set_alphas
+from blora_nb.lora import HalfSource, apply, set_alphas
 from blora_nb.registry import pipeline_lock
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def show_picture(ax: Axes, picture: Image.Image) -> None:
 def alpha_grid(
     pipe: "StableDiffusionXLPipeline",
     prompt: str = "A [c] in [s] style",
-    content: Given | None = None,
-    style: Given | None = None,
+    content: HalfSource | None = None,
+    style: HalfSource | None = None,
     content_alphas: Sequence[float] = (0, 0.5, 1, 1.5),
     style_alphas: Sequence[float] = (0, 0.5, 1, 1.5),
     seed: int = 0,

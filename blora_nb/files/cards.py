@@ -121,7 +121,7 @@ def upload(
         )
     message = f"Add a B-LoRA ({' and '.join(blora.halves)})"
     with tempfile.TemporaryDirectory() as folder:
-        blora.save(folder)
+        blora.copy().save(folder)
         (Path(folder) / "README.md").write_text(model_card(blora, repo_id), encoding="utf-8")
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
     return str(commit)

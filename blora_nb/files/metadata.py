@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from blora_nb.files.images import ImageSource, pixels_hash, read_with_remarks
+from blora_nb.registry import options_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     from blora_nb.settings import TrainingSettings
 
 DECISIVE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
-UNET_FILES = "diffusion_pytorch_model*.safetensors"
+# with or without a variant, whole or in pieces: diffusion_pytorch_model.fp16.safetensors,
+# diffusion_pytorch_model-00001-of-00002.safetensors
+UNET_FILE = re.compile(
+    r"diffusion_pytorch_model(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.safetensors"
+)
 THUMBNAIL = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]{40,400000}={0,2}")
 
 
@@ -33,19 +38,39 @@ def versions() -> str:
 def model_hash(pipe: "StableDiffusionXLPipeline") -> tuple[str, str | None]:
     """The name of a pipeline's base model, and the sha256 of its U-Net's file.
 
-    The name is an id on the hub or the name of a folder; without a file there is no hash.
+    The name is an id on the hub or the name of a folder; without a file there is no hash. Where
+    the U-Net has several variants in its folder, the file is that of the variant which
+    `load_pipeline` was asked for; where it is in several pieces, the hash is that of their hashes.
     """
     folder = Path(str(pipe.unet.config.get("_name_or_path") or ""))
     name = str(pipe.config.get("_name_or_path") or folder)
     if Path(name).is_dir():  # where the folder is stays private
         name = Path(name).name
-    files = sorted(folder.glob(UNET_FILES)) or sorted((folder / "unet").glob(UNET_FILES))
-    if not files:
-        return name, None
-    file = files[0].resolve()
+    variant = options_of(pipe).get("variant")
+    files = unet_files(folder, variant) or unet_files(folder / "unet", variant)
+    hashes = [_weights_hash(file.resolve()) for file in files]
+    if len(hashes) > 1:
+        return name, hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return name, hashes[0] if hashes else None
+
+
+def unet_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The files of a U-Net's weights in a folder, the pieces of one variant (None: of no variant).
+
+    Where the variant is not there, diffusers takes the files without one.
+    """
+    found: dict[str | None, list[Path]] = {}
+    for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
+        match = UNET_FILE.fullmatch(file.name)
+        if match:
+            found.setdefault(match["variant"], []).append(file)
+    return found.get(variant) or found.get(None) or next(iter(found.values()), [])
+
+
+def _weights_hash(file: Path) -> str:
     if re.fullmatch(r"[0-9a-f]{64}", file.name):  # the hub's cache names large files by their hash
-        return name, file.name
-    return name, file_hash(file, file.stat().st_mtime_ns)
+        return file.name
+    return file_hash(file, file.stat().st_mtime_ns)
 
 
 @lru_cache

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import torch
 
 from blora_nb.errors import PipelineError
+from blora_nb.registry import options_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -200,6 +201,7 @@ def changes(pipe: "StableDiffusionXLPipeline") -> dict[str, Any]:
     unet = inner(pipe.unet)
     found = {
         "fused_lora": sorted(set(getattr(pipe, "fused_loras", ())) - {FEW_STEP_ADAPTER}),
+        "few_step_sha256": options_of(pipe).get("few_step_sha256"),
         "freeu": freeu_factors(unet),
         "attention_processors": foreign_processors(unet),
     }

@@ -37,7 +37,7 @@ def join_processes(device: str | None = None) -> tuple[str | None, bool, Callabl
     return device, state.is_main_process, gather_object
 
 
-def share(decide: Callable[[], list[Item]]) -> list[Item]:
+def split_jobs(decide: Callable[[], list[Item]]) -> list[Item]:
     """This process's part of the list that `decide` returns; a single process has all of it.
 
     The main process decides for all, because the others might see a file that has just been

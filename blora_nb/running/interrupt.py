@@ -22,7 +22,7 @@ class Stop:
 def stop_at_the_end_of_a_step() -> Iterator[Stop]:
     """Inside, the first signal only sets `asked`, the second one stops at once.
 
-    One within another is the same.
+    Nested ones share the flag of the outermost.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Stop()  # Python delivers signals to the main thread only

@@ -196,7 +196,7 @@ def pictures_at_once(
     return max(1, min(LARGEST_BATCH, fitting))
 
 
-def report(
+def memory_report(
     pipe: "StableDiffusionXLPipeline",
     settings: TrainingSettings,
     free: int | None = None,
@@ -208,11 +208,11 @@ def report(
     needed = memory_need(pipe, settings, choose_checkpointing(pipe, settings, free), one_prompt)
     free = psutil.virtual_memory().available if free is None else free
     fits = needed.beside_the_base <= free
-    verdict = "it fits" if fits else f"it will NOT fit. {advice(pipe, settings)}"
+    verdict = "it fits" if fits else f"it will NOT fit. {memory_advice(pipe, settings)}"
     return f"memory: {needed}; {free / GIB:.1f} GiB are free beside the base model: {verdict}"
 
 
-def advice(pipe: "StableDiffusionXLPipeline", settings: TrainingSettings) -> str:
+def memory_advice(pipe: "StableDiffusionXLPipeline", settings: TrainingSettings) -> str:
     """What to change in a training that needs less memory, the cheapest first."""
     batch, accumulate = settings.train_batch_size, settings.gradient_accumulation_steps
     steps = []
@@ -225,7 +225,7 @@ def advice(pipe: "StableDiffusionXLPipeline", settings: TrainingSettings) -> str
         steps.append('gradient_checkpointing="full" (the same result, a quarter slower)')
     if not settings.use_8bit_adam:
         steps.append("use_8bit_adam")
-    steps += quantizing(pipe)
+    steps += quantization_advice(pipe)
     resolution = settings.resolution * 3 // 4 // 8 * 8
     steps.append(f"resolution={resolution} (activations shrink with the square)")
     if settings.rank > 16:
@@ -233,7 +233,7 @@ def advice(pipe: "StableDiffusionXLPipeline", settings: TrainingSettings) -> str
     return in_order(steps)
 
 
-def quantizing(pipe: "StableDiffusionXLPipeline") -> list[str]:
+def quantization_advice(pipe: "StableDiffusionXLPipeline") -> list[str]:
     """The advice to load the base in 4 bits, where that is possible and was not done."""
     if getattr(pipe.unet, "is_quantized", False) or pipe.unet.device.type != "cuda":
         return []

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from blora_nb.errors import CheckpointError, TrainingError
@@ -40,7 +39,8 @@ class Monitor:
     """The callbacks of a training. Used as a context round the loop.
 
     Raises:
-        TrainingError: within ten steps of the one that went wrong; what was still good is kept.
+        TrainingError: a loss or gradient is no number, or the loss has risen tenfold; what was
+            still good is kept.
         KeyboardInterrupt: at the end of the step in which a stop was asked for.
     """
 
@@ -89,7 +89,7 @@ class Monitor:
             self._look()
         self.guard.judged = other_loss_from is None or step < other_loss_from
         known = self.guard.add(loss, norm)
-        # asked once: what is promised to a stop that comes in between is kept after the next step
+        # read once: a stop that is asked for from here on takes effect after the next step
         stopping = self.stop.asked
         path = None
         if stopping or self.settings.checkpoint_at(step):
@@ -176,7 +176,7 @@ class Monitor:
         try:
             path = free_path(folder, f"last_good-{error.step}", ".safetensors")
             where = f"They are in {error.blora.save(path)}."
-        except (OSError, SafetensorError) as trouble:
+        except OSError as trouble:
             where = (
                 f"They could not be written to {folder} ({trouble}); from Python they are the "
                 "error's `blora`."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from blora_nb.running.checkpoints import checkpoints
-from blora_nb.running.memory import advice, in_order, quantizing
+from blora_nb.running.memory import in_order, memory_advice, quantization_advice
 from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 class MemoryReleased:
     """A context in which running out of memory is a MemoryError that keeps no tensors alive.
 
-    As the innermost one it leaves room for what was moved away to come back.
+    Placed innermost, it frees the memory before models that were moved away come back.
     """
 
     def __enter__(self) -> None:
@@ -62,7 +62,7 @@ def explain_out_of_memory_training(
             'resume_from_checkpoint="latest" the training goes on from there; the other '
             "changes need a folder of their own."
         )
-    return f"{message} {advice(pipe, settings)}"
+    return f"{message} {memory_advice(pipe, settings)}"
 
 
 def explain_out_of_memory_generating(
@@ -74,7 +74,7 @@ def explain_out_of_memory_generating(
         steps.append("--vae_tiling (in Python: blora_nb.pipeline.tile_vae(pipe))")
     if pipe.unet.dtype == torch.float32:
         steps.append("loading the base with dtype float16")
-    steps += [*quantizing(pipe), "a smaller height and width"]
+    steps += [*quantization_advice(pipe), "a smaller height and width"]
     device = pipe.unet.device
     return (
         f"The memory of {device} is too small for one picture ({_wanted(error)}). {in_order(steps)}"

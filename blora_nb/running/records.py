@@ -18,7 +18,7 @@ from blora_nb.guards.changed_pipelines import (
     changes,
     inner,
 )
-from blora_nb.lora import BLoRA, Given, applied_alphas, applied_fingerprints
+from blora_nb.lora import BLoRA, HalfSource, applied_alphas, applied_fingerprints
 from blora_nb.registry import options_of
 
 if TYPE_CHECKING:
@@ -49,14 +49,14 @@ def record(
     pipe: "StableDiffusionXLPipeline",
     prompt: str,
     negative_prompt: str | None,
-    content: Given | None = None,
-    style: Given | None = None,
+    content: HalfSource | None = None,
+    style: HalfSource | None = None,
 ) -> dict[str, Any]:
     """What the pictures of one call have in common, with what is on the pipeline.
 
     Args:
-        content, style: what `apply` was given for the halves on it, from `lora.loaded`, where that
-            is known: their files are named, if they have some.
+        content, style: what `apply` was given for the halves on it, from `lora.load_all`, where
+            that is known: their files are named, if they have some.
     """
     found: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
     found |= options_of(pipe)
@@ -86,7 +86,7 @@ def record(
     }
 
 
-def _files(half: str, given: Given) -> dict[str, Any]:
+def _files(half: str, given: HalfSource) -> dict[str, Any]:
     """Of which files one half was mixed, where all of that are files."""
     items: list[Any] = given if isinstance(given, list) else [given]
     parts: list[tuple[BLoRA, float]]

@@ -367,28 +367,30 @@ class HalfChooser(widgets.VBox):
 
     def _train(self) -> None:
         """Train the B-LoRA of the chosen picture, write it, and add it to the gallery."""
-        source, side = self.source, self.resolution
-        remarks = [remark for remark in self.remarks() if remark != TEACHING_MODEL_LEARNS]
-        pipe, settings = self.worker.pipe, self.training_settings
-        picture = source.picture
-        if picture is None:
-            return
 
         def work() -> None:
-            blora = self._learned(source.name, picture)
+            name, picture = self.source.name, self.source.picture
+            # another panel with the same gallery may have trained it since the click
+            if picture is None or self.source.blora is not None:
+                self.worker.say(f"There is nothing to learn of {name}.", self.remarks())
+                return
+            remarks = [remark for remark in self.remarks() if remark != TEACHING_MODEL_LEARNS]
+            self.worker.doing = f"Learning {name}"
+            blora = self._train_blora(name, picture)
             # before a full disk could lose it
-            self.gallery.add_trained(source.name, blora, picture)
-            square = centre_square(picture, side)
-            path = keep(self.gallery, source.name, self.folder, square)
-            said = f"{source.name} is trained, and kept in {path}."
+            self.gallery.add_trained(name, blora, picture)
+            square = centre_square(picture, self.resolution)
+            path = keep(self.gallery, name, self.folder, square)
+            said = f"{name} is trained, and kept in {path}."
+            pipe, settings = self.worker.pipe, self.training_settings
             if is_teaching_model(pipe):
                 prompt = settings.instance_prompt if settings else "A [v]"
                 said = f"{said} {rebuilt_in_words(pipe, blora, picture, prompt)}"
             self.worker.say(said, remarks)
 
-        self.worker.start(f"Learning {source.name}", work)
+        self.worker.start("Learning", work)
 
-    def _learned(self, name: str, picture: Image.Image) -> BLoRA:
+    def _train_blora(self, name: str, picture: Image.Image) -> BLoRA:
         """The B-LoRA of a picture; the teaching model shows on the way what it draws so far."""
         pipe, progress = self.worker.pipe, self.worker.step
         if not is_teaching_model(pipe):
@@ -396,7 +398,10 @@ class HalfChooser(widgets.VBox):
         settings = self.training_settings or TrainingSettings.for_pipeline(pipe)
 
         def look(pipe: "StableDiffusionXLPipeline", checkpoint: Path) -> None:
-            (drawn,) = sample(pipe, settings.instance_prompt, progress=False)
+            try:
+                (drawn,) = sample(pipe, settings.instance_prompt, progress=False)
+            except ValueError:  # NaN: the training itself says so if it goes on like this
+                return
             if self.choice.value == name:
                 alt = f"what the model has learned of {name} so far"
                 self.thumbnail.value = picture_html(drawn, SIDE, alt)

@@ -1,5 +1,6 @@
 """Where a half comes from: pictures and the B-LoRAs trained from them, and a gallery of these."""
 
+import threading
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -101,6 +102,8 @@ class Gallery(traitlets.HasTraits):
         self.remarks: list[str] = []
         # panels remember pictures by these names, so none is given twice
         self._removed: set[str] = set()
+        # a training in the background adds to the sources, too
+        self._changing = threading.RLock()
 
     def add(self, source: Source) -> str:
         """Add a source under its name, or with -2, -3, … if that was ever taken.
@@ -108,23 +111,35 @@ class Gallery(traitlets.HasTraits):
         Returns:
             The name.
         """
-        name, number = source.name, 2
-        while name in self.sources or name in self._removed:
-            name, number = f"{source.name}-{number}", number + 1
-        self.sources = {**self.sources, name: replace(source, name=name)}
+        with self._changing:
+            name, number = source.name, 2
+            while name in self.sources or name in self._removed:
+                name, number = f"{source.name}-{number}", number + 1
+            self._put(replace(source, name=name))
         return name
+
+    def _put(self, source: Source) -> None:
+        """Let a source stand under its name."""
+        self.sources = {**self.sources, source.name: source}
+
+    def change(self, name: str, **fields: Any) -> None:
+        """Give a source other values of these fields."""
+        with self._changing:
+            self._put(replace(self.sources[name], **fields))
 
     def remove(self, name: str) -> None:
         """Take a source out."""
-        self._removed.add(name)
-        self.sources = {key: source for key, source in self.sources.items() if key != name}
+        with self._changing:
+            self._removed.add(name)
+            self.sources = {key: source for key, source in self.sources.items() if key != name}
 
     def add_drawing(self, picture: Image.Image) -> str:
         """Add a picture as "drawing 1", "drawing 2", …; returns the name."""
         names = (f"drawing {number}" for number in count(1))
-        taken = {*self.sources, *self._removed}
-        free = next(name for name in names if name not in taken)
-        return self.add(Source(free, picture))
+        with self._changing:
+            taken = {*self.sources, *self._removed}
+            free = next(name for name in names if name not in taken)
+            return self.add(Source(free, picture))
 
     def prepare(self, name: str, **asked: bool) -> None:
         """Make the picture of an upload anew.
@@ -136,13 +151,11 @@ class Gallery(traitlets.HasTraits):
         if source.upload is None:
             return
         upload = replace(source.upload, **asked)
-        prepared = replace(source, picture=upload.prepared(), upload=upload)
-        self.sources = {**self.sources, name: prepared}
+        self.change(name, picture=upload.prepared(), upload=upload)
 
     def add_trained(self, name: str, blora: BLoRA, picture: Image.Image) -> None:
         """Give the named source its B-LoRA, and the picture that this was trained from."""
-        trained = replace(self.sources[name], picture=picture, blora=blora, upload=None)
-        self.sources = {**self.sources, name: trained}
+        self.change(name, picture=picture, blora=blora, upload=None)
 
 
 def example_gallery() -> Gallery:

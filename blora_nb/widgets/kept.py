@@ -1,7 +1,6 @@
 """What panels have trained, in a folder: written, read again by a later page, deleted."""
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,14 +45,14 @@ def keep(
         raise ValueError(f'"{name}" has no B-LoRA yet; train it first.')
     source.blora.metadata[NAME] = name
     file = source.blora.save(free_path(folder, safe_name(name), WEIGHTS, PICTURE))
-    gallery.sources = {**gallery.sources, name: replace(source, file=file)}
+    gallery.change(name, file=file)
     if square:
         with complete_file(file.with_suffix(PICTURE)) as part:
             square.save(part, format="PNG")
     return file
 
 
-def remember(gallery: Gallery, folder: str | Path, pipe: "StableDiffusionXLPipeline") -> Gallery:
+def load_kept(gallery: Gallery, folder: str | Path, pipe: "StableDiffusionXLPipeline") -> Gallery:
     """Add what `keep` has written into a folder, the newest last.
 
     A file that cannot be read, or is for another base model, is left out, and `gallery.remarks`
@@ -100,10 +99,8 @@ def weights_file(source: Source, blora: BLoRA) -> tuple[str, bytes]:
     if source.file and source.file.exists():
         return source.file.name, source.file.read_bytes()
     name = f"{safe_name(source.name)}{WEIGHTS}"
-    # a copy, since a B-LoRA notes where it was written to
-    copy = BLoRA(blora.state_dict, dict(blora.metadata))
     with tempfile.TemporaryDirectory() as folder:
-        return name, copy.save(Path(folder) / name).read_bytes()
+        return name, blora.copy().save(Path(folder) / name).read_bytes()
 
 
 def size_of(blora: BLoRA) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 from PIL import Image
 
-from blora_nb.evaluation.metrics import ranked, scorer_for
+from blora_nb.evaluation.metrics import check_scores, ranked, scorer_for
 from blora_nb.figures.grids import seed_ranking
 from blora_nb.figures.notebook_figure import NotebookFigure
 from blora_nb.widgets.markup import WRAPPED, picture_html, reduced
@@ -145,10 +145,12 @@ class SeedPanel(Panel):
         scores = {}
         if drawing.content_B_LoRA:
             picture = self._picture_of(drawing.content_B_LoRA)
-            scores["content_kept"] = self.scorer.content_kept(images, picture)
+            kept = self.scorer.content_kept(images, picture)
+            scores["content_kept"] = check_scores("content_kept", kept, len(images))
         if drawing.style_B_LoRA:
             picture = self._picture_of(drawing.style_B_LoRA)
-            scores["style_moved"] = self.scorer.style_moved(images, picture)
+            moved = self.scorer.style_moved(images, picture)
+            scores["style_moved"] = check_scores("style_moved", moved, len(images))
         return scores
 
     def _picture_of(self, name: str) -> Image.Image:

@@ -77,8 +77,6 @@ def load_fitting(file: Path, pipe: "StableDiffusionXLPipeline") -> BLoRA:
             f"{file} was trained on {base_of(blora.state_dict)}, not on the model here. "
             "Use it with a pipeline of its own model, or train its picture here."
         ) from None
-    # copies, so that the file is not held open and can be deleted
-    blora.state_dict = {key: tensor.clone() for key, tensor in blora.state_dict.items()}
     return blora
 
 

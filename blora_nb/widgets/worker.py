@@ -169,9 +169,10 @@ class Worker(widgets.VBox):
         finally:
             self.progress.value = 0
             self.cancel.disabled = True
-            self.busy = False
             for button, disabled in zip(self.buttons, self._was_disabled):
                 button.disabled = disabled
+            # last: other work may start at once
+            self.busy = False
             self.when_done()
 
     @contextmanager
