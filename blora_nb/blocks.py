@@ -28,8 +28,6 @@ COLOUR_OF_HALF = {"content": "#d55e00", "style": "#0072b2"}  # in all figures: o
 # as in SDXL's own code, hence ComfyUI and A1111
 SGM_BLOCK_OF_HALF = {"content": "output_blocks.0.1", "style": "output_blocks.1.1"}
 PAPER_NAMES = {block: f"W{i + 1}" for i, block in enumerate(TRANSFORMER_BLOCKS[2:8])}
-# names that a file of weights can be written with: `files.names.written_name`
-WEIGHT_FORMATS = ("diffusers", "peft", "kohya", "sgm")
 # self- and cross-attention, all four projections
 ATTENTION_LINEARS = r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 

@@ -14,13 +14,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from blora_nb.blocks import HALVES, WEIGHT_FORMATS, half_of
+from blora_nb.blocks import HALVES, half_of
 from blora_nb.errors import BLoRAError, BLoRAWarning, PipelineWarning, named_in_errors
 from blora_nb.files.descriptions import describe, describe_as_html
 from blora_nb.files.locating import FILE_NAME, PEFT_FILE, find_weights, read_beside
 from blora_nb.files.lora_settings import PEFT_CONFIG, is_setting
 from blora_nb.files.metadata import versions
-from blora_nb.files.names import WRAPPER, format_of
+from blora_nb.files.names import WRAPPER, WRITTEN, format_of
 from blora_nb.files.reading import read_weights
 from blora_nb.files.safe_files import PICKLES, complete_file, open_weights
 from blora_nb.files.state_dict_checks import (
@@ -247,10 +247,8 @@ class BLoRA:
 
 def _file_to_write(path: Path, format: str) -> Path:
     """The file that `BLoRA.save` writes."""
-    if format not in WEIGHT_FORMATS:
-        raise ValueError(
-            f"There is no format {format!r}; choose one of {', '.join(WEIGHT_FORMATS)}."
-        )
+    if format not in WRITTEN:
+        raise ValueError(f"There is no format {format!r}; choose one of {', '.join(WRITTEN)}.")
     if format == "peft" and path.suffix == ".safetensors":
         raise ValueError(
             "PEFT reads folders, with the ranks in a file of their own; name a folder instead of "
@@ -278,7 +276,7 @@ def _lasting(metadata: dict[str, str]) -> dict[str, str]:
 
 def _kohya_metadata(blora: BLoRA, format: str) -> dict[str, str]:
     """What A1111 and its kin read in the header to list a LoRA under the right base model."""
-    if format not in ("kohya", "sgm"):
+    if not WRITTEN[format].kohya:
         return {}
     entries = {
         "ss_network_module": "networks.lora",

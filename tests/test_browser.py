@@ -390,7 +390,7 @@ def test_a_drawing_on_the_app_page(page, serve, tmp_path, width):
     assert colour_at(pad, 0.5, 0.6) == GREEN
     page.screenshot(path=tmp_path / f"pad_{width}.png")
     press(panel, "Use this drawing")
-    says(panel, "to learn drawing 1")
+    says(panel, "to teach the model drawing 1")
     assert not pad.is_visible()
     assert panel.get_by_label("Content", exact=True).input_value() == "drawing 1"
     picture = panel.get_by_alt_text("content picture: drawing 1").get_attribute("src")
@@ -427,7 +427,7 @@ def test_the_app_page(page, serve, tmp_path):
     picture = BytesIO()
     Image.new("RGB", (2500, 1600), "orange").save(picture, "BMP")
     upload(page, panel, "Upload content", "orange.bmp", picture.getvalue())
-    says(panel, "to learn orange.bmp")
+    says(panel, "to teach the model orange.bmp")
     press(panel, "Train content")
     says(panel, "step")
     press(panel, "Cancel")

@@ -227,7 +227,7 @@ def test_captions_are_checked_line_by_line(paths, tmp_path, text, words):
 def test_captions_of_another_encoding_are_refused(paths, rows, tmp_path):
     file = tmp_path / "captions.jsonl"
     file.write_bytes(rows[0].replace("boat", "b\u00f6at").encode("latin-1"))
-    with pytest.raises(ValueError, match="captions.jsonl is no text in UTF-8"):
+    with pytest.raises(ValueError, match="captions.jsonl is not UTF-8 text"):
         read_captions(file, paths)
 
 

@@ -215,7 +215,7 @@ def test_a_drawing_is_used_and_learned(panel, picture):
     assert chooser.source.picture.tobytes() == picture.tobytes()
     assert not chooser.draw.value
     assert chooser.below.layout.display == "none"
-    assert "to learn drawing 1" in status(panel)
+    assert "to teach the model drawing 1" in status(panel)
     chooser.train.click()
     assert panel.errors == []
     assert panel.gallery.sources["drawing 1"].blora

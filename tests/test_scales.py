@@ -19,7 +19,7 @@ from blora_nb.blocks import CONTENT_BLOCK, SGM_BLOCK_OF_HALF, STYLE_BLOCK, targe
 from blora_nb.errors import BLoRAError, BLoRAWarning
 from blora_nb.files.lora_settings import SOURCES
 from blora_nb.files.other_methods import CHANGE_THE_BASE, REFUSED_METHODS
-from blora_nb.lora import BLoRA
+from blora_nb.lora import BLoRA, remove
 from blora_nb.pipeline import load_pipeline, merge_few_step_lora, use_scheduler
 from blora_nb.registry import options_of
 from blora_nb.running.training_pictures import what_is_learned
@@ -725,6 +725,7 @@ OF_PEFT = {
 def test_a_few_step_lora_that_does_not_fit_is_refused_and_the_base_stays(
     tmp_path, pipe, caplog, tensors, message
 ):
+    remove(pipe)
     before = weights_of(pipe)
     save_file(tensors, tmp_path / "few.safetensors")
     with pytest.raises(BLoRAError, match=message) as caught:

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from blora_nb.blocks import HALVES, WEIGHT_FORMATS
+from blora_nb.blocks import HALVES
 from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
+from blora_nb.files.names import WRITTEN
 from blora_nb.settings import SUITED, TrainingSettings, value_type
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -215,8 +216,9 @@ EXPORT: Options = {
         default="float32",
     ),
     "format": choice(
-        WEIGHT_FORMATS,
-        "sgm: ComfyUI and A1111; kohya: A1111 and others; peft: a folder for PEFT; diffusers",
+        tuple(WRITTEN),
+        "which programs read it: "
+        + "; ".join(f"{name}: {naming.readers}" for name, naming in WRITTEN.items()),
         default="sgm",
     ),
     "output_path": path(

@@ -14,9 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
-PARTS = (*LOHA, *LOKR)
+from blora_nb.files.names import LOHA, LOKR
 
 
 class PlainLoRA(NamedTuple):
@@ -32,7 +30,7 @@ def as_lora(parts: dict[str, Tensor], largest: int) -> PlainLoRA:
     """The LoRA of one layer's change.
 
     Args:
-        parts: {one of `PARTS`: matrix}, of one layer.
+        parts: {one of `LOHA` or `LOKR`: matrix}, of one layer.
         largest: bytes that the result may take.
 
     Raises:

@@ -6,7 +6,7 @@ that says which model it belongs to, a layer, and an ending that says which matr
 prefixes may stand before any of the endings. Dots and underscores in the layer are taken for the
 same, because kohya's files have only underscores.
 
-To read the names of another program, add a row to `NAMINGS`.
+To read the names of another program, add a row to `NAMINGS`; to write them, one to `WRITTEN`.
 """
 
 import re
@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from blora_nb.blocks import BLOCK_OF_HALF, SGM_BLOCK_OF_HALF
 from blora_nb.errors import BLoRAError, shown
-from blora_nb.files.lycoris import PARTS
 from blora_nb.files.other_methods import method_of, model_of_names, refuse_method
 
 
@@ -86,6 +85,38 @@ NAMINGS = (
 )
 
 
+class WrittenNaming(NamedTuple):
+    """The names that a file is written with."""
+
+    readers: str  # the programs that read it
+    prefix: str  # what stands before a layer's name
+    down: str  # what stands behind it: lora_A, [rank, in]
+    up: str  # lora_B, [out, rank]
+    kohya: bool = False  # underscores for the dots of a layer's name, an alpha for each layer
+    sgm_blocks: bool = False  # SDXL's own block names
+
+
+WRITTEN = {
+    "diffusers": WrittenNaming("diffusers", "unet.", "lora.down.weight", "lora.up.weight"),
+    "peft": WrittenNaming("PEFT (a folder)", "base_model.model.", "lora_A.weight", "lora_B.weight"),
+    "kohya": WrittenNaming(
+        "A1111, Forge", "lora_unet_", "lora_down.weight", "lora_up.weight", kohya=True
+    ),
+    "sgm": WrittenNaming(
+        "ComfyUI, A1111",
+        "lora_unet_",
+        "lora_down.weight",
+        "lora_up.weight",
+        kohya=True,
+        sgm_blocks=True,
+    ),
+}
+
+# LyCORIS's names of the matrices of a layer
+LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+
+
 def _any_of(patterns: Iterable[str]) -> str:
     return "|".join(dict.fromkeys(patterns))
 
@@ -98,7 +129,7 @@ ENDINGS = {
     "lora_A": re.compile(rf"(?:{_any_of(n.down for n in NAMINGS)})\.weight$"),
     "lora_B": re.compile(rf"(?:{_any_of(n.up for n in NAMINGS)})\.weight$"),
     "alpha": re.compile(r"\.alpha$"),
-    **{part: re.compile(rf"\.{part}(?:\.weight)?$") for part in PARTS},
+    **{part: re.compile(rf"\.{part}(?:\.weight)?$") for part in (*LOHA, *LOKR)},
 }
 WHOLE_WEIGHT = re.compile(r"\.(?:weight|bias)$")
 TEXT_ENCODER = re.compile(
@@ -134,7 +165,7 @@ class Name(NamedTuple):
 
     half: str | None  # "content", "style", or None for other parts of the model
     layer: str  # in the U-Net, as `up_blocks.0.attentions.0.….to_q`; of other parts what they are
-    part: str | None  # "lora_A", "lora_B", "alpha", one of LyCORIS's `PARTS`; None for others
+    part: str | None  # "lora_A", "lora_B", "alpha", of `LOHA` or `LOKR`; None for others
 
 
 def namings_of(keys: Iterable[str]) -> list[Naming]:
@@ -232,14 +263,13 @@ def written_name(layer: str, part: str, format: str) -> str:
     Args:
         layer: diffusers' name in the U-Net.
         part: "lora_A", "lora_B", or "alpha", which only kohya's formats have.
-        format: one of `WEIGHT_FORMATS`.
+        format: one of `WRITTEN`.
     """
-    if format == "peft":
-        return f"base_model.model.{layer}.{part}.weight"
-    if format == "diffusers":
-        return f"unet.{layer}.lora.{'down' if part == 'lora_A' else 'up'}.weight"
-    if format == "sgm":
+    naming = WRITTEN[format]
+    if naming.sgm_blocks:
         for half, block in BLOCK_OF_HALF.items():
             layer = layer.replace(block, SGM_BLOCK_OF_HALF[half])
-    ending = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "alpha": "alpha"}[part]
-    return f"lora_unet_{layer.replace('.', '_')}.{ending}"
+    if naming.kohya:
+        layer = layer.replace(".", "_")
+    ending = {"lora_A": naming.down, "lora_B": naming.up, "alpha": "alpha"}[part]
+    return f"{naming.prefix}{layer}.{ending}"

@@ -10,8 +10,10 @@ from torch import Tensor
 from blora_nb.blocks import BLOCK_OF_HALF
 from blora_nb.errors import BLoRAError, several, shown
 from blora_nb.files.lora_settings import PEFT_CONFIG, LoRASettings, read_lora_settings
-from blora_nb.files.lycoris import PARTS, as_lora
+from blora_nb.files.lycoris import as_lora
 from blora_nb.files.names import (
+    LOHA,
+    LOKR,
     are_pefts,
     hint_of_other_model,
     namings_of,
@@ -26,7 +28,7 @@ from blora_nb.files.scales import scales
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 INTEGERS = {"I64", "I32", "I16", "I8", "U8"}  # which some programs use for an alpha
 
-Part = tuple[str, str]  # (layer, "lora_A", "lora_B", "alpha" or one of LyCORIS's `PARTS`)
+Part = tuple[str, str]  # (layer, "lora_A", "lora_B", "alpha" or of `LOHA` or `LOKR`)
 
 
 def read_weights(opened: safe_open, beside: dict) -> tuple[dict[str, Tensor], list[str]]:
@@ -152,7 +154,7 @@ def _replace_lycoris(matrices: dict[Part, Tensor]) -> tuple[dict[str, int | None
     """
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for layer, part in list(matrices):
-        if part in PARTS:
+        if part in (*LOHA, *LOKR):
             layers[layer][part] = matrices.pop((layer, part))
     divisors, ranks_of_method, left = {}, defaultdict(list), LARGEST
     for layer, parts in layers.items():

@@ -1,4 +1,4 @@
-"""The tensors and the config of a file that is written, in one of the `blocks.WEIGHT_FORMATS`."""
+"""The tensors and the config of a file that is written, in a format of `names.WRITTEN`."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from blora_nb.errors import BLoRAError, several
-from blora_nb.files.names import written_name
+from blora_nb.files.names import WRITTEN, written_name
 
 Layers = dict[str, tuple[Tensor, Tensor]]  # {layer: (lora_A [rank, in], lora_B [out, rank])}
 
@@ -24,7 +24,7 @@ def named_weights(layers: Layers, format: str) -> dict[str, Tensor]:
         fill = max(rank - a.shape[0], 0)
         tensors[written_name(layer, "lora_A", format)] = pad(a, (0, 0, 0, fill)).contiguous()
         tensors[written_name(layer, "lora_B", format)] = pad(b, (0, fill)).contiguous()
-        if format in ("kohya", "sgm"):
+        if WRITTEN[format].kohya:
             tensors[written_name(layer, "alpha", format)] = torch.tensor(float(rank))
     return tensors
 
