@@ -1,20 +1,16 @@
 """Prompt + halves + alphas + seeds → pictures."""
 
-import math
 import operator
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from blora_nb.defaults import defaults_for
-from blora_nb.errors import PromptWarning, check_names
+from blora_nb.errors import PromptWarning
 from blora_nb.guards.bases import check_base
 from blora_nb.guards.changed_pipelines import check_unchanged, unwrapped
 from blora_nb.guards.prompts import quiet_libraries
@@ -25,87 +21,15 @@ from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.memory import pictures_at_once
 from blora_nb.running.out_of_memory import MemoryReleased, explain_out_of_memory_generating
 from blora_nb.running.records import record
-from blora_nb.settings import checked_number
+from blora_nb.sampling import Sampling
 from blora_nb.structure import structure_of
 
 if TYPE_CHECKING:
-    from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 
 Seeds = int | Collection[int]
 DrawingProgress = bool | Callable[[int, int], object]
 Preview = Callable[[int, int, Tensor], object]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How pictures are drawn; None stands for what suits the pipeline.
-
-    Attributes:
-        height, width: in pixels.
-        batch_size: pictures made at once; by default one on a CPU and as many as fit on a GPU,
-            where it is faster. A picture still depends on its own seed only, but sums are added up
-            in another order in a batch, which can change a pixel by a step or two. Halved where
-            the memory turns out to be too small.
-        image, strength: start from this picture (path or PIL image) instead of pure noise, and
-            make only this share of the steps (img2img): the lower, the more of the picture is
-            kept, its colours too.
-        controlnet, control_image, controlnet_conditioning_scale: follow a drawn layout: a
-            ControlNet (id, folder, or one from `structure.load_controlnet`), the layout as it
-            wants it (see `structure.outline`), and how closely.
-    """
-
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    height: int | None = None
-    width: int | None = None
-    batch_size: int | None = None
-    image: "str | Path | Image.Image | None" = None
-    strength: float = 0.6
-    controlnet: "str | Path | ControlNetModel | None" = None
-    control_image: "str | Path | Image.Image | None" = None
-    controlnet_conditioning_scale: float = 1.0
-
-    def suited_to(self, pipe: "StableDiffusionXLPipeline") -> "Sampling":
-        """The same with the pipeline's own steps and guidance where none are given, checked.
-
-        Raises:
-            ValueError: no picture can be made with it.
-        """
-        suited = defaults_for(pipe)
-        steps = checked_number("num_inference_steps", self.num_inference_steps, int)
-        steps = suited.num_inference_steps if steps is None else steps
-        guidance = self.guidance_scale
-        guidance = float(suited.guidance_scale if guidance is None else guidance)
-        batch_size = checked_number("batch_size", self.batch_size, int)
-        for name, count in (("num_inference_steps", steps), ("batch_size", batch_size)):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, not {count}.")
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance_scale must be an ordinary number, not {guidance}.")
-        return replace(
-            self,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=checked_number("height", self.height, int),
-            width=checked_number("width", self.width, int),
-            batch_size=batch_size,
-        )
-
-    @classmethod
-    def of(cls, pipe: "StableDiffusionXLPipeline", given: dict[str, Any]) -> "Sampling":
-        """The fields that are given by name, suited to a pipeline.
-
-        Raises:
-            ValueError: there is no such field, or no picture can be made with it.
-        """
-        names = [field.name for field in fields(cls)]
-        check_names(given, names, "option", "help(blora_nb.generation.Sampling)")
-        return cls(**given).suited_to(pipe)
-
-    def record(self) -> dict[str, Any]:
-        """What of it stands in the record of a picture."""
-        names = ("num_inference_steps", "guidance_scale", "height", "width")
-        return {name: getattr(self, name) for name in names}
 
 
 @torch.no_grad()
@@ -275,7 +199,7 @@ def draw_each(
     pipe: "StableDiffusionXLPipeline",
     embeds: dict[str, Tensor],
     seeds: Seeds = (0,),
-    how: Sampling = Sampling(),
+    how: Sampling | None = None,
     progress: DrawingProgress = True,
     preview: Preview | None = None,
     made_with: dict[str, Any] | None = None,
@@ -283,13 +207,14 @@ def draw_each(
     """Yield one picture after another, each as soon as it is ready, of a prompt from `encode`.
 
     Args:
+        how: by default what suits the pipeline.
         preview: a function called after each step with (index of the batch's first picture, step,
             latents [batch, channels, height/8, width/8]; the teaching model has quarters).
         made_with: entries for the record of the pictures, beside those that are known here.
     """
     seeds = seed_list(seeds)
     with ExitStack() as stack:
-        how = how.suited_to(pipe)
+        how = (how or Sampling()).suited_to(pipe)
         structure = structure_of(pipe, how)
         made_with = (made_with or {}) | how.record() | structure.made_with
         # `inspection` reads it here, also when a pipeline made of the parts of this one draws

@@ -17,11 +17,10 @@ from blora_nb.assets import DATA
 from blora_nb.defaults import native_resolution
 from blora_nb.files.images import ImageSource, centre_square, pixels_hash, read_image
 from blora_nb.pipeline import dtype_argument, source_errors
+from blora_nb.sampling import Sampling
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionXLPipeline
-
-    from blora_nb.generation import Sampling
 
 TINY_CONTROLNET = DATA / "tiny_controlnet"
 OUTLINE_OF = "outline_of"  # in the `info` of a picture from `outline`: the file it was made from
@@ -42,7 +41,7 @@ class Structure:
     made_with: dict[str, Any] = field(default_factory=dict)
 
 
-def structure_of(pipe: "StableDiffusionXLPipeline", how: "Sampling") -> Structure:
+def structure_of(pipe: "StableDiffusionXLPipeline", how: Sampling) -> Structure:
     """The `Structure` that pictures are drawn with.
 
     Raises:

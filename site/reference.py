@@ -40,6 +40,7 @@ METHOD = (
     "lora",
     "training",
     "generation",
+    "sampling",
     "inspection",
     "settings",
     "structure",

@@ -20,7 +20,7 @@ FLOORS = (
     ("instant",),
     ("pipeline",),
     ("running",),
-    ("lora", "settings", "defaults"),
+    ("lora", "settings", "sampling", "defaults"),
     ("guards",),
     ("files",),
     ("assets", "blocks", "errors", "registry"),

@@ -127,10 +127,11 @@ def generate(args: Namespace) -> None:
     from blora_nb.defaults import native_resolution
     from blora_nb.files.paths import writable_folder
     from blora_nb.files.saved_images import save_picture
-    from blora_nb.generation import Sampling, generate_each
+    from blora_nb.generation import generate_each
     from blora_nb.guards.bases import check_base
     from blora_nb.pipeline import merge_few_step_lora, tile_vae, use_scheduler
     from blora_nb.running.records import differences
+    from blora_nb.sampling import Sampling
     from blora_nb.structure import outline
 
     content, style = read_halves(args)

@@ -20,11 +20,12 @@ from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import free_path, safe_name, writable_folder
 from blora_nb.files.safe_files import complete_file
 from blora_nb.files.saved_images import save_image
-from blora_nb.generation import Sampling, draw_each, encode
+from blora_nb.generation import draw_each, encode
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
 from blora_nb.running.loss_guard import WINDOW
+from blora_nb.sampling import Sampling
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 

@@ -27,7 +27,6 @@ from blora_nb.figures.notebook_figure import NotebookFigure
 from blora_nb.files.images import ImageSource, read_image
 from blora_nb.files.metadata import thumbnail
 from blora_nb.generation import (
-    Sampling,
     Seeds,
     check_pipeline,
     draw_each,
@@ -38,6 +37,7 @@ from blora_nb.generation import (
 from blora_nb.lora import BLoRA, HalfSource, apply, check_strength, load_all, set_alphas
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.records import record
+from blora_nb.sampling import Sampling
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -165,7 +165,7 @@ def frontier(
         scorer: by default `metrics.scorer_for(pipe)`: the judge for the teaching model (0 to 1),
             DINO for everything else (cosines), which is loaded anew unless you give the scorer.
         progress: a progress bar over the pictures.
-        sampling: the other fields of `generation.Sampling`.
+        sampling: the other fields of `sampling.Sampling`.
 
     Raises:
         ValueError: a half, a picture to compare with, alphas or seeds are missing, or a picture or

@@ -1,0 +1,86 @@
+"""How pictures are drawn: steps, guidance, size, and the layout that is kept."""
+
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blora_nb.defaults import defaults_for
+from blora_nb.errors import check_names
+from blora_nb.settings import checked_number
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel, StableDiffusionXLPipeline
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn; None stands for what suits the pipeline.
+
+    Attributes:
+        height, width: in pixels.
+        batch_size: pictures made at once; by default one on a CPU and as many as fit on a GPU,
+            where it is faster. A picture still depends on its own seed only, but sums are added up
+            in another order in a batch, which can change a pixel by a step or two. Halved where
+            the memory turns out to be too small.
+        image, strength: start from this picture (path or PIL image) instead of pure noise, and
+            make only this share of the steps (img2img): the lower, the more of the picture is
+            kept, its colours too.
+        controlnet, control_image, controlnet_conditioning_scale: follow a drawn layout: a
+            ControlNet (id, folder, or one from `structure.load_controlnet`), the layout as it
+            wants it (see `structure.outline`), and how closely.
+    """
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    batch_size: int | None = None
+    image: "str | Path | Image.Image | None" = None
+    strength: float = 0.6
+    controlnet: "str | Path | ControlNetModel | None" = None
+    control_image: "str | Path | Image.Image | None" = None
+    controlnet_conditioning_scale: float = 1.0
+
+    def suited_to(self, pipe: "StableDiffusionXLPipeline") -> "Sampling":
+        """The same with the pipeline's own steps and guidance where none are given, checked.
+
+        Raises:
+            ValueError: no picture can be made with it.
+        """
+        suited = defaults_for(pipe)
+        steps = checked_number("num_inference_steps", self.num_inference_steps, int)
+        steps = suited.num_inference_steps if steps is None else steps
+        guidance = self.guidance_scale
+        guidance = float(suited.guidance_scale if guidance is None else guidance)
+        batch_size = checked_number("batch_size", self.batch_size, int)
+        for name, count in (("num_inference_steps", steps), ("batch_size", batch_size)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, not {count}.")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance_scale must be an ordinary number, not {guidance}.")
+        return replace(
+            self,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=checked_number("height", self.height, int),
+            width=checked_number("width", self.width, int),
+            batch_size=batch_size,
+        )
+
+    @classmethod
+    def of(cls, pipe: "StableDiffusionXLPipeline", given: dict[str, Any]) -> "Sampling":
+        """The fields that are given by name, suited to a pipeline.
+
+        Raises:
+            ValueError: there is no such field, or no picture can be made with it.
+        """
+        names = [field.name for field in fields(cls)]
+        check_names(given, names, "option", "help(blora_nb.sampling.Sampling)")
+        return cls(**given).suited_to(pipe)
+
+    def record(self) -> dict[str, Any]:
+        """What of it stands in the record of a picture."""
+        names = ("num_inference_steps", "guidance_scale", "height", "width")
+        return {name: getattr(self, name) for name in names}
