@@ -63,6 +63,8 @@ PURE = {
         [
             lambda x, v, s: s**0.5 * x - (1 - s) ** 0.5 * v,
             lambda x, v, s: torch.tensor(s).sqrt() * x - torch.tensor(1 - s).sqrt() * v,
+            # first the noise, then the latents from it
+            lambda x, v, s: (x - (1 - s) ** 0.5 * ((1 - s) ** 0.5 * x + s**0.5 * v)) / s**0.5,
         ],
         [
             lambda x, v, s: s * x - (1 - s) * v,
@@ -147,6 +149,16 @@ PURE = {
         [
             lambda k, m: [k.index(max(k)), m.index(max(m))],
             lambda k, m: sorted({k.index(max(k)), m.index(max(m))}),
+            # only neighbours are compared
+            lambda k, m: [
+                i
+                for i in range(len(k))
+                if not any(
+                    k[j] >= k[i] and m[j] >= m[i] and (k[j], m[j]) != (k[i], m[i])
+                    for j in (i - 1, i + 1)
+                    if 0 <= j < len(k)
+                )
+            ],
             lambda k, m: [
                 i
                 for i, p in enumerate(zip(k, m))
@@ -192,6 +204,8 @@ PURE = {
             lambda a, b: (a - b).abs().sum().item(),
             lambda a, b: ((a - b) ** 2).sum().item() ** 0.5,
             lambda a, b: (a - b).clamp(min=0).max().item(),
+            # the share of filled bins that they have in common
+            lambda a, b: 1 - ((a > 0) & (b > 0)).sum().item() / max((a > 0).sum(), (b > 0).sum()),
         ],
     ),
     "mixed_change": (
@@ -232,7 +246,15 @@ def test_right_answers_pass_and_wrong_ones_are_told_why(check, capsys):
         (
             "two_colours",
             "A heart in red on blue style",
-            ["A heart in blue on red style", "A heart in green on yellow style", "A red heart"],
+            [
+                "A heart in blue on red style",
+                "A heart in green on yellow style",
+                "A heart in yellow on blue style",
+                "A heart in pink on blue style",
+                "A heart in red on teal style",
+                "A heart in red on purple style",
+                "A red heart",
+            ],
         ),
         (
             "golden_words",

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from blora_nb.blocks import COLOUR_OF_HALF
 from blora_nb.figures.notebook_figure import NotebookFigure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
-LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+LINE_COLOURS = (*COLOUR_OF_HALF.values(), "#009e73", "#cc79a7")
 MARKERS = "os^D"
 BEST = "0.1"  # the colour of what is recommended
 
@@ -20,7 +21,7 @@ def loss_curve(losses: Sequence[float], window: int = 20, caption: str = "") -> 
     ax.plot(steps, losses, color="0.75", linewidth=0.8, label="each step")
     if len(losses) >= window:
         mean = np.convolve(losses, np.ones(window) / window, "valid")
-        ax.plot(steps[window - 1 :], mean, color=LINE_COLOURS[0], label=f"mean of {window} steps")
+        ax.plot(steps[window - 1 :], mean, color=LINE_COLOURS[1], label=f"mean of {window} steps")
     finish_chart(ax)
     figure.add_caption(caption, f"the loss of {len(losses)} steps")
     return figure

@@ -134,8 +134,7 @@ def _curve_caption(scores: Sequence[CheckpointScores], best: CheckpointScores) -
         noise = f"Bars: ± one standard error over {count} pictures; few pictures are noisy."
     return (
         f"{what[0].upper()}{what[1:]}. {noise} Recommended: step {best.step}, the earliest at "
-        "which the smaller score, scaled from its lowest (0) to its highest (1), is within 0.1 of "
-        "the best."
+        "which both scores are nearly as good as at any step."
     )
 
 

@@ -49,7 +49,7 @@ def overlay(
     weights = np.asarray(weights, dtype=np.float32)
     mask = Image.fromarray(weights / max(weights.max(), 1e-9))
     mask = mask.resize(image.size, Image.Resampling.BILINEAR)
-    light = 0.15 + 0.85 * np.asarray(mask).clip(0, 1)[..., None]
+    light = 0.3 + 0.7 * np.asarray(mask).clip(0, 1)[..., None]
     shown = Image.fromarray((np.asarray(image.convert("RGB")) * light).round().astype(np.uint8))
     if mark:
         row, column = mark

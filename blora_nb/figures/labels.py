@@ -66,6 +66,9 @@ def label_points(
             middle = near + np.sign(near.round(6)) * (size.width / 2, size.height / 2)
             box = _box(point + middle, size.width + 4, size.height + 2)
             joined = radius > NEAR
+            # without a line, a label seems to belong to the nearest point
+            if not joined and _distance(box, point) > min(_distance(box, p) for p in points):
+                continue
             way = _boxes_along([point + near * 8 / radius, point + near]) if joined else []
             fits = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
             if fits and not any(one.overlaps(other) for one in (box, *way) for other in taken):
@@ -92,6 +95,12 @@ def _box(middle: np.ndarray, width: float, height: float) -> Bbox:
     """A box round its middle (x, y)."""
     half = np.array([width, height]) / 2
     return Bbox([middle - half, middle + half])
+
+
+def _distance(box: Bbox, point: np.ndarray) -> float:
+    """How far a point (x, y) lies outside a box."""
+    outside = np.maximum(0, np.maximum(box.min - point, point - box.max))
+    return float(np.hypot(*outside))
 
 
 def _boxes_along(line: Sequence[np.ndarray] | np.ndarray) -> list[Bbox]:
