@@ -282,7 +282,6 @@ def test_the_figure_marks_the_recommended_point_and_says_the_rule_and_the_noise(
     assert best.get_xlabel().startswith(f"content {content_alpha:g}, style {style_alpha:g}\n")
     assert len(figure.axes) == 1 + 4
     assert "one standard error over 2 seeds" in figure.caption
-    assert "ties go to the alphas nearest 1" in figure.caption
     png, about = found._repr_png_()
     assert Image.open(io.BytesIO(png)).width > 800
     assert about["alt"] == figure.caption

@@ -126,13 +126,11 @@ def _frontier_caption(frontier: "Frontier") -> str:
         noise = "One seed says nothing of the noise: other seeds may give another order."
     else:
         noise = (
-            f"Bars: ± one standard error over {len(frontier.seeds)} seeds; scores over few seeds "
-            "are noisy, and points nearer than that may change places."
+            f"Bars: ± one standard error over {len(frontier.seeds)} seeds; points nearer than that "
+            "may change places."
         )
     return (
         f'"{frontier.prompt}", {len(frontier.points)} pairs of alphas, seeds {seeds}. '
-        f"Recommended: content alpha {content_alpha:g}, style alpha {style_alpha:g}. Both scores "
-        "are scaled from their lowest (0) to their highest (1), and the point whose smaller "
-        f"score is the highest is taken; ties go to the alphas nearest 1. {noise} Pictures: seed "
-        f"{frontier.seeds[0]}, from most content to most style."
+        f"Recommended: content alpha {content_alpha:g}, style alpha {style_alpha:g}, the best "
+        f"balance. {noise} Pictures: seed {frontier.seeds[0]}, from most content to most style."
     )
