@@ -45,6 +45,10 @@ class PromptWarning(UserWarning):
     """Words of a prompt that do not do what they say."""
 
 
+class TrainingWarning(UserWarning):
+    """Something that a training could not do, or does otherwise than expected; it goes on."""
+
+
 class TrainingError(RuntimeError):
     """Training that cannot go on; the message says why and what to change.
 

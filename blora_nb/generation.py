@@ -2,7 +2,7 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,7 @@ def generate_each(
     progress: DrawingProgress = True,
     preview: Preview | None = None,
     **sampling: Any,
-) -> Iterator[Image.Image]:
+) -> Generator[Image.Image, None, None]:
     """Like `generate`, one picture after another, each as soon as it is ready.
 
     Args:
@@ -203,7 +203,7 @@ def draw_each(
     progress: DrawingProgress = True,
     preview: Preview | None = None,
     made_with: dict[str, Any] | None = None,
-) -> Iterator[Image.Image]:
+) -> Generator[Image.Image, None, None]:
     """Yield one picture after another, each as soon as it is ready, of a prompt from `encode`.
 
     Args:
@@ -313,10 +313,13 @@ def check_latents(latents: Tensor, seeds: Sequence[int]) -> None:
 def seed_list(seeds: Seeds) -> list[int]:
     """One seed, or any collection of them, as a list of Python's whole numbers."""
     try:
-        return [operator.index(seeds)]  # type: ignore[arg-type]
+        numbers = [operator.index(seeds)]  # type: ignore[arg-type]
     except TypeError:
-        pass
-    try:
-        return [operator.index(seed) for seed in seeds]  # type: ignore[union-attr]
-    except TypeError:
-        raise ValueError(f"Seeds are whole numbers, which {seeds!r} is not.") from None
+        try:
+            numbers = [operator.index(seed) for seed in seeds]  # type: ignore[union-attr]
+        except TypeError:
+            raise ValueError(f"Seeds are whole numbers, which {seeds!r} is not.") from None
+    for number in numbers:
+        if not -(2**63) <= number < 2**64:
+            raise ValueError(f"A seed must be between -2^63 and 2^64, which {number} is not.")
+    return numbers

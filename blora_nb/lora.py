@@ -365,8 +365,8 @@ def _side_by_side(half: str, parts: list[tuple[BLoRA, float]]) -> dict[str, Tens
 
 def check_strength(what: str, number: float) -> None:
     """Raise a ValueError unless an alpha or a weight is an ordinary number."""
-    if not math.isfinite(number):
-        raise ValueError(f"{what} must be an ordinary number, not {number}.")
+    if isinstance(number, str) or number is None or not math.isfinite(number):
+        raise ValueError(f"{what} must be an ordinary number, not {number!r}.")
 
 
 def _mixed_halves(content: HalfSource | None, style: HalfSource | None) -> dict[str, BLoRA]:

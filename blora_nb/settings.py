@@ -187,6 +187,11 @@ class TrainingSettings:
 
     def _check_together(self) -> None:
         """Raise a ValueError for values that make no sense for a training, or beside each other."""
+        if not self.instance_prompt.strip():
+            raise ValueError(
+                'instance_prompt is empty. The prompt that stands for the picture is usually "A '
+                '[v]".'
+            )
         if self.rank > 1280:
             raise ValueError(
                 "rank must be at most 1280, the channels of SDXL's blocks, beyond which nothing is "

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from blora_nb.blocks import STYLE_BLOCK, target_modules
 from blora_nb.defaults import can_start_instantly, native_resolution
-from blora_nb.errors import ImageError, TrainingError, check_names
+from blora_nb.errors import ImageError, TrainingError, TrainingWarning, check_names
 from blora_nb.files.images import centre_square, to_tensor
 from blora_nb.files.metadata import training_metadata
 from blora_nb.guards.bases import check_base
@@ -44,6 +44,7 @@ from blora_nb.pipeline import encode_prompt
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.batches import Batches
 from blora_nb.running.checkpoints import TrainingState, checkpoint_to_resume, resume
+from blora_nb.running.folder_lock import only_training_in
 from blora_nb.running.memory import unet_can_stay
 from blora_nb.running.monitor import Monitor, OnCheckpoint, Reporting, TrainingProgress
 from blora_nb.running.optimized_unet import optimized_unet
@@ -99,7 +100,8 @@ def train(
     Raises:
         ImageError: the picture cannot be read.
         ValueError: a setting or argument makes no sense.
-        FileExistsError: output_dir holds an earlier training, and resuming was not asked for.
+        FileExistsError: output_dir holds an earlier training, and resuming was not asked for; or
+            another training is writing there.
         CheckpointError: the one to resume is broken or belongs to another training.
         TrainingError: the loss or gradient is no longer a number, the loss has risen tenfold,
             memory is short, or `on_checkpoint` took the B-LoRA off.
@@ -116,13 +118,13 @@ def train(
                 "Checkpoints are in a folder: resume_from_checkpoint and on_checkpoint need an "
                 "output_dir."
             )
-        checkpoint = checkpoint_to_resume(output_dir, resume_from_checkpoint)
         kept = None if content is None else mix("content", content)
         reporting = Reporting(progress, output_dir, on_checkpoint)
         models = [pipe.vae, pipe.text_encoder, pipe.text_encoder_2]
         if not getattr(pipe.unet, "is_quantized", False):
             models.append(pipe.unet)
-        with all_back(*models):
+        with only_training_in(output_dir), all_back(*models):
+            checkpoint = checkpoint_to_resume(output_dir, resume_from_checkpoint)
             try:
                 # what an error keeps alive would stand in the way of the models that move back
                 with MemoryReleased():
@@ -154,6 +156,7 @@ def _settings_for(
         warnings.warn(
             f"The base model draws {native} px and resolution is {settings.resolution}. "
             "TrainingSettings.for_pipeline(pipe, …) has the values that suit it.",
+            TrainingWarning,
             stacklevel=3,
         )
     return settings

@@ -86,6 +86,9 @@ def test_numbers_may_come_from_numpy_and_pytorch(pipe, blora, tmp_path):
         ({"num_inference_steps": 0}, "at least 1"),
         ({"seeds": 0.5}, "whole numbers"),
         ({"seeds": "12"}, "whole numbers"),
+        ({"seeds": 2**64}, r"between -2\^63 and 2\^64"),
+        ({"content": {"weights": 1}}, "named by a file, a folder or an id"),
+        ({"content_alpha": "1"}, "must be an ordinary number, not '1'"),
     ],
 )
 def test_what_makes_no_sense_is_said(pipe, wrong, why):

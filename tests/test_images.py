@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blora_nb.errors import ImageError
+from blora_nb.errors import ImageError, ImageWarning
 from blora_nb.files.image_folders import find_images
 from blora_nb.files.images import centre_square, read_image, to_tensor
 from blora_nb.files.paths import free_path, safe_name, writable_folder
@@ -120,3 +120,17 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Nothing was done yet"):
         writable_folder(tmp_path / "file" / "below")
+
+
+def test_twelve_bits_in_sixteen_are_said_to_be_dark(tmp_path):
+    """As scanners and microscopes write them."""
+    values = np.linspace(0, 4080, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "scan.png")
+    with pytest.warns(ImageWarning, match="at most 4080 of 65535, so it is nearly black"):
+        read_image(tmp_path / "scan.png")
+
+
+@pytest.mark.parametrize("thing", [np.zeros((8, 8, 3), np.uint8), None, b"bytes"])
+def test_what_is_no_picture_is_said_to_be_none(thing):
+    with pytest.raises(ImageError, match="named by its path or given as a PIL image, not as"):
+        read_image(thing)

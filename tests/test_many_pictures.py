@@ -224,6 +224,23 @@ def test_captions_are_checked_line_by_line(paths, tmp_path, text, words):
         read_captions(tmp_path / "captions.jsonl", paths)
 
 
+def test_one_picture_that_is_left_of_several_keeps_its_folder(folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    write_manifest(plan(folder, out), out)
+    for name in NAMES[1:]:
+        (folder / f"{name}.png").unlink()
+    (job,) = plan(folder, out)
+    assert job.folder == out / NAMES[0]
+
+
+def test_a_name_as_long_as_the_system_takes_is_no_obstacle(tmp_path):
+    picture = tmp_path / f"{'x' * 251}.png"
+    draw("star", "neon", 5, 64).save(picture)
+    (job,) = plan(picture, tmp_path / "out")
+    assert list(job.pictures) == [picture]
+
+
 def test_captions_of_another_encoding_are_refused(paths, rows, tmp_path):
     file = tmp_path / "captions.jsonl"
     file.write_bytes(rows[0].replace("boat", "b\u00f6at").encode("latin-1"))

@@ -41,6 +41,12 @@ def test_other_models_are_refused_with_the_remedy(pipe, monkeypatch):
         rebuild(pipe, example_blora(pipe, "star_sunset"), example_picture("star_sunset"))
 
 
+def test_of_one_colour_there_is_nothing_to_learn(pipe):
+    blora = example_blora(pipe, "star_sunset")
+    told = rebuilt_in_words(pipe, blora, Image.new("RGB", (96, 96), "teal"), "A [v]")
+    assert told.endswith("it is hardly more than one colour, there is nothing to learn.")
+
+
 def test_psnr_is_that_of_the_definition():
     black = np.zeros((4, 4, 3))
     assert psnr(black + 0.1, black) == pytest.approx(20)

@@ -35,6 +35,7 @@ from blora_nb.running.checkpoints import (
     find_checkpoint,
     other_settings,
 )
+from blora_nb.running.folder_lock import only_training_in
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from helpers import refused, run_here, same_weights
@@ -260,6 +261,27 @@ def test_a_checkpoint_that_is_not_there_is_named(pipe, picture, half_way):
     options = LATEST | {"resume_from_checkpoint": "lates"}
     with pytest.raises(CheckpointError, match="There is no checkpoint .*lates.*checkpoint-9"):
         train(pipe, picture, output_dir=half_way, **options, **CHANGES)
+
+
+def test_two_trainings_at_once_do_not_mix_their_checkpoints(pipe, picture, tmp_path):
+    """The second one ends before it writes anything, and the first one does not notice."""
+
+    def start_another(step, steps, loss):
+        if step == 4:
+            refused = pytest.raises(FileExistsError, match="Another training is writing into")
+            with refused, only_training_in(tmp_path / "." / "out"):
+                pass
+
+    train(pipe, picture, progress=start_another, output_dir=tmp_path / "out", **CHANGES)
+    assert len(checkpoints(tmp_path / "out")) > 1
+    with only_training_in(tmp_path / "out"):
+        pass
+
+
+def test_a_file_is_no_folder_for_checkpoints(pipe, picture, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is a file. Checkpoints need a folder"):
+        train(pipe, picture, progress=False, output_dir=tmp_path / "file", **CHANGES)
 
 
 def test_a_folder_with_checkpoints_is_not_written_over(pipe, picture, half_way):

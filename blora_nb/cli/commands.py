@@ -8,8 +8,9 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def check(args: Namespace) -> int:
 
 def train(args: Namespace) -> None:
     from blora_nb.cli.finished import check_finished, check_output
-    from blora_nb.cli.jobs import plan
+    from blora_nb.cli.jobs import MANIFEST, plan
     from blora_nb.cli.many_pictures import make_class_pictures, train_all, write_manifest
     from blora_nb.cli.options import given
     from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model
@@ -104,7 +105,7 @@ def train(args: Namespace) -> None:
     gather([])  # the other processes wait for the class pictures
     validate = None
     if args.validation_prompt:
-        count = args.num_validation_images
+        count = args.num_validation_images or 4
         validate = validation_pictures(pipe, args.validation_prompt, count)
     failed = []
     try:
@@ -115,7 +116,7 @@ def train(args: Namespace) -> None:
         if is_main and validate:
             write_sheets([job.folder for job in jobs if job.finished])
     finally:
-        if is_main and len(jobs) > 1:
+        if is_main and (len(jobs) > 1 or (Path(args.output_dir) / MANIFEST).exists()):
             print("written:", write_manifest(jobs, args.output_dir, failed))
     if is_main and failed:
         raise RuntimeError(
@@ -124,7 +125,10 @@ def train(args: Namespace) -> None:
 
 
 def generate(args: Namespace) -> None:
+    from tqdm import tqdm
+
     from blora_nb.defaults import native_resolution
+    from blora_nb.errors import shown
     from blora_nb.files.paths import writable_folder
     from blora_nb.files.saved_images import save_picture
     from blora_nb.generation import generate_each
@@ -136,6 +140,9 @@ def generate(args: Namespace) -> None:
 
     content, style = read_halves(args)
     writable_folder(args.output_path)
+    base = args.pretrained_model_name_or_path
+    if base and base == args.record.get("pretrained_model_name_or_path") not in ("tiny", "sdxl"):
+        print(f"note: the base model is that of the picture: {shown(base, 300)}", file=sys.stderr)
     pipe = load(args)
     check_base(pipe)
     if args.few_step_lora:
@@ -155,16 +162,17 @@ def generate(args: Namespace) -> None:
     names |= {"negative_prompt", "content_alpha", "style_alpha"}
     sampling = {name: getattr(args, name) for name in names}
     sampling |= {"seeds": args.seeds, "control_image": control_image}
-    drawn = generate_each(pipe, args.prompt, content, style, **sampling)
-    for number, picture in enumerate(drawn):
-        made_with = picture.info["blora_nb"]
-        if args.like and number == 0:
-            for line in differences(args.like, made_with):
-                print(f"note: {line}", file=sys.stderr)
-        if wanted in (None, made_with["seed"]):
-            print("written:", save_picture(picture, args.output_path))
-        if wanted == made_with["seed"]:
-            break
+    # closed before anything else is printed, and its progress bar with it
+    with closing(generate_each(pipe, args.prompt, content, style, **sampling)) as drawn:
+        for number, picture in enumerate(drawn):
+            made_with = picture.info["blora_nb"]
+            if args.like and number == 0:
+                for line in differences(args.like, made_with):
+                    tqdm.write(f"note: {line}", file=sys.stderr)
+            if wanted in (None, made_with["seed"]):
+                tqdm.write(f"written: {save_picture(picture, args.output_path)}")
+            if wanted == made_with["seed"]:
+                break
 
 
 def inspect(args: Namespace) -> None:

@@ -75,7 +75,9 @@ def plan(
     if unused:
         warnings.warn(unused, ImageWarning, stacklevel=2)
     output_dir = Path(output_dir)
-    if together or len(paths) == 1:
+    # of several pictures that were trained before, one may be left
+    of_several = (output_dir / MANIFEST).exists()
+    if together or (len(paths) == 1 and not of_several):
         check_content(content)
         return [Job({path: captions.get(path) for path in paths}, output_dir, content)]
     check_folder_names(paths)
@@ -174,13 +176,21 @@ def caption_in(line: str) -> tuple[str, str]:
     return name, text
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; of a name that is too long there is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def unused_captions(paths: Sequence[Path]) -> str | None:
     """A sentence about captions that lie beside the pictures and are not used; None without any."""
     beside = [path.with_suffix(end) for path in paths for end in (".txt", ".caption")]
     beside += [path.with_name(path.name + ".txt") for path in paths]
     # as the `datasets` library has them
     beside += [path.parent / f"metadata.{end}" for path in paths[:1] for end in ("jsonl", "csv")]
-    names = [path.name for path in dict.fromkeys(beside) if path.is_file()]
+    names = [path.name for path in dict.fromkeys(beside) if _is_there(path)]
     if not names:
         return None
     return (

@@ -118,7 +118,7 @@ TRAIN: Options = {
         "make pictures of this prompt at each checkpoint, always with the same seeds, to choose a "
         "checkpoint by"
     ),
-    "num_validation_images": amount("how many (default: 4)", default=4),
+    "num_validation_images": amount("how many (default: 4)"),
 }
 
 PICTURES: Options = {

@@ -88,6 +88,8 @@ def parse() -> argparse.Namespace:
         args.record, args.seeds_of_picture = record, seeds_of_picture
     if args.command == "generate":
         check_generate(generate, args)
+    if args.command == "train" and args.num_validation_images and not args.validation_prompt:
+        parser.error("--num_validation_images changes nothing without --validation_prompt")
     if args.command in ("train", "generate"):
         check_dtype(parser, args)
     if args.command in ("generate", "export"):
@@ -157,6 +159,8 @@ def check_generate(generate: argparse.ArgumentParser, args: argparse.Namespace) 
     for name, needed in NEEDS.items():
         if getattr(args, name) != generate.get_default(name) and not getattr(args, needed):
             generate.error(f"--{name} changes nothing without --{needed}")
+    if args.seeds is not None and args.num_images_per_prompt is not None:
+        generate.error("--seeds says how many pictures; leave --num_images_per_prompt out")
     if args.seeds is None:
         args.seeds = range(args.num_images_per_prompt or 4)
 

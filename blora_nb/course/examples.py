@@ -11,7 +11,7 @@ from PIL import Image
 from blora_nb.assets import DATA
 from blora_nb.defaults import is_teaching_model
 from blora_nb.files.images import read_image
-from blora_nb.files.paths import safe_name
+from blora_nb.files.paths import safe_name, writable_folder
 from blora_nb.files.safe_files import complete_file
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
@@ -43,8 +43,7 @@ def write_examples(folder: str | Path) -> list[Path]:
     Returns:
         The files that were written. A file that is there already stays as it is, and is not named.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = writable_folder(folder)
     written = []
     for name in example_names():
         target = folder / f"{name}.png"

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # dB above one flat colour
 LEARNED = 3.0
 ROUGHLY = 1.0
+# dB of a flat colour, from which on a picture is nothing else
+ONE_COLOUR = 50.0
 REMEDY = (
     "The teaching model learns a single object in a few flat colours best, with a margin around "
     "it. Try a simpler picture, twice as many training steps, or SDXL."
@@ -60,6 +62,8 @@ class Rebuilt:
 
     def __str__(self) -> str:
         numbers = f"rebuilt to {self.psnr:.1f} dB (one flat colour reaches {self.flat_psnr:.1f} dB)"
+        if self.flat_psnr >= ONE_COLOUR:
+            return f"{numbers}: it is hardly more than one colour, there is nothing to learn."
         if self.learned:
             return f"{numbers}: learned."
         if self.gain >= ROUGHLY:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blora_nb.blocks import HALVES
+from blora_nb.errors import TrainingWarning
 from blora_nb.files.paths import safe_name
 from blora_nb.files.saved_images import save_image
 from blora_nb.generation import draw_each, encode
@@ -70,6 +71,7 @@ def validation_pictures(
             warnings.warn(
                 f"The pictures at {folder} could not all be made or written ({error}). "
                 "The training goes on.",
+                TrainingWarning,
                 stacklevel=2,
             )
 

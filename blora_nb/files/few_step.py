@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from blora_nb.errors import BLoRAError, shown
 from blora_nb.files.lora_settings import DIFFUSERS_ENTRY, read_lora_settings
-from blora_nb.files.names import refused_first, split_name
+from blora_nb.files.names import HALF_OF_START, flat_layer, refused_first, split_name
 from blora_nb.files.other_methods import refuse_method
 from blora_nb.files.reading import check_number_format
 
@@ -45,6 +45,12 @@ def check_few_step_lora(opened: safe_open, beside: dict) -> int:
         elif part == "alpha":
             alphas.add(tensor.item())
     layers = parts["lora_A"]
+    changed = [flat_layer(split_name(key)[0]) for key in opened.keys()]  # noqa: SIM118
+    if layers and all(layer.startswith(tuple(HALF_OF_START)) for layer in changed):
+        raise BLoRAError(
+            "It changes the two blocks of B-LoRA only, so it is a B-LoRA: name it as content or "
+            "style instead."
+        )
     if not layers:
         raise BLoRAError("None of its weights is that of a plain LoRA.")
     if parts["lora_B"] != layers:

@@ -26,15 +26,21 @@ def to_eight_bits(image: Image.Image) -> tuple[Image.Image, list[str]]:
     values = np.asarray(image, dtype=np.float64)
     highest = values.max(initial=0, where=np.isfinite(values))
     white = next((white for white in WHITES if highest <= OVERSHOOT * white), highest)
+    remarks = []
     if image.mode.startswith("I;16"):
         white = 65535
+        if highest < white / 8:
+            remarks.append(
+                f"has 16-bit grey values of at most {highest:.0f} of 65535, so it is nearly black; "
+                "if that is not meant, stretch its brightness in an image editor."
+            )
     # NaN becomes black; infinities become black or white
     share = np.nan_to_num(values).clip(0, white) / white
     eight_bits = Image.fromarray((share * 255).round().astype(np.uint8))
-    if image.mode != "F":
-        return eight_bits, []
-    assumed = f"0 is taken as black and {white:.6g} as white"
-    return eight_bits, [f"holds floating point numbers, of which {assumed}."]
+    if image.mode == "F":
+        assumed = f"0 is taken as black and {white:.6g} as white"
+        remarks.append(f"holds floating point numbers, of which {assumed}.")
+    return eight_bits, remarks
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, list[str]]:

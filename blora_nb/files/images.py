@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
@@ -65,6 +66,12 @@ def opened(source: ImageSource) -> Iterator[Image.Image]:
 
     A PIL image is given as it is, and not closed.
     """
+    if not isinstance(source, str | PathLike | Image.Image):
+        raise ImageError(
+            f"A picture is named by its path or given as a PIL image, not as "
+            f"{type(source).__name__}. Image.fromarray(array) makes one of a NumPy array of bytes, "
+            "[height, width, 3]."
+        )
     try:
         image = source if isinstance(source, Image.Image) else _open_file(Path(source))
         try:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,11 @@ def find_weights(source: str | Path) -> tuple[Path, Path | None]:
     Raises:
         BLoRAError: there is no such file.
     """
+    if not isinstance(source, str | PathLike):
+        raise BLoRAError(
+            "A B-LoRA is named by a file, a folder or an id on the Hugging Face hub, not given as "
+            f"{type(source).__name__}."
+        )
     page = HUB_PAGE.fullmatch(str(source))
     if page:
         source = page[1] + (page[2] or "")

@@ -25,6 +25,8 @@ NO_SAFETENSORS = {
     b"PK": f"is a zip or pickle checkpoint (.ckpt, .pt, .bin). {WHY_NOT_OPENED}",
     b"\x80": f"is a pickle. {WHY_NOT_OPENED}",
     b"version ": "is only the Git LFS pointer to the weights; get them with: git lfs pull",
+    b"\x89PNG": "is a picture (PNG), not the B-LoRA of one",
+    b"\xff\xd8\xff": "is a picture (JPEG), not the B-LoRA of one",
     b"<": "is a web page, probably saved in place of the weights; download the file itself",
 }
 REMEDY = "Copy or download it again; other formats are not opened."

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from blora_nb.errors import CheckpointError
+from blora_nb.errors import CheckpointError, TrainingWarning
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
@@ -161,6 +161,8 @@ def checkpoint_to_resume(
     """
     if output_dir is None:
         return None
+    if Path(output_dir).is_file():
+        raise FileExistsError(f"{output_dir} is a file. Checkpoints need a folder: name another.")
     file = Path(output_dir) / FILE_NAME
     if file.exists():
         raise FileExistsError(
@@ -192,7 +194,7 @@ def find_checkpoint(folder: str | Path, wanted: str = "latest") -> Path | None:
                 then = "going back to the one before it"
                 if path == found[0]:
                     then = "none is complete, so the training starts anew"
-                warnings.warn(f"{error} Left out; {then}.", stacklevel=2)
+                warnings.warn(f"{error} Left out; {then}.", TrainingWarning, stacklevel=2)
             else:
                 return path
         return None

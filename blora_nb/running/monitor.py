@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
-from blora_nb.errors import CheckpointError, TrainingError
+from blora_nb.errors import CheckpointError, TrainingError, TrainingWarning
 from blora_nb.files.paths import free_path
 from blora_nb.lora import IN_TRAINING, BLoRA, applied, collect
 from blora_nb.running.checkpoints import TrainingState, write_checkpoint
@@ -137,7 +137,7 @@ class Monitor:
             then = "The training goes on without it; make room in the folder."
             if stopping:
                 then = "What was learned since then is not kept."
-            warnings.warn(f"{error} {then}", stacklevel=3)
+            warnings.warn(f"{error} {then}", TrainingWarning, stacklevel=3)
             return None
         if not stopping:
             self._call_on_checkpoint(path)
@@ -156,6 +156,7 @@ class Monitor:
             warnings.warn(
                 f"There was no room for what is made at checkpoints ({reason}). {path} is "
                 "complete, and the training goes on.",
+                TrainingWarning,
                 stacklevel=2,
             )
         if IN_TRAINING not in applied(self.pipe):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from blora_nb.errors import TrainingWarning
+
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
@@ -63,5 +65,6 @@ def all_back(*models: "ModelMixin") -> Iterator[None]:
             warnings.warn(
                 f"There is no room left on {devices[0]} for {' and '.join(left)}. Close what else "
                 "uses it, and load the pipeline again.",
+                TrainingWarning,
                 stacklevel=3,
             )

@@ -1,0 +1,36 @@
+"""One training at a time in a folder: two would mix their checkpoints."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def only_training_in(folder: str | Path | None) -> Iterator[None]:
+    """Inside, no other training of this computer writes into a folder (None: into no folder).
+
+    The lock is a file among the temporary ones, and ends with the process that holds it.
+
+    Raises:
+        FileExistsError: another training is writing there.
+    """
+    if folder is None:
+        yield
+        return
+    name = hashlib.sha256(str(Path(folder).resolve()).encode(errors="replace")).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"blora_nb_training_{name}.lock", mode=0o666)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(
+            f"Another training is writing into {folder} at the moment. Wait until it has ended, or "
+            "choose another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
