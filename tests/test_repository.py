@@ -127,12 +127,12 @@ def test_the_readme_says_what_was_measured():
     assert f"without a LoRA in {table['no LoRA']['both']:.2f}" in readme
     ordinary = table["ordinary LoRAs of both, all blocks"]["both"]
     assert f"ordinary LoRAs of both pictures in {ordinary:.2f}" in readme
-    assert f"has both in {table['instant B-LoRA: style transfer']['both']:.2f}" in readme
+    assert f"gets both right in {table['instant B-LoRA: style transfer']['both']:.2f}" in readme
     in_words = table["content half + style in words"]["both"]
     assert f"half with a style in words in {in_words:.2f}" in readme
     rebuilt = measured("separation")["rebuilding"]
-    assert f"with {rebuilt['mean dB']:.1f} dB" in readme
-    assert f"one flat colour has {rebuilt['one flat colour dB']:.1f}" in readme
+    assert f"to {rebuilt['mean dB']:.1f} dB (PSNR)" in readme
+    assert f"one flat colour reaches {rebuilt['one flat colour dB']:.1f}" in readme
     sizes = measured("training_speed")
     times = [
         sizes[size]["rows"]["original script"]["times ours"]

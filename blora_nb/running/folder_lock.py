@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -30,7 +30,12 @@ def only_training_in(folder: str | Path | None) -> Iterator[None]:
             f"Another training is writing into {folder} at the moment. Wait until it has ended, or "
             "choose another folder."
         ) from None
+    except OSError:  # no room, or no right, to make the lock: the training needs it less than that
+        yield
+        return
     try:
         yield
     finally:
+        with suppress(OSError):  # Windows removes no file that is open
+            Path(lock.lock_file).unlink()
         lock.release()
