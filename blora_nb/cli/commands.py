@@ -49,7 +49,7 @@ def warnings_as_lines() -> Iterator[None]:
     """
     printed: set[str] = set()
 
-    def as_line(message: Warning | str, category: type[Warning], *_: Any) -> str:
+    def as_line(message: Warning | str, category: type[Warning]) -> str:
         if not category.__module__.startswith("blora_nb"):
             return f"{category.__name__}: {message}\n"
         line = f"note: {message}\n"
@@ -58,12 +58,18 @@ def warnings_as_lines() -> Iterator[None]:
         printed.add(line)
         return line
 
-    before = warnings.formatwarning
-    warnings.formatwarning = as_line  # type: ignore[assignment]
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        from tqdm import tqdm
+
+        # on a line of its own, also beside a progress bar
+        tqdm.write(as_line(message, category), file=sys.stderr, end="")
+
+    before = warnings.showwarning
+    warnings.showwarning = show  # type: ignore[assignment]
     try:
         yield
     finally:
-        warnings.formatwarning = before
+        warnings.showwarning = before
 
 
 def check(args: Namespace) -> int:
