@@ -98,10 +98,16 @@ def small(pictures: Tensor) -> Tensor:
     return F.avg_pool2d(pictures, pictures.shape[-1] // JUDGE_SIDE)
 
 
-def triples(shapes: Shapes, count: int, generator: torch.Generator) -> Tensor:
-    """[3, count, 3, 64, 64]: pictures, their shapes in other styles, their styles on other shapes.
+def triples(
+    shapes: Shapes, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures, the same shapes in other styles, the same styles on other shapes.
 
     The second have nearly the poses of the first.
+
+    Returns:
+        The three [3, count, 3, 64, 64], the number of each shape [count], the styles
+        [count, NUMBERS].
     """
 
     def jitter(*size: int) -> Tensor:
@@ -119,7 +125,8 @@ def triples(shapes: Shapes, count: int, generator: torch.Generator) -> Tensor:
     same_shape = paint(place(shapes.coverage[rows], nearly), others)
     elsewhere, _ = shapes.draw(count, generator)
     same_style = paint(elsewhere, styles)
-    return torch.stack([small(pictures) for pictures in (first, same_shape, same_style)])
+    pictures = torch.stack([small(painted) for painted in (first, same_shape, same_style)])
+    return pictures, rows, styles
 
 
 class Pool:
@@ -131,25 +138,33 @@ class Pool:
         # no shape twice in a part
         part = min(64, len(shapes.names))
         parts = [triples(shapes, part, generator) for _ in range(-(-size // part))]
-        self.stored = torch.cat(parts, 1)[:, :size]
+        pictures, rows, styles = zip(*parts, strict=True)
+        self.pictures = torch.cat(pictures, 1)[:, :size]
+        self.rows, self.styles = torch.cat(rows)[:size], torch.cat(styles)[:size]
 
-    def batch(self, count: int, generator: torch.Generator) -> Tensor:
-        """[3, count, 3, 64, 64], of which a few are new."""
-        new = triples(self.shapes, count // self.uses, generator)
-        places = (self.next + torch.arange(new.shape[1])) % self.size
-        self.stored[:, places] = new
-        self.next = (self.next + new.shape[1]) % self.size
-        return self.stored[:, torch.randperm(self.size, generator=generator)[:count]]
+    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """`count` triples as `triples` returns them, of which a few are new."""
+        pictures, rows, styles = triples(self.shapes, count // self.uses, generator)
+        places = (self.next + torch.arange(len(rows))) % self.size
+        self.pictures[:, places], self.rows[places], self.styles[places] = pictures, rows, styles
+        self.next = (self.next + len(rows)) % self.size
+        chosen = torch.randperm(self.size, generator=generator)[:count]
+        return self.pictures[:, chosen], self.rows[chosen], self.styles[chosen]
 
 
-def agreement(a: Tensor, b: Tensor, decoys: Tensor) -> Tensor:
+def agreement(a: Tensor, b: Tensor, decoys: Tensor, same: Tensor) -> Tensor:
     """Cross-entropy of finding each row's partner among all rows, both ways.
 
     The rows of `a` choose between those of `b` and the decoys.
+
+    Args:
+        same: [rows, rows], where two rows show the same shape, or are in the same style; one is
+            then no wrong answer for the other.
     """
     target = torch.arange(len(a))
-    forth = F.cross_entropy(a @ torch.cat([b, decoys]).T / TEMPERATURE, target)
-    back = F.cross_entropy(b @ a.T / TEMPERATURE, target)
+    partners = torch.where(same & ~torch.eye(len(a), dtype=torch.bool), -torch.inf, a @ b.T)
+    forth = F.cross_entropy(torch.cat([partners, a @ decoys.T], 1) / TEMPERATURE, target)
+    back = F.cross_entropy(partners.T / TEMPERATURE, target)
     return (forth + back) / 2
 
 
@@ -180,7 +195,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(step)
         factor = min(1, (step + 1) / 100, (args.steps - step) / (0.6 * args.steps))
         optimizer.param_groups[0]["lr"] = 2e-3 * factor
-        first, shape_partner, style_partner = pool.batch(args.batch_size, generator)
+        (first, shape_partner, style_partner), rows, styles = pool.batch(args.batch_size, generator)
         spoil = SPOIL[step % len(SPOIL)]
         amount = torch.rand(args.batch_size, generator=generator)
         worse = spoil(first, amount[:, None, None, None], generator)
@@ -192,7 +207,10 @@ def main() -> None:
             shape, style = judge(pictures)
         s0, s_worse, s_shape, s_style = shape.float().chunk(4)
         t0, t_worse, t_shape, t_style = style.float().chunk(4)
-        loss = agreement(s0, s_shape, decoys=s_style) + agreement(t0, t_style, decoys=t_shape)
+        same_shapes = rows[:, None] == rows
+        same_styles = (styles[:, None] == styles).all(2)
+        loss = agreement(s0, s_shape, s_style, same_shapes)
+        loss = loss + agreement(t0, t_style, t_shape, same_styles)
         # a spoilt copy is compared with the same shape in another style, as later in use
         wanted_shape = (1 - amount) * (s0 * s_shape).sum(1).detach()
         wanted_style = (1 - amount**2) * (t0 * t_style).sum(1).detach()
