@@ -22,6 +22,7 @@ from blora_nb.running.memory import pictures_at_once
 from blora_nb.running.out_of_memory import MemoryReleased, explain_out_of_memory_generating
 from blora_nb.running.records import record
 from blora_nb.sampling import Sampling
+from blora_nb.settings import is_seed
 from blora_nb.structure import structure_of
 
 if TYPE_CHECKING:
@@ -320,6 +321,6 @@ def seed_list(seeds: Seeds) -> list[int]:
         except TypeError:
             raise ValueError(f"Seeds are whole numbers, which {seeds!r} is not.") from None
     for number in numbers:
-        if not -(2**63) <= number < 2**64:
+        if not is_seed(number):
             raise ValueError(f"A seed must be between -2^63 and 2^64, which {number} is not.")
     return numbers

@@ -209,7 +209,7 @@ class TrainingSettings:
                 "adam_beta1 and adam_beta2 must be from 0 to below 1, lr_warmup_steps at least 0, "
                 f"not {self.adam_beta1}, {self.adam_beta2} and {self.lr_warmup_steps}."
             )
-        if not -(2**63) <= self.seed < 2**64:
+        if not is_seed(self.seed):
             raise ValueError(f"seed must be between -2^63 and 2^64, which {self.seed} is not.")
         warmup = self.lr_warmup_steps if self.lr_scheduler != "constant" else 0
         if warmup and warmup >= self.max_train_steps:
@@ -279,6 +279,11 @@ def value_type(f: Field) -> type:
     if isinstance(f.type, UnionType):
         return next(kind for kind in get_args(f.type) if kind is not type(None))
     return f.type  # type: ignore[return-value]
+
+
+def is_seed(number: int) -> bool:
+    """Whether PyTorch takes a whole number as a seed."""
+    return -(2**63) <= number < 2**64
 
 
 def checked_number(name: str, value: Any, kind: type) -> Any:

@@ -234,6 +234,18 @@ def test_one_picture_that_is_left_of_several_keeps_its_folder(folder, tmp_path):
     assert job.folder == out / NAMES[0]
 
 
+def test_a_later_picture_leaves_the_others_in_the_list(folder, tmp_path):
+    """Of a folder that is gone there is no row any more."""
+    out = tmp_path / "out"
+    jobs = plan(folder, out)
+    for job in jobs[1:]:
+        job.folder.mkdir(parents=True)
+    rows = json.loads(write_manifest(jobs, out).read_text(encoding="utf-8"))
+    assert len(rows) == 4
+    rows = json.loads(write_manifest(jobs[3:], out).read_text(encoding="utf-8"))
+    assert [row["folder"] for row in rows] == [job.folder.name for job in jobs[1:]]
+
+
 def test_a_name_as_long_as_the_system_takes_is_no_obstacle(tmp_path):
     picture = tmp_path / f"{'x' * 251}.png"
     draw("star", "neon", 5, 64).save(picture)

@@ -82,7 +82,7 @@ def train(args: Namespace) -> None:
     from blora_nb.cli.finished import check_finished, check_output
     from blora_nb.cli.jobs import MANIFEST, plan
     from blora_nb.cli.many_pictures import make_class_pictures, train_all, write_manifest
-    from blora_nb.cli.options import given
+    from blora_nb.cli.options import VALIDATION_IMAGES, given
     from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model
     from blora_nb.evaluation.validation import validation_pictures
     from blora_nb.guards.bases import check_base
@@ -111,7 +111,7 @@ def train(args: Namespace) -> None:
     gather([])  # the other processes wait for the class pictures
     validate = None
     if args.validation_prompt:
-        count = args.num_validation_images or 4
+        count = args.num_validation_images or VALIDATION_IMAGES
         validate = validation_pictures(pipe, args.validation_prompt, count)
     failed = []
     try:

@@ -134,13 +134,15 @@ def save_in_temporary_folder(blora: BLoRA) -> Path | None:
 def write_manifest(jobs: Sequence[Job], output_dir: str | Path, failed: Failures = ()) -> Path:
     """Write `manifest.json`: a row for each job, as `manifest_row` makes it; returns its path.
 
-    An earlier one is replaced.
+    Of an earlier one the rows of other folders are kept.
 
     Raises:
         OSError: it cannot be written.
     """
     reasons = {job.folder: why for job, why in failed}
     rows = [manifest_row(job, output_dir, reasons.get(job.folder)) for job in jobs]
+    folders = {row["folder"] for row in rows}
+    rows = rows_of_others(Path(output_dir), folders) + rows
     text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     path = Path(output_dir) / MANIFEST
     try:
@@ -150,6 +152,19 @@ def write_manifest(jobs: Sequence[Job], output_dir: str | Path, failed: Failures
     except OSError as error:
         raise OSError(f"{error} What was trained is listed above.") from None
     return path
+
+
+def rows_of_others(output_dir: Path, folders: set[str]) -> list[dict[str, Any]]:
+    """The rows of the manifest that is there, of folders that are still there, without these."""
+    try:
+        rows = json.loads((output_dir / MANIFEST).read_text(encoding="utf-8"))
+        return [
+            row
+            for row in rows
+            if row["folder"] not in folders and (output_dir / row["folder"]).is_dir()
+        ]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def manifest_row(job: Job, output_dir: str | Path, why: str | None) -> dict[str, Any]:

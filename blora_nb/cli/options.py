@@ -11,10 +11,11 @@ from typing import Any
 from blora_nb.blocks import HALVES
 from blora_nb.defaults import QUANTIZATIONS, SCHEDULERS
 from blora_nb.files.names import WRITTEN
-from blora_nb.settings import SUITED, TrainingSettings, value_type
+from blora_nb.settings import SUITED, TrainingSettings, is_seed, value_type
 
 DTYPES = ("float32", "float16", "bfloat16")
 MIXED_PRECISION = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+VALIDATION_IMAGES = 4
 SUITS = "by default what suits the base model"
 
 Option = dict[str, Any]
@@ -31,7 +32,7 @@ def not_empty(text: str) -> str:
 def seed(text: str) -> int:
     """A whole number that PyTorch accepts as a seed."""
     number = int(text)
-    if not -(2**63) <= number < 2**64:
+    if not is_seed(number):
         raise argparse.ArgumentTypeError(f"must be between -2^63 and 2^64, which {number} is not")
     return number
 
@@ -118,7 +119,7 @@ TRAIN: Options = {
         "make pictures of this prompt at each checkpoint, always with the same seeds, to choose a "
         "checkpoint by"
     ),
-    "num_validation_images": amount("how many (default: 4)"),
+    "num_validation_images": amount(f"how many (default: {VALIDATION_IMAGES})"),
 }
 
 PICTURES: Options = {

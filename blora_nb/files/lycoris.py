@@ -30,7 +30,7 @@ def as_lora(parts: dict[str, Tensor], largest: int) -> PlainLoRA:
     """The LoRA of one layer's change.
 
     Args:
-        parts: {one of `LOHA` or `LOKR`: matrix}, of one layer.
+        parts: {one of `names.PARTS`: matrix}, of one layer.
         largest: bytes that the result may take.
 
     Raises:

@@ -115,6 +115,7 @@ WRITTEN = {
 # LyCORIS's names of the matrices of a layer
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+PARTS = (*LOHA, *LOKR)
 
 
 def _any_of(patterns: Iterable[str]) -> str:
@@ -129,7 +130,7 @@ ENDINGS = {
     "lora_A": re.compile(rf"(?:{_any_of(n.down for n in NAMINGS)})\.weight$"),
     "lora_B": re.compile(rf"(?:{_any_of(n.up for n in NAMINGS)})\.weight$"),
     "alpha": re.compile(r"\.alpha$"),
-    **{part: re.compile(rf"\.{part}(?:\.weight)?$") for part in (*LOHA, *LOKR)},
+    **{part: re.compile(rf"\.{part}(?:\.weight)?$") for part in PARTS},
 }
 WHOLE_WEIGHT = re.compile(r"\.(?:weight|bias)$")
 TEXT_ENCODER = re.compile(
@@ -165,7 +166,7 @@ class Name(NamedTuple):
 
     half: str | None  # "content", "style", or None for other parts of the model
     layer: str  # in the U-Net, as `up_blocks.0.attentions.0.….to_q`; of other parts what they are
-    part: str | None  # "lora_A", "lora_B", "alpha", of `LOHA` or `LOKR`; None for others
+    part: str | None  # "lora_A", "lora_B", "alpha", one of LyCORIS's `PARTS`; None for others
 
 
 def namings_of(keys: Iterable[str]) -> list[Naming]:

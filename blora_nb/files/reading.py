@@ -12,8 +12,7 @@ from blora_nb.errors import BLoRAError, several, shown
 from blora_nb.files.lora_settings import PEFT_CONFIG, LoRASettings, read_lora_settings
 from blora_nb.files.lycoris import as_lora
 from blora_nb.files.names import (
-    LOHA,
-    LOKR,
+    PARTS,
     are_pefts,
     hint_of_other_model,
     namings_of,
@@ -28,7 +27,7 @@ from blora_nb.files.scales import scales
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 INTEGERS = {"I64", "I32", "I16", "I8", "U8"}  # which some programs use for an alpha
 
-Part = tuple[str, str]  # (layer, "lora_A", "lora_B", "alpha" or of `LOHA` or `LOKR`)
+Part = tuple[str, str]  # (layer, "lora_A", "lora_B", "alpha" or one of LyCORIS's `PARTS`)
 
 
 def read_weights(opened: safe_open, beside: dict) -> tuple[dict[str, Tensor], list[str]]:
@@ -154,7 +153,7 @@ def _replace_lycoris(matrices: dict[Part, Tensor]) -> tuple[dict[str, int | None
     """
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for layer, part in list(matrices):
-        if part in (*LOHA, *LOKR):
+        if part in PARTS:
             layers[layer][part] = matrices.pop((layer, part))
     divisors, ranks_of_method, left = {}, defaultdict(list), LARGEST
     for layer, parts in layers.items():
