@@ -372,7 +372,7 @@ class HalfChooser(widgets.VBox):
             name, picture = self.source.name, self.source.picture
             # another panel with the same gallery may have trained it since the click
             if picture is None or self.source.blora is not None:
-                self.worker.say(f"There is nothing to learn of {name}.", self.remarks())
+                self.worker.say(f"{name} has been learned already.", self.remarks())
                 return
             remarks = [remark for remark in self.remarks() if remark != TEACHING_MODEL_LEARNS]
             self.worker.doing = f"Learning {name}"
