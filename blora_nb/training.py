@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from blora_nb.batches import Batches
 from blora_nb.blocks import STYLE_BLOCK, target_modules
 from blora_nb.defaults import can_start_instantly, native_resolution
 from blora_nb.errors import ImageError, TrainingError, TrainingWarning, check_names
@@ -41,8 +42,8 @@ from blora_nb.lora import (
     warn_of_other_adapters,
 )
 from blora_nb.pipeline import encode_prompt
+from blora_nb.recipes import sample_weights
 from blora_nb.registry import pipeline_lock
-from blora_nb.running.batches import Batches
 from blora_nb.running.checkpoints import TrainingState, checkpoint_to_resume, resume
 from blora_nb.running.folder_lock import only_training_in
 from blora_nb.running.memory import unet_can_stay
@@ -50,7 +51,6 @@ from blora_nb.running.monitor import Monitor, OnCheckpoint, Reporting, TrainingP
 from blora_nb.running.optimized_unet import optimized_unet
 from blora_nb.running.out_of_memory import MemoryReleased, explain_out_of_memory_training
 from blora_nb.running.placement import all_back, offloaded
-from blora_nb.running.recipes import sample_weights
 from blora_nb.running.training_pictures import class_pictures, squares_of, what_is_learned
 from blora_nb.settings import TrainingSettings
 

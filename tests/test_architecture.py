@@ -20,7 +20,7 @@ FLOORS = (
     ("instant",),
     ("pipeline",),
     ("running",),
-    ("lora", "settings", "sampling", "defaults"),
+    ("lora", "settings", "sampling", "defaults", "batches", "recipes"),
     ("guards",),
     ("files",),
     ("assets", "blocks", "errors", "registry"),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blora_nb.batches import Batches
 from blora_nb.cli.finished import check_output
 from blora_nb.cli.jobs import Job, check_folder_names, plan, read_captions
 from blora_nb.cli.many_pictures import train_all, write_manifest
@@ -24,7 +25,6 @@ from blora_nb.errors import ImageError
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.pipeline import encode_prompt
-from blora_nb.running.batches import Batches
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import train
 from helpers import same_weights

@@ -18,8 +18,8 @@ from blora_nb.errors import BLoRAError, CheckpointError, ImageError, TrainingErr
 from blora_nb.generation import generate, sample
 from blora_nb.lora import BLoRA, applied, remove, set_alphas
 from blora_nb.pipeline import encode_prompt, load_pipeline
+from blora_nb.recipes import sample_weights
 from blora_nb.running.loss_guard import LossGuard, steps_between_looks
-from blora_nb.running.recipes import sample_weights
 from blora_nb.running.text_cache import cached_text
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import (

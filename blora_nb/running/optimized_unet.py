@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from blora_nb.running.batches import Batches
+from blora_nb.batches import Batches
 from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.lean_lora import lean_lora
