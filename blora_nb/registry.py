@@ -34,7 +34,13 @@ def pipeline_lock(pipe: "StableDiffusionXLPipeline") -> "threading.RLock":
 
     JupyterLab runs the callbacks of widgets beside the running cell, and two pieces of work on one
     pipeline would change each other's LoRAs.
+
+    Raises:
+        TypeError: it is no pipeline.
     """
+    if not hasattr(pipe, "unet"):
+        kind = type(pipe).__name__
+        raise TypeError(f"A pipeline is wanted, as load_pipeline() returns it, not a {kind}.")
     return _LOCKS.setdefault(pipe, threading.RLock())
 
 

@@ -28,7 +28,9 @@ from blora_nb.files.images import read_image
 from blora_nb.files.paths import safe_name
 from blora_nb.files.safe_files import complete_file, read_json
 from blora_nb.files.saved_images import read_settings, save_image
+from blora_nb.generation import generate
 from blora_nb.lora import BLoRA
+from blora_nb.training import train
 
 quick = {
     "deadline": None,
@@ -555,3 +557,11 @@ def test_json_in_any_unicode_encoding_is_read(tmp_path, encoding):
     path = tmp_path / "adapter_config.json"
     path.write_bytes('{"r": 4}'.encode(encoding))
     assert read_json(path) == {"r": 4}
+
+
+@pytest.mark.parametrize("no_pipeline", [None, "tiny"])
+def test_what_is_no_pipeline_is_named(no_pipeline):
+    with pytest.raises(TypeError, match=r"load_pipeline\(\) returns it, not a"):
+        train(no_pipeline, Image.new("RGB", (2, 2)))
+    with pytest.raises(TypeError, match=r"load_pipeline\(\) returns it, not a"):
+        generate(no_pipeline, "A cat")
