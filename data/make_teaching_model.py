@@ -5,7 +5,7 @@
 
 Each stage skips what is done already and resumes what was stopped; everything in between stands in
 outputs/teaching_model, the finished model in outputs/teaching_model/tiny_sdxl. Computed from its
-speed, about seven hours on two cores; never run as a whole.
+speed, about nine hours on two cores; never run as a whole.
 """
 
 import os
@@ -32,10 +32,10 @@ def run(script: str, *arguments: object, processes: int = 1) -> None:
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--pictures", type=int, default=640_000, help="that the U-Net is trained on")
+    add("--pictures", type=int, default=1_100_000, help="that the U-Net is trained on")
     add("--vae-steps", type=int, default=2400)
     add("--word-steps", type=int, default=3000)
-    add("--judge-steps", type=int, default=1000)
+    add("--judge-steps", type=int, default=3000)
     add("--processes", type=int, default=os.cpu_count(), help="of the training, one a core")
     args = parser.parse_args()
     many = {"processes": args.processes}

@@ -175,7 +175,7 @@ def found(a: Tensor, b: Tensor) -> Tensor:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--pool-size", type=int, default=1024, help="triples kept to learn from")
     args = parser.parse_args()
