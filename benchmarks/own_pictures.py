@@ -13,7 +13,9 @@ is a histogram of colours. Writes outputs/own_pictures.png and prints the rest.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -21,9 +23,14 @@ from tqdm import tqdm
 
 from blora_nb import generate, load_pipeline, picture_grid, rebuild, train
 from blora_nb.defaults import native_resolution
+from blora_nb.evaluation.rebuilding import Rebuilt
 from blora_nb.files.image_folders import find_images
 from blora_nb.files.images import centre_square, read_image
 from report import OUTPUTS, table
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+    from matplotlib.figure import Figure
 
 PROMPT = "A [c] in [s] style"
 BINS = 6  # of each colour channel
@@ -60,43 +67,85 @@ def nearest_palette(image: Image.Image, others: list[Image.Image]) -> int:
     return int(np.argmax([np.minimum(colours, palette(other)).sum() for other in others]))
 
 
+@dataclass
+class OwnPictures:
+    """Pictures, what became of them, and how alike that is.
+
+    Attributes:
+        mixed: each picture's content in the style of the one `apart` places further.
+        found: of each mixture, whether its silhouette is nearest to its content picture's, and its
+            palette to its style picture's, among all.
+    """
+
+    names: list[str]
+    pictures: list[Image.Image]
+    apart: int
+    rebuilt: list[Rebuilt]
+    mixed: list[Image.Image]
+    found: list[tuple[bool, bool]]
+
+    def style_of(self, place: int) -> int:
+        return (place + self.apart) % len(self.pictures)
+
+    @property
+    def gains(self) -> np.ndarray:
+        """How much better each is rebuilt than by one colour, in dB."""
+        return np.array([rebuilt.gain for rebuilt in self.rebuilt])
+
+    def table(self) -> str:
+        columns = ["rebuilt dB", "above one colour", "in the style of", "silhouette", "palette"]
+        cells = []
+        for i, (rebuilt, found) in enumerate(zip(self.rebuilt, self.found, strict=True)):
+            numbers = [f"{rebuilt.psnr:.1f}", f"{rebuilt.gain:+.1f}"]
+            verdicts = ["yes" if verdict else "no" for verdict in found]
+            cells.append([self.names[i], *numbers, self.names[self.style_of(i)], *verdicts])
+        return table(columns, cells)
+
+    def in_words(self) -> str:
+        shapes_right, palettes_right = np.mean(self.found, axis=0)
+        return (
+            f"Rebuilt to {np.mean([r.psnr for r in self.rebuilt]):.1f} dB on average; "
+            f"{(self.gains >= 3).mean():.0%} are better than one colour by 3 dB or more, "
+            f"{(self.gains >= 4).mean():.0%} by 4 dB. Mixtures, among {len(self.pictures)}: "
+            f"silhouette nearest {shapes_right:.2f}, palette nearest {palettes_right:.2f}."
+        )
+
+    def figure(self) -> "Figure":
+        styles = [self.pictures[self.style_of(i)] for i in range(len(self.pictures))]
+        rows = [self.pictures, [r.image for r in self.rebuilt], styles, self.mixed]
+        labels = ["picture", "rebuilt", "style picture", "mixture"]
+        return picture_grid(rows, labels, side=0.9)
+
+
+def measure(
+    pipe: "StableDiffusionXLPipeline", named: dict[str, Image.Image], apart: int = 1
+) -> OwnPictures:
+    """Train a B-LoRA of each picture, rebuild it, and draw it in another one's style."""
+    side = native_resolution(pipe)
+    pictures = [centre_square(picture, side) for picture in named.values()]
+    bloras = [train(pipe, picture, progress=False) for picture in tqdm(pictures, desc="B-LoRAs")]
+    rebuilt = [rebuild(pipe, b, p) for b, p in zip(bloras, pictures, strict=True)]
+    result = OwnPictures(list(named), pictures, apart, rebuilt, [], [])
+    for i, content in enumerate(tqdm(bloras, desc="mixtures")):
+        j = result.style_of(i)
+        image = generate(pipe, PROMPT, content=content, style=bloras[j], progress=False)[0]
+        result.mixed.append(image)
+        found = nearest_silhouette(image, pictures) == i, nearest_palette(image, pictures) == j
+        result.found.append(found)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", default="tiny")
     parser.add_argument("--apart", type=int, default=1, help="content i, style i + APART")
     args = parser.parse_args()
-    pipe = load_pipeline(args.base, device="cpu")
-    paths = find_images(args.folder)
-    side = native_resolution(pipe)
-    pictures = [centre_square(read_image(path), side) for path in paths]
-    bloras = [train(pipe, picture, progress=False) for picture in tqdm(pictures, desc="B-LoRAs")]
-    rebuilt = [rebuild(pipe, b, p) for b, p in zip(bloras, pictures, strict=True)]
-    count, mixed, cells, right = len(paths), [], [], []
-    for i in tqdm(range(count), desc="mixtures"):
-        j = (i + args.apart) % count
-        image = generate(pipe, PROMPT, content=bloras[i], style=bloras[j], progress=False)[0]
-        mixed.append(image)
-        found = nearest_silhouette(image, pictures) == i, nearest_palette(image, pictures) == j
-        right.append(found)
-        numbers = [f"{rebuilt[i].psnr:.1f}", f"{rebuilt[i].gain:+.1f}"]
-        verdicts = ["yes" if verdict else "no" for verdict in found]
-        cells.append([paths[i].name, *numbers, paths[j].name, *verdicts])
-    columns = ["rebuilt dB", "above one colour", "in the style of", "silhouette", "palette"]
-    print(table(columns, cells))
-    gains = np.array([r.gain for r in rebuilt])
-    shapes_right, palettes_right = np.mean(right, axis=0)
-    print(
-        f"rebuilt to {np.mean([r.psnr for r in rebuilt]):.1f} dB on average; "
-        f"{(gains >= 3).mean():.0%} better than one colour by 3 dB or more\n"
-        f"among {count}: silhouette nearest {shapes_right:.2f}, palette nearest "
-        f"{palettes_right:.2f}"
-    )
+    named = {path.name: read_image(path) for path in find_images(args.folder)}
+    result = measure(load_pipeline(args.base, device="cpu"), named, args.apart)
+    print(f"{result.table()}\n{result.in_words()}")
     OUTPUTS.mkdir(exist_ok=True)
-    styles = [pictures[(i + args.apart) % count] for i in range(count)]
-    rows = [pictures, [r.image for r in rebuilt], styles, mixed]
-    labels = ["picture", "rebuilt", "style picture", "mixture"]
-    picture_grid(rows, labels, side=0.9).savefig(OUTPUTS / "own_pictures.png")
+    result.figure().savefig(OUTPUTS / "own_pictures.png")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ learns to ignore it. With `--natural` every block hears everything: that is the 
 with.
 
 What is small and seen is asked for twice. A linear layer has to find each part of a shape in the
-content tutor's message, and the look of ground and main part in the style tutor's. And the U-Net's
-error counts five times on an accent, three times on a main part that has a pattern.
+content tutor's message, the look of ground and main part and the numbers of textures in the style
+tutor's. And the U-Net's error counts five times on an accent, three times on a main part that has a
+pattern and where a texture, a glow or a shadow changes the picture.
 """
 
 import copy
@@ -46,11 +47,13 @@ from processes import (
 from world.latents import CHANNELS, PATCH, SIDE, components, smaller, to_latents, to_pictures
 from world.painting import paint
 from world.paths import WORK
-from world.samples import Pool, Shapes, Shares
+from world.samples import Batch, Pool, Shapes, Shares
 from world.styles import (
     HELD_OUT_PATTERNS,
     PATTERNS,
     PLAIN,
+    TEXTURES,
+    effects,
     get,
     random_styles,
     without_patterns,
@@ -234,14 +237,16 @@ def predict(
         return unet(noisy, t, for_others, added_cond_kwargs=size_words(len(noisy))).sample.float()
 
 
-def prediction_loss(found: Tensor, target: Tensor, label_maps: Tensor, styles: Tensor) -> Tensor:
+def prediction_loss(found: Tensor, target: Tensor, batch: Batch) -> Tensor:
     """Mean squared error, in which what is small and seen counts more.
 
-    An accent counts five times, and a main part that has a pattern three times.
+    An accent counts five times, a main part that has a pattern three times, and what textures, glow
+    and shadow change up to three times.
     """
-    main, _, accent, _ = F.adaptive_avg_pool2d(label_maps, target.shape[-1]).split(1, dim=1)
-    has_pattern = 1 - get(styles, "fill_pattern")[:, :1, None, None]  # the first one is "flat"
-    return ((found - target).square() * (1 + 4 * accent + 2 * has_pattern * main)).mean()
+    main, _, accent, _ = F.adaptive_avg_pool2d(batch.shapes, target.shape[-1]).split(1, dim=1)
+    has_pattern = 1 - get(batch.styles, "fill_pattern")[:, :1, None, None]  # the first is "flat"
+    special = torch.maximum(has_pattern * main, batch.added)
+    return ((found - target).square() * (1 + 4 * accent + 2 * special)).mean()
 
 
 @torch.no_grad()
@@ -279,49 +284,78 @@ def one_step_quality(
     return result
 
 
-@torch.no_grad()
-def patterns_followed(
-    unet: nn.Module, tutors: Tutors, shapes: Shapes, area: str, parts: dict[str, Tensor]
-) -> dict[str, float]:
-    """How far a picture follows when the pattern of an area changes: 0 not at all, 1 wholly.
+class FlatPictures:
+    """24 shapes in random flat colours, to be drawn in one step from pure noise."""
 
-    The area is the "ground" or the "fill" of the main part.
+    def __init__(
+        self, unet: nn.Module, tutors: Tutors, shapes: Shapes, parts: dict[str, Tensor]
+    ) -> None:
+        self.unet, self.tutors, self.parts = unet, tutors, parts
+        count = 24
+        generator = torch.Generator().manual_seed(1)
+        self.styles = without_patterns(random_styles(count, generator))
+        self.placed, _ = shapes.draw(count, generator)
+        self.noise = torch.randn(count, CHANNELS, *2 * [SIDE // PATCH], generator=generator)
 
-    Drawn in one step from pure noise; the slope of the drawn change on the true one. A gradient is
-    turned by a right angle, all others get another frequency.
-    """
-    count = 24
-    generator = torch.Generator().manual_seed(1)
-    styles = without_patterns(random_styles(count, generator))
-    placed, _ = shapes.draw(count, generator)
-    noise = torch.randn(count, CHANNELS, SIDE // PATCH, SIDE // PATCH, generator=generator)
-    for_content = tutors.words(tutors.content(smaller(placed)), None, count)
+    @torch.no_grad()
+    def true_and_drawn(self, styles: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of the shapes in other styles: painted, and drawn by the tutors' words."""
+        count, tutors = len(styles), self.tutors
+        for_content = tutors.words(tutors.content(smaller(self.placed)), None, count)
+        for_style = tutors.words(None, tutors.style(styles), count)
+        words = (for_content, for_style, tutors.words(None, None, count))
+        drawn = -predict(self.unet, self.noise, torch.full((count,), 999), words)
+        return to_latents(smaller(paint(self.placed, styles)), self.parts), drawn
 
-    def true_and_drawn(styles: Tensor) -> tuple[Tensor, Tensor]:
-        words = (
-            for_content,
-            tutors.words(None, tutors.style(styles), count),
-            tutors.words(None, None, count),
+    def followed(self, styles: Tensor, others: Tensor) -> float:
+        """How far the pictures follow a change of style: 0 not at all, 1 wholly.
+
+        The slope of the drawn change on the painted one.
+        """
+        true, drawn = self.true_and_drawn(styles)
+        other_true, other_drawn = self.true_and_drawn(others)
+        change = other_true - true
+        return round(
+            ((other_drawn - drawn) * change).sum().item() / change.square().sum().item(), 3
         )
-        latents = -predict(unet, noise, torch.full((count,), 999), words)
-        return to_latents(smaller(paint(placed, styles)), parts), latents
 
+
+def patterns_followed(flat: FlatPictures, area: str) -> dict[str, float]:
+    """How far pictures follow when the pattern of the "ground", or of the main part's "fill",
+    changes: a gradient is turned by a right angle, all others get another frequency.
+    """
     colour = {"ground": "ground", "fill": "main"}[area]
-    get(styles, f"{colour}_2").copy_(-get(styles, f"{colour}_1"))
     result = {}
     for index, name in enumerate(PATTERNS):
         if name == "flat" or name in HELD_OUT_PATTERNS:
             continue
-        one = styles.clone()
+        one = flat.styles.clone()
+        get(one, f"{colour}_2").copy_(-get(one, f"{colour}_1"))
         get(one, f"{area}_pattern").copy_(F.one_hot(torch.tensor(index), len(PATTERNS)))
         other = one.clone()
         if name == "gradient":
             get(other, f"{area}_angle").neg_()
         else:
             get(other, f"{area}_frequency").add_(0.5).remainder_(1)
-        (true_1, drawn_1), (true_2, drawn_2) = true_and_drawn(one), true_and_drawn(other)
-        true, drawn = true_2 - true_1, drawn_2 - drawn_1
-        result[name] = round(((true * drawn).sum() / true.square().sum()).item(), 3)
+        result[name] = flat.followed(one, other)
+    return result
+
+
+def effects_followed(flat: FlatPictures) -> dict[str, float]:
+    """How far outlined pictures follow when they get a texture, a glow, a shadow or a wobble."""
+    outlined = flat.styles.clone()
+    get(outlined, "line_width").fill_(0.6)
+    result = {}
+    for name in (*TEXTURES[1:], "glow", "shadow", "wobble"):
+        other = outlined.clone()
+        if name in TEXTURES:
+            kind = F.one_hot(torch.tensor(TEXTURES.index(name)), len(TEXTURES))
+            get(other, "texture").copy_(kind)
+            get(other, "texture_strength").fill_(0.8)
+            get(other, "texture_size").fill_(0.5)
+        else:
+            get(other, name).fill_(1)
+        result[name] = flat.followed(outlined, other)
     return result
 
 
@@ -395,7 +429,11 @@ def main() -> None:
     torch.set_num_threads(1)
     parts = process_0_first(components, rank, world)
     torch.manual_seed(0)
-    readouts = {"content": Readout(4), "style": Readout(6, noise=0.5)}  # parts; two swatches
+    readouts = {
+        "content": Readout(4),  # parts
+        "style": Readout(6, noise=0.5),  # two swatches
+        "effects": Readout(effects(PLAIN[None]).shape[1], noise=0.5, detail=1),
+    }
     unet, tutors = build_unet(), Tutors()
     parts_of_it = {"unet": unet, "tutors": tutors, "readout": nn.ModuleDict(readouts)}
     trained = nn.ModuleDict(parts_of_it).train()
@@ -428,6 +466,7 @@ def main() -> None:
     paused_at = 0 if state_file.exists() else step
 
     shapes, unseen = Shapes.load(), Shapes.load(held_out=True)
+    flat_pictures = FlatPictures(unet, tutors, unseen, parts)
     pool = Pool(shapes, lambda pictures: to_latents(pictures, parts), smaller)
     words_for = natural_words if args.natural else routed_words
     local = args.batch_size // world
@@ -440,19 +479,22 @@ def main() -> None:
         progress = step / steps
         generator = torch.Generator().manual_seed(step * world + rank)
         optimizer.scale_learning_rate(learning_rate(progress, step - paused_at))
-        placed, styles, looks, latents = pool.batch(local, shares(progress), generator)
-        noise = torch.randn(latents.shape, generator=generator)
+        batch = pool.batch(local, shares(progress), generator)
+        noise = torch.randn(batch.latents.shape, generator=generator)
         t = timesteps(local, progress, generator)
-        noisy = schedule.add_noise(latents, noise, t)
-        target = schedule.get_velocity(latents, noise, t)
+        noisy = schedule.add_noise(batch.latents, noise, t)
+        target = schedule.get_velocity(batch.latents, noise, t)
         with half_precision():
-            content = tutors.content(placed).float()
-            style = tutors.style(styles, looks).float()
+            content = tutors.content(batch.shapes).float()
+            style = tutors.style(batch.styles, batch.looks).float()
         words = words_for(tutors, content, style, generator)
-        loss = prediction_loss(predict(unet, noisy, t, words), target, placed, styles)
-        unsaid_parts = readouts["content"].unsaid(content, placed, generator)
-        unsaid_looks = readouts["style"].unsaid(style, looks, generator)
-        (loss + 0.1 * (unsaid_parts.mean() + unsaid_looks.mean())).backward()
+        loss = prediction_loss(predict(unet, noisy, t, words), target, batch)
+        unsaid_parts = readouts["content"].unsaid(content, batch.shapes, generator)
+        unsaid_looks = readouts["style"].unsaid(style, batch.looks, generator)
+        everywhere = effects(batch.styles)[:, :, None, None].expand(-1, -1, 6, 6)
+        unsaid_effects = readouts["effects"].unsaid(style, everywhere, generator)
+        unsaid = unsaid_parts.mean() + unsaid_looks.mean() + unsaid_effects.mean()
+        (loss + 0.1 * unsaid).backward()
         average_gradients(parameters, world)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -473,10 +515,12 @@ def main() -> None:
             report = {
                 "seen": one_step_quality(unet, tutors, shapes, False, parts),
                 "never seen": one_step_quality(unet, tutors, unseen, True, parts),
-                "ground": patterns_followed(unet, tutors, unseen, "ground", parts),
-                "fill": patterns_followed(unet, tutors, unseen, "fill", parts),
+                "ground": patterns_followed(flat_pictures, "ground"),
+                "fill": patterns_followed(flat_pictures, "fill"),
+                "effects": effects_followed(flat_pictures),
                 "unsaid parts": [round(share, 3) for share in unsaid_parts.tolist()],
                 "unsaid looks": [round(share, 3) for share in unsaid_looks.tolist()],
+                "unsaid effects": [round(share, 3) for share in unsaid_effects.tolist()],
             }
             trained.load_state_dict(weights)
             print(json.dumps(report), flush=True)

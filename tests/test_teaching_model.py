@@ -82,9 +82,18 @@ def measured(name):
     return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    "name", ["tuning", "separation", "teaching_model", "recipes", "structure", "sampling"]
-)
+TABLES = [
+    "tuning",
+    "separation",
+    "teaching_model",
+    "recipes",
+    "structure",
+    "sampling",
+    "other_designers",
+]
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_the_stored_measurements_belong_to_this_model_or_say_that_they_do_not(name):
     """They are made again by `make bench`."""
     page = (ROOT / "benchmarks" / f"{name}.md").read_text(encoding="utf-8")

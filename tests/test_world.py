@@ -107,7 +107,7 @@ def test_a_shortened_training_makes_a_whole_pipeline(shapes, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    few = ("--batch-size", 4, "--report-every", 2)
+    few = ("--batch-size", 4)
     run("train_unet.py", "--pictures", 8, *few)
     first = load_file(tmp_path / "unet.safetensors")
     assert '"never seen"' in run("train_unet.py", "--pictures", 16, *few)  # goes on, and measures

@@ -66,10 +66,10 @@ def is_thing(name: str) -> bool:
     return LEFT_OUT.search(name) is None
 
 
-def fetch(icon_set: str) -> dict:
+def fetch(icon_set: str, version: str) -> dict:
     """The package's icons and their categories, read from the archive that npm packs."""
     with tempfile.TemporaryDirectory() as folder:
-        package = f"@iconify-json/{icon_set}@{ICON_SETS[icon_set]}"
+        package = f"@iconify-json/{icon_set}@{version}"
         subprocess.run(["npm", "pack", package], cwd=folder, check=True, capture_output=True)
         with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
             files = {name: archive.extractfile(f"package/{name}.json") for name in PACKAGE_FILES}
@@ -238,7 +238,8 @@ def held_out_names(packages: dict[str, dict]) -> list[str]:
 
 def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
-    packages = {icon_set: fetch(icon_set) for icon_set in tqdm(ICON_SETS, desc="fetching")}
+    sets = tqdm(ICON_SETS.items(), desc="fetching")
+    packages = {icon_set: fetch(icon_set, version) for icon_set, version in sets}
     items = [item for icon_set, package in packages.items() for item in icons_of(icon_set, package)]
     with Pool(os.cpu_count()) as pool:
         made = pool.imap(label_map, items, chunksize=50)

@@ -159,17 +159,20 @@ def pattern_amount(name: str, frequency: Tensor, twice_angle: Tensor) -> Tensor:
 
 
 def areas(styles: Tensor, part: str, colour: str) -> Tensor:
-    """Every frame [batch, 3, SIDE, SIDE] filled with its pattern in its two colours."""
-    pattern = get(styles, f"{part}_pattern").argmax(1)
-    first, second = (get(styles, f"{colour}_{i}")[:, :, None, None] for i in (1, 2))
-    filled = first.expand(-1, -1, SIDE, SIDE).clone()
-    for index, name in enumerate(PATTERNS):
-        chosen = pattern == index
+    """Every frame [batch, 3, SIDE, SIDE] filled with its pattern in its two colours.
+
+    Where two patterns meet they change places: each shows the other's second colour as its first.
+    """
+    frequency, angle = (get(styles, f"{part}_{key}") for key in ("frequency", "angle"))
+    amount = torch.zeros(len(styles), SIDE, SIDE)
+    for name, weight in zip(PATTERNS, get(styles, f"{part}_pattern").T, strict=True):
+        chosen = weight > 0
         if name != "flat" and chosen.any():
-            frequency, angle = (get(styles, f"{part}_{key}") for key in ("frequency", "angle"))
-            amount = pattern_amount(name, frequency[chosen], angle[chosen])
-            filled[chosen] += (second - first)[chosen] * amount[:, None]
-    return filled
+            below = amount[chosen]
+            above = pattern_amount(name, frequency[chosen], angle[chosen])
+            amount[chosen] = below + above - 2 * below * above
+    first, second = (get(styles, f"{colour}_{i}")[:, :, None, None] for i in (1, 2))
+    return first + (second - first) * amount[:, None]
 
 
 # ---------------------------------------------------------------- a picture

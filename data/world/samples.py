@@ -16,7 +16,9 @@ from world.styles import (
     PLAIN,
     dark_on_light,
     random_styles,
+    with_loud_effects,
     with_loud_patterns,
+    without_effects,
     without_patterns,
 )
 
@@ -65,7 +67,8 @@ class Shares(NamedTuple):
         plain: the one plain style, black and grey on white.
         ordered: a light ground and a dark object, in any hue; of the others.
         flat: flat colours and lines only; of the others.
-        loud: one pattern of two colours far apart; of all but the plain ones.
+        loud: one thing that fills much of the picture, of all but the plain ones: in two of three
+            a pattern of two colours far apart, in the others a strong texture or a shadow.
     """
 
     plain: float = 0.0
@@ -89,8 +92,29 @@ def training_styles(count: int, shares: Shares, generator: torch.Generator) -> T
     styles = torch.where(is_flat[:, None], without_patterns(styles), styles)
     styles = torch.where(is_ordered[:, None], dark_on_light(styles), styles)
     styles = torch.where((is_named & ~is_flat & ~is_ordered)[:, None], named[rows], styles)
-    styles = torch.where(is_loud[:, None], with_loud_patterns(styles, generator), styles)
+    loud_patterns = with_loud_patterns(styles, generator)
+    loud_effects = with_loud_effects(styles, generator)
+    loud = torch.where(chosen(2 / 3)[:, None], loud_patterns, loud_effects)
+    styles = torch.where(is_loud[:, None], loud, styles)
     return torch.where(is_plain[:, None], PLAIN, styles)
+
+
+class Batch(NamedTuple):
+    """Training samples.
+
+    Attributes:
+        shapes: label maps [batch, 4, 96, 96] in 0..1.
+        styles: [batch, NUMBERS].
+        looks: `swatches` of the styles [batch, 6, 96, 96] in -1..1.
+        latents: of the pictures [batch, 12, 24, 24].
+        added: how much textures, glow and shadow change the latents [batch, 1, 24, 24], 0..1.
+    """
+
+    shapes: Tensor
+    styles: Tensor
+    looks: Tensor
+    latents: Tensor
+    added: Tensor
 
 
 class Pool:
@@ -114,15 +138,29 @@ class Pool:
         self.coverage: Tensor | None = None
         self.looks: Tensor | None = None
         self.latents: Tensor | None = None
+        self.added: Tensor | None = None
 
     def add(self, count: int, shares: Shares, generator: torch.Generator) -> None:
         """Paint new samples, in place of the oldest ones."""
         placed, _ = self.shapes.draw(count, generator)
         styles = training_styles(count, shares, generator)
         latents = self.encode(self.shrink(paint(placed, styles)))
+        added = torch.zeros(count, 1, *latents.shape[2:])
+        clean = without_effects(styles)
+        changed = (clean != styles).any(1)
+        if changed.any():
+            bare = self.encode(self.shrink(paint(placed[changed], clean[changed])))
+            change = (latents[changed] - bare).square().mean(1, keepdim=True).sqrt()
+            added[changed] = change.clamp(max=1)
         placed, looks = self.shrink(placed), self.shrink(swatches(styles))
-        if self.latents is None or self.coverage is None or self.looks is None:
+        if (
+            self.latents is None
+            or self.coverage is None
+            or self.looks is None
+            or self.added is None
+        ):
             self.latents = torch.empty(self.size, *latents.shape[1:])
+            self.added = torch.empty(self.size, *added.shape[1:])
             self.coverage = torch.empty(self.size, *placed.shape[1:], dtype=torch.uint8)
             self.looks = torch.empty(self.size, *looks.shape[1:], dtype=torch.uint8)
         places = (self.next + torch.arange(count)) % self.size
@@ -130,19 +168,18 @@ class Pool:
         self.looks[places] = (127.5 * (looks + 1) + 0.5).byte()
         self.styles[places] = styles
         self.latents[places] = latents
+        self.added[places] = added
         self.next = (self.next + count) % self.size
         self.filled = min(self.size, self.filled + count)
 
-    def batch(
-        self, count: int, shares: Shares, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Shapes [count, 4, side, side] in 0..1, styles [count, NUMBERS], swatches of the styles
-        [count, 6, side, side] in -1..1, and the latents.
-        """
+    def batch(self, count: int, shares: Shares, generator: torch.Generator) -> Batch:
+        """Random samples of the pool, after new ones were added."""
         self.add(max(1, round(count / self.uses)), shares, generator)
         assert self.latents is not None
         assert self.coverage is not None
         assert self.looks is not None
+        assert self.added is not None
         rows = torch.randint(self.filled, (count,), generator=generator)
         looks = self.looks[rows].float() / 127.5 - 1
-        return self.coverage[rows].float() / 255, self.styles[rows], looks, self.latents[rows]
+        coverage = self.coverage[rows].float() / 255
+        return Batch(coverage, self.styles[rows], looks, self.latents[rows], self.added[rows])

@@ -216,33 +216,73 @@ def random_styles(count: int, generator: torch.Generator, held_out: bool = False
     return style_from(fields, count)
 
 
+EFFECTS = ("texture", "texture_strength", "texture_size", "glow", "shadow", "wobble")
+
+
+def effects(styles: Tensor) -> Tensor:
+    """The numbers [count, 13] of what is not colour, pattern or line: textures, glow, shadow."""
+    return torch.cat([get(styles, field) for field in EFFECTS], 1)
+
+
+def without_effects(styles: Tensor) -> Tensor:
+    """The same styles [count, NUMBERS]: colours, patterns and lines are left."""
+    clean = styles.clone()
+    for field in EFFECTS:
+        get(clean, field).zero_()
+    get(clean, "texture")[:, 0] = 1
+    return clean
+
+
 def without_patterns(styles: Tensor) -> Tensor:
     """The same styles [count, NUMBERS] in flat colours: only parts and lines are left."""
-    flat = styles.clone()
-    for field in ("ground_pattern", "fill_pattern", "texture"):
+    flat = without_effects(styles)
+    for field in ("ground_pattern", "fill_pattern"):
         get(flat, field).zero_()
         get(flat, field)[:, 0] = 1
-    for field in ("glow", "shadow", "texture_strength", "texture_size", "wobble"):
-        get(flat, field).zero_()
     return flat
 
 
-def with_loud_patterns(styles: Tensor, generator: torch.Generator) -> Tensor:
-    """The same styles [count, NUMBERS] in flat colours but for one pattern of two far colours.
+def far_from(colours: Tensor) -> Tensor:
+    """For each of some colours [count, 3] in -1..1 one that stands out from it."""
+    near_grey = colours.norm(dim=1, keepdim=True) < 0.9
+    shifted = colours - 1.2 * colours.mean(1, keepdim=True).sign()
+    return torch.where(near_grey, shifted, -colours).clamp(-1, 1)
 
-    In half of them it fills the ground, in the others the main part; mostly it is coarse.
+
+def with_loud_patterns(styles: Tensor, generator: torch.Generator) -> Tensor:
+    """The same styles [count, NUMBERS] in flat colours but for a pattern of two far colours.
+
+    It fills the ground, or the main part, or in a fifth of them both have one; mostly it is coarse.
+    A third are two patterns, one over the other: so there are many more than have a name.
     """
     loud, count = without_patterns(styles), len(styles)
-    pattern = one_hot(pattern_weights(0, 2, 1), count, generator)
-    in_ground = (torch.rand(count, generator=generator) < 0.5)[:, None]
-    for part, prefix, here in (("ground", "ground", in_ground), ("fill", "main", ~in_ground)):
-        fill, first = get(loud, f"{part}_pattern"), get(loud, f"{prefix}_1")
-        near_grey = first.norm(dim=1, keepdim=True) < 0.9
-        shifted = first - 1.2 * first.mean(1, keepdim=True).sign()
-        second = torch.where(near_grey, shifted, -first).clamp(-1, 1)
+    weights = pattern_weights(0, 2, 1)
+    where = torch.rand(count, 1, generator=generator)
+    for part, prefix, here in (("ground", "ground", where < 0.6), ("fill", "main", where > 0.4)):
+        over = torch.rand(count, 1, generator=generator) < 1 / 3
+        pattern = one_hot(weights, count, generator)
+        pattern = torch.maximum(pattern, one_hot(weights, count, generator) * over)
+        fill = get(loud, f"{part}_pattern")
         fill.copy_(torch.where(here, pattern, fill))
-        get(loud, f"{prefix}_2").copy_(second)
+        get(loud, f"{prefix}_2").copy_(far_from(get(loud, f"{prefix}_1")))
         get(loud, f"{part}_frequency").mul_(torch.rand(count, 1, generator=generator))
+    return loud
+
+
+def with_loud_effects(styles: Tensor, generator: torch.Generator) -> Tensor:
+    """The same styles [count, NUMBERS] in flat colours but for one strong texture, or a shadow.
+
+    Lines stand out from the main part, as a texture is drawn in their colour.
+    """
+    loud, count = without_patterns(styles), len(styles)
+    texture = one_hot([1.0] * len(TEXTURES), count, generator)
+    strength, size = torch.rand(2, count, 1, generator=generator)
+    has_texture = 1 - texture[:, :1]
+    get(loud, "texture").copy_(texture)
+    get(loud, "texture_strength").copy_((0.6 + 0.4 * strength) * has_texture)
+    get(loud, "texture_size").copy_(size * has_texture)
+    get(loud, "shadow").copy_((0.6 + 0.4 * strength) * texture[:, :1])
+    get(loud, "line").copy_(far_from(get(loud, "main_1")))
     return loud
 
 

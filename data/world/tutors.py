@@ -53,26 +53,25 @@ class Readout(nn.Module):
     Attributes:
         noise: standard deviation of noise over the tokens, whose own is 1. A tutor that is read
             through noise has to say everything loudly.
+        detail: places a side that are told apart in each cell.
     """
 
-    DETAIL = 4  # places a side that are told apart in each cell
-
-    def __init__(self, channels: int, noise: float = 0.0) -> None:
+    def __init__(self, channels: int, noise: float = 0.0, detail: int = 4) -> None:
         super().__init__()
-        self.read = nn.Linear(HALF, channels * self.DETAIL**2)
-        self.noise = noise
+        self.read = nn.Linear(HALF, channels * detail**2)
+        self.noise, self.detail = noise, detail
 
     def unsaid(self, tokens: Tensor, maps: Tensor, generator: torch.Generator) -> Tensor:
         """Of the variance of each map [channels], the share that is not found in the tokens.
 
         Args:
             tokens: [batch, 36, 96] of a tutor.
-            maps: [batch, channels, 96, 96], of which they speak.
+            maps: [batch, channels, side, side], of which they speak.
         """
-        wanted = F.adaptive_avg_pool2d(maps, 6 * self.DETAIL)
+        wanted = F.adaptive_avg_pool2d(maps, 6 * self.detail)
         noise = self.noise * torch.randn(tokens.shape, generator=generator)
         found = self.read(tokens + noise).transpose(1, 2).unflatten(2, (6, 6))
-        found = F.pixel_shuffle(found, self.DETAIL)
+        found = F.pixel_shuffle(found, self.detail)
         spread = wanted.var((0, 2, 3)).clamp(min=1e-3)
         return (found - wanted).square().mean((0, 2, 3)) / spread
 
