@@ -16,6 +16,7 @@ from blora_nb.generation import check_pipeline
 from blora_nb.guards.changed_pipelines import check_unchanged, uncompiled
 from blora_nb.guards.prompts import END_OF_WORD
 from blora_nb.pipeline import encode_prompt
+from blora_nb.registry import prompts_noted
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -61,6 +62,7 @@ def prompt_per_block(
 
     with ExitStack() as stack:
         stack.enter_context(uncompiled(pipe))
+        stack.enter_context(prompts_noted(pipe, dict(prompts)))
         for name, prompt in prompts.items():
             embeds, _ = encode_prompt(pipe, prompt)
             block = pipe.unet.get_submodule(name)

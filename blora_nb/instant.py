@@ -30,6 +30,7 @@ from blora_nb.assets import DATA
 from blora_nb.blocks import BLOCK_OF_HALF
 from blora_nb.defaults import TINY_CROSS_ATTENTION_DIM, can_start_instantly
 from blora_nb.files.images import centre_square, read_image, to_tensor
+from blora_nb.files.metadata import MADE_INSTANTLY, model_hash
 from blora_nb.lora import IN_TRAINING, BLoRA
 from blora_nb.pipeline import encode_prompt
 
@@ -68,9 +69,14 @@ def instant_blora(
     state_dict = {}
     for layer, change in instant_change(pipe, read_image(picture), prompt).items():
         a, b = factors(change, rank)
+        # without the zeros that fill it up to the rank, as a file has it
+        used = max(1, int(b.any(0).sum()))
+        a, b = a[:used], b[:, :used].contiguous()
         state_dict[f"unet.{layer}.lora_A.weight"] = a
         state_dict[f"unet.{layer}.lora_B.weight"] = b
-    return BLoRA(state_dict, {"made_by": "blora_nb.instant_blora", "prompt": prompt})
+    name, sha256 = model_hash(pipe)
+    metadata = {"made_by": MADE_INSTANTLY, "modelspec.trigger_phrase": prompt, "base_model": name}
+    return BLoRA(state_dict, metadata | ({"base_model_sha256": sha256} if sha256 else {}))
 
 
 @torch.no_grad()

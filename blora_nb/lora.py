@@ -32,6 +32,7 @@ from blora_nb.files.state_dict_checks import (
 )
 from blora_nb.files.writing import converted, named_weights, peft_config
 from blora_nb.guards.changed_pipelines import (
+    acting_adapters,
     acting_weights,
     adapters_of_encoders,
     check_unchanged,
@@ -61,6 +62,11 @@ STALE = {
     "sshs_legacy_hash",
     "modelspec.hash_sha256",
 }
+
+
+# what is not true any more of weights that were scaled or mixed
+OF_ONE_TRAINING = ("learned", "final_loss")
+LICENCE = "modelspec.license"
 
 
 @dataclass(repr=False, eq=False)
@@ -340,10 +346,26 @@ def mix(half: str, given: HalfSource) -> BLoRA:
         parts.append((blora.half(half), float(weight)))
     if not parts:
         raise BLoRAError(f"The list of {half} halves is empty; leave it out for none.")
-    if len(parts) == 1:
-        blora, weight = parts[0]
-        return blora if weight == 1 else BLoRA(_side_by_side(half, parts), blora.metadata)
-    return BLoRA(_side_by_side(half, parts))
+    if len(parts) == 1 and parts[0][1] == 1:
+        return parts[0][0]
+    metadata = _shared_metadata([blora for blora, _ in parts])
+    for entry in OF_ONE_TRAINING:
+        metadata.pop(entry, None)
+    return BLoRA(_side_by_side(half, parts), metadata)
+
+
+def _shared_metadata(bloras: list[BLoRA]) -> dict[str, str]:
+    """What is true of all of some B-LoRAs, and their licences."""
+    first = bloras[0].metadata
+    shared = {
+        entry: text
+        for entry, text in first.items()
+        if all(blora.metadata.get(entry) == text for blora in bloras)
+    }
+    licences = {blora.metadata.get(LICENCE) for blora in bloras} - {None}
+    if licences:
+        shared[LICENCE] = " and ".join(sorted(map(str, licences)))
+    return shared
 
 
 def _side_by_side(half: str, parts: list[tuple[BLoRA, float]]) -> dict[str, Tensor]:
@@ -396,10 +418,9 @@ def combine(
         raise BLoRAError("All alphas are 0: the B-LoRA would change nothing.")
     scaled = [mix(half, [(blora, alphas[half])]) for half, blora in halves.items()]
     state_dict = {key: t for blora in scaled for key, t in blora.state_dict.items()}
-    metadata = scaled[0].metadata
-    if any(blora.metadata != metadata for blora in scaled):
-        metadata = {}
-    return BLoRA(state_dict, metadata)
+    metadata = _shared_metadata(scaled)
+    given = {f"{half}_alpha": str(alphas[half]) for half in halves if alphas[half] != 1}
+    return BLoRA(state_dict, metadata | given)
 
 
 # ---------------------------------------------------------------------------------- in a pipeline
@@ -525,6 +546,14 @@ def set_alphas(
     # by pipe.disable_lora()
     if any(getattr(module, "disable_adapters", False) is True for module in unet.modules()):
         unet.enable_lora()
+    others = acting_adapters(unet).difference(HALVES, {IN_TRAINING})
+    if others:
+        warnings.warn(
+            f"The LoRA {', '.join(sorted(others))}, loaded by other means, is switched off: alphas "
+            "are for the halves alone. pipe.set_adapters switches it on beside them.",
+            PipelineWarning,
+            stacklevel=2,
+        )
     # a style half in training beside a content half stays on
     in_training = [IN_TRAINING] if IN_TRAINING in there else []
     strengths = [alphas[half] for half in halves] + [1.0 for _ in in_training]

@@ -18,7 +18,7 @@ from blora_nb.files.locating import HUB_ID, find_weights, read_beside
 from blora_nb.files.metadata import file_hash
 from blora_nb.files.safe_files import open_weights
 from blora_nb.guards.bases import check_base
-from blora_nb.guards.changed_pipelines import FEW_STEP_ADAPTER, fused_lora
+from blora_nb.guards.changed_pipelines import FEW_STEP_ADAPTER, check_unchanged, fused_lora
 from blora_nb.guards.prompts import check_prompt, quiet_libraries, warn_about_prompt
 from blora_nb.registry import note_options, options_of
 from blora_nb.running.device import (
@@ -105,8 +105,12 @@ def load_pipeline(
     parts = {}
     if quantization != "none":
         with source_errors(source, "base model"):
+            # from its folder, so that the record of a picture finds the file and its hash
+            folder = source
+            if not Path(source).is_dir():
+                folder = DiffusionPipeline.download(source, use_safetensors=True, **hub_options)
             parts["unet"] = _quantized_unet(
-                source, quantization, dtype, device, options | hub_options
+                folder, quantization, dtype, device, options | hub_options
             )
     if vae_source:
         with source_errors(vae_source, "VAE"):
@@ -295,12 +299,14 @@ def merge_few_step_lora(pipe: "StableDiffusionXLPipeline", source: str | Path) -
         BLoRAError: it is no such file, or none for this base model, which then is as it was; or
             another one is merged already.
         ValueError: the base model has 4 bits.
+        PipelineError: another LoRA is fused into it.
     """
     if getattr(pipe.unet, "is_loaded_in_4bit", False):
         raise ValueError(
             "A few-step LoRA cannot be merged into a base model of 4 bits, whose steps are coarser "
             "than what it adds. Use quantization int8 or none."
         )
+    check_unchanged(pipe)
     path, config = find_weights(source)
     sha256, merged = file_hash(path, path.stat().st_mtime_ns), options_of(pipe)
     if merged.get("few_step_sha256") == sha256:

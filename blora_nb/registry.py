@@ -4,8 +4,10 @@ Notes are not hung on diffusers' and PEFT's own objects, and live no longer than
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -44,8 +46,9 @@ def pipeline_lock(pipe: "StableDiffusionXLPipeline") -> "threading.RLock":
     return _LOCKS.setdefault(pipe, threading.RLock())
 
 
-def options_of(pipe: "StableDiffusionXLPipeline") -> dict[str, str]:
-    """What `load_pipeline`, `use_scheduler` and `merge_few_step_lora` were asked for.
+def options_of(pipe: "StableDiffusionXLPipeline") -> dict[str, Any]:
+    """What `load_pipeline`, `use_scheduler`, `merge_few_step_lora` and `prompt_per_block` were
+    asked for.
 
     The names are those of the command line.
     """
@@ -58,6 +61,19 @@ def note_options(pipe: "StableDiffusionXLPipeline", **options: str | None) -> No
     """Add to what `options_of` tells; None says nothing."""
     given = {name: value for name, value in options.items() if value}
     _OPTIONS[pipe] = options_of(pipe) | given
+
+
+@contextmanager
+def prompts_noted(pipe: "StableDiffusionXLPipeline", prompts: dict[str, str]) -> Iterator[None]:
+    """Inside, `options_of` tells that blocks have prompts of their own."""
+    before = options_of(pipe).get("prompt_per_block", {})
+    _OPTIONS[pipe] = options_of(pipe) | {"prompt_per_block": before | prompts}
+    try:
+        yield
+    finally:
+        now = options_of(pipe)
+        del now["prompt_per_block"]
+        _OPTIONS[pipe] = now | ({"prompt_per_block": before} if before else {})
 
 
 def applied_halves(unet: "UNet2DConditionModel") -> dict[str, AppliedHalf]:

@@ -52,12 +52,16 @@ class Sampling:
         suited = defaults_for(pipe)
         steps = checked_number("num_inference_steps", self.num_inference_steps, int)
         steps = suited.num_inference_steps if steps is None else steps
-        guidance = self.guidance_scale
-        guidance = float(suited.guidance_scale if guidance is None else guidance)
+        guidance = checked_number("guidance_scale", self.guidance_scale, float)
+        guidance = float(suited.guidance_scale) if guidance is None else guidance
         batch_size = checked_number("batch_size", self.batch_size, int)
         for name, count in (("num_inference_steps", steps), ("batch_size", batch_size)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}.")
+        for name, side in (("height", self.height), ("width", self.width)):
+            pixels = checked_number(name, side, int)
+            if pixels is not None and (pixels < 8 or pixels % 8):
+                raise ValueError(f"{name} must be a multiple of 8, not {pixels}.")
         if not math.isfinite(guidance):
             raise ValueError(f"guidance_scale must be an ordinary number, not {guidance}.")
         return replace(
@@ -67,6 +71,10 @@ class Sampling:
             height=checked_number("height", self.height, int),
             width=checked_number("width", self.width, int),
             batch_size=batch_size,
+            strength=checked_number("strength", self.strength, float),
+            controlnet_conditioning_scale=checked_number(
+                "controlnet_conditioning_scale", self.controlnet_conditioning_scale, float
+            ),
         )
 
     @classmethod

@@ -7,6 +7,7 @@ carries the sentence that `--help` prints; a notebook reads the same with `help(
 import math
 import operator
 from dataclasses import Field, dataclass, field, fields
+from os import PathLike
 from textwrap import fill
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args
@@ -307,6 +308,10 @@ def _check_value(f: Field, value: Any) -> None:
     """Raise a ValueError for a value that a field cannot have."""
     if value is None:
         return
+    if value_type(f) is bool and not isinstance(value, bool):
+        raise ValueError(f"{f.name} must be True or False, not {value!r}.")
+    if value_type(f) is str and not isinstance(value, str | PathLike):
+        raise ValueError(f"{f.name} must be a text, not {value!r}.")
     choices = f.metadata.get("choices")
     if choices and value not in choices:
         raise ValueError(f"{f.name} must be one of {', '.join(choices)}, not {value}.")

@@ -6,6 +6,7 @@ there, B-LoRA included.
 """
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from PIL import Image, ImageFilter, ImageOps
 
 from blora_nb.assets import DATA
 from blora_nb.defaults import native_resolution
-from blora_nb.files.images import ImageSource, centre_square, pixels_hash, read_image
+from blora_nb.errors import ImageWarning
+from blora_nb.files.images import ImageSource, pixels_hash, read_image
 from blora_nb.pipeline import dtype_argument, source_errors
 from blora_nb.sampling import Sampling
 
@@ -143,7 +145,7 @@ def controlnet_name(model: "ControlNetModel") -> str | None:
     return str(name) if name else None
 
 
-def outline(picture: ImageSource, resolution: int) -> Image.Image:
+def outline(picture: ImageSource, resolution: int | tuple[int, int]) -> Image.Image:
     """The edges of a picture, white on black: RGB, `resolution` × `resolution` pixels.
 
     An edge is as bright as the square root of how fast the colour changes there after a slight
@@ -151,10 +153,11 @@ def outline(picture: ImageSource, resolution: int) -> Image.Image:
     with this; ControlNets for SDXL want the preparation that their cards name.
 
     Args:
-        picture: a path or PIL image; its middle square is used.
+        picture: a path or PIL image, of which the middle is used.
+        resolution: also (width, height).
     """
-    square = centre_square(read_image(picture), resolution)
-    blurred = square.filter(ImageFilter.GaussianBlur(resolution / 96))
+    size = (resolution, resolution) if isinstance(resolution, int) else resolution
+    blurred = fitted(picture, size).filter(ImageFilter.GaussianBlur(min(size) / 96))
     down, right = np.gradient(np.asarray(blurred, dtype=np.float32), axis=(0, 1))
     change = np.sqrt(down**2 + right**2).max(axis=2)  # [height, width], over the colours
     edges = 255 * (change / max(change.max(), 1e-6)) ** 0.5
@@ -165,8 +168,21 @@ def outline(picture: ImageSource, resolution: int) -> Image.Image:
 
 
 def fitted(picture: ImageSource, size: tuple[int, int]) -> Image.Image:
-    """The middle of a picture (path or PIL image) at this (width, height) in pixels."""
-    return ImageOps.fit(read_image(picture), size, Image.Resampling.LANCZOS)
+    """The middle of a picture (path or PIL image) at this (width, height) in pixels.
+
+    What is cut off is said in a warning.
+    """
+    image, (width, height) = read_image(picture), size
+    kept = min(image.width / width, image.height / height)
+    left_out = 1 - kept**2 * width * height / (image.width * image.height)
+    if left_out > 0.02:
+        warnings.warn(
+            f"The picture is {image.width} × {image.height} and {width} × {height} pixels are "
+            f"drawn: {left_out:.0%} of it, at two sides, is left out.",
+            ImageWarning,
+            stacklevel=2,
+        )
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 
 def _record(name: str, given: ImageSource, used: Image.Image) -> dict[str, str]:

@@ -204,7 +204,9 @@ def _train_on(
     squares = squares_of(pictures, settings.resolution)
     class_squares = squares_of(class_pictures(settings), settings.resolution, silent=True)
     learned = what_is_learned(pipe, squares, prompts, class_squares, content)
-    metadata = training_metadata(pipe, settings, pictures[0] if len(pictures) == 1 else None)
+    picture = pictures[0] if len(pictures) == 1 else None
+    captions = [prompt or settings.instance_prompt for prompt in prompts] if prompts else None
+    metadata = training_metadata(pipe, settings, picture, captions)
     metadata["learned"] = json.dumps(learned)
     changed = changes(pipe)
     if changed:

@@ -5,10 +5,11 @@ Exact files, linear alphas, nothing silently ignored, no trace left.
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import save_file
 
 from blora_nb.blocks import half_of
-from blora_nb.errors import BLoRAError
+from blora_nb.errors import BLoRAError, PipelineWarning
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.generation import generate
 from blora_nb.lora import (
@@ -108,6 +109,24 @@ def test_a_lora_that_was_switched_off_is_on_again(pipe, blora):
     pipe.disable_lora()
     again = generate(pipe, "A [v]", style=blora, **options)[0]
     assert again.tobytes() == styled.tobytes() != plain.tobytes()
+
+
+def test_what_others_switched_on_beside_the_halves_is_not_switched_off_silently(fresh, blora):
+    apply(fresh, blora)
+    fresh.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="mine")
+    fresh.unet.set_adapters(["content", "mine"])
+    with pytest.warns(PipelineWarning, match="The LoRA mine, .* is switched off"):
+        set_alphas(fresh, content_alpha=0.5)
+
+
+def test_the_metadata_of_several_are_what_is_true_of_all(blora):
+    one = BLoRA(blora.state_dict, {"base_model": "b", "learned": "x", "modelspec.license": "mit"})
+    two = BLoRA(blora.state_dict, {"base_model": "b", "learned": "y", "modelspec.license": "own"})
+    both = {"base_model": "b", "modelspec.license": "mit and own"}
+    assert combine(one, two).metadata == both
+    assert combine(one, one).metadata == one.metadata
+    weak = combine(one, content_alpha=0.3).metadata
+    assert weak == {"base_model": "b", "modelspec.license": "mit", "content_alpha": "0.3"}
 
 
 @pytest.mark.parametrize("use", [apply, combine])

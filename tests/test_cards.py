@@ -276,6 +276,13 @@ def test_upload_then_load_by_id(described, hub, elsewhere, tmp_path):
     assert described.fingerprint in again.stdout
 
 
+def test_a_model_card_of_ones_own_is_not_written_over(described, hub):
+    Hub.files["README.md"] = b"written by hand"
+    with pytest.raises(FileExistsError, match=r"user/name has a README.md already"):
+        upload(described, "user/name", token="hf_x", endpoint=hub)
+    assert Hub.files == {"README.md": b"written by hand"}
+
+
 @pytest.mark.slow
 def test_a_huge_file_is_not_downloaded(hub, elsewhere):
     Hub.files["huge.safetensors"] = b"huge"
@@ -308,6 +315,11 @@ def test_peft_in_a_folder_of_a_repository_takes_its_own_settings(hub, elsewhere,
     found = succeeded(inspected("user/name/sub/adapter_model.safetensors", environment))
     assert blora.fingerprint in found.stdout
     assert blora.fingerprint not in inspected("user/name", environment).stdout
+    # of the other folder only the weights are in the cache
+    for file in (tmp_path / "home").rglob("adapter_config.json"):
+        file.unlink()
+    alone = inspected("user/name/adapter_model.safetensors", elsewhere | {"HF_HUB_OFFLINE": "1"})
+    refused(alone, "the adapter_config.json beside it is not")
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,9 @@ def test_an_unknown_sampler_is_refused_with_the_known_ones(fresh):
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"num_inference_steps": 2.0}, "num_inference_steps must be a whole number, not 2.0"),
         ({"width": "64"}, "width must be a whole number, not '64'"),
+        ({"height": -8}, "height must be a multiple of 8, not -8"),
+        ({"height": 100, "image": Image.new("RGB", (96, 96))}, "multiple of 8, not 100"),
+        ({"strength": "half"}, "strength must be a number, not 'half'"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be an ordinary number"),
     ],
 )

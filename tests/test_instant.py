@@ -8,6 +8,8 @@ import torch
 from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
 from blora_nb.course.drawings import draw
 from blora_nb.evaluation.rebuilding import rebuild
+from blora_nb.files.cards import model_card
+from blora_nb.files.descriptions import describe
 from blora_nb.files.images import to_tensor
 from blora_nb.generation import generate
 from blora_nb.instant import (
@@ -73,6 +75,14 @@ def test_it_knows_its_picture_and_a_training_from_it_knows_it_better(pipe, tmp_p
         for one in (instant, read)
     ]
     assert images[0].tobytes() == images[1].tobytes()
+
+
+def test_a_file_holds_it_as_it_is_and_says_how_it_was_made(pipe, picture, tmp_path):
+    blora = instant_blora(pipe, picture, rank=64, prompt="A [v] star")
+    again = BLoRA.load(blora.save(tmp_path))
+    assert again.fingerprint == blora.fingerprint
+    assert 'prompt "A [v] star"' in describe(again)
+    assert "computed from one picture without training" in model_card(again, "a/b")
 
 
 def test_it_is_for_one_picture_on_the_teaching_model(pipe):

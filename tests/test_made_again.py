@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from blora_nb.errors import BLoRAError, ImageError
 from blora_nb.files.saved_images import read_settings, save_image, save_picture
 from blora_nb.generation import generate
+from blora_nb.inspection import prompt_per_block
 from blora_nb.lora import BLoRA, combine
 from helpers import pixels, refused, run, run_here, succeeded
 from test_formats import made, mixed_rank
@@ -232,6 +233,48 @@ def test_pictures_without_or_with_odd_settings_are_refused(tmp_path, name, text,
     Image.new("RGB", (4, 4)).save(tmp_path / name, **options)
     with pytest.raises(ImageError, match=message):
         read_settings(tmp_path / name)
+
+
+def test_another_sampler_and_prompts_of_blocks_are_in_the_record(fresh, tmp_path):
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    short = {"num_inference_steps": 2, "progress": False}
+    plain = generate(fresh, "A cat", **short)[0]
+    block = "up_blocks.0.attentions.0"
+    with prompt_per_block(fresh, {block: "A star"}):
+        inside = generate(fresh, "A cat", **short)[0]
+    after = generate(fresh, "A cat", **short)[0]
+    assert inside.info["blora_nb"]["prompt_per_block"] == {block: "A star"}
+    assert after.info["blora_nb"] == plain.info["blora_nb"]
+    fresh.scheduler = EulerAncestralDiscreteScheduler.from_config(fresh.scheduler.config)
+    other = generate(fresh, "A cat", **short)[0]
+    assert other.info["blora_nb"]["sampler"].startswith("EulerAncestralDiscreteScheduler ")
+    command = ["generate", "--output_path", tmp_path / "again", "--like"]
+    again = succeeded(run_here(*command, save_picture(other, tmp_path)))
+    assert "note: sampler was EulerAncestralDiscreteScheduler" in again.stderr
+    refused(run_here(*command, save_picture(inside, tmp_path)), "prompt_per_block", code=2)
+
+
+def test_a_picture_made_on_a_gpu_is_made_again_without_one(pipe, tmp_path):
+    picture = generate(pipe, "A cat", num_inference_steps=2, progress=False)[0]
+    picture.info["blora_nb"]["device"] = "cuda"
+    command = ["generate", "--like", save_picture(picture, tmp_path), "--output_path", tmp_path]
+    again = succeeded(run_here(*command))
+    assert "note: device was cuda and is cpu" in again.stderr
+
+
+def test_a_validation_picture_does_not_say_what_drew_it(tmp_path):
+    save_image(Image.new("RGB", (4, 4)), tmp_path / "x.png", {"prompt": "A [v]", "seed": 0})
+    done = run_here("generate", "--like", tmp_path / "x.png", "--output_path", tmp_path / "out")
+    refused(done, "not which model and B-LoRA drew it", code=2)
+
+
+def test_a_picture_that_was_opened_again_is_saved_with_its_settings(pipe, tmp_path):
+    drawn = generate(pipe, "A cat", num_inference_steps=1, progress=False)[0]
+    with Image.open(save_picture(drawn, tmp_path)) as opened:
+        copy = save_picture(opened, tmp_path)
+    assert copy.name == "A_cat_seed0-2.png"
+    assert read_settings(copy) == drawn.info["blora_nb"]
 
 
 def test_settings_of_no_picture_are_refused(tmp_path):

@@ -22,6 +22,7 @@ from blora_nb.cli.jobs import Job, check_folder_names, plan, read_captions
 from blora_nb.cli.many_pictures import train_all, write_manifest
 from blora_nb.course.drawings import draw
 from blora_nb.errors import ImageError
+from blora_nb.files.descriptions import describe
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.lora import BLoRA
 from blora_nb.pipeline import encode_prompt
@@ -284,6 +285,9 @@ def test_one_from_all_is_that_of_no_single_picture(pipe, folder, tmp_path):
     assert train_all(pipe, [job], settings, progress=False) == []
     together = BLoRA.load(tmp_path / "out")
     assert json.loads(together.metadata["pictures"]) == [f"{name}.png" for name in sorted(NAMES)]
+    learned = [f"A [v] {name}" for name in sorted(NAMES)]
+    assert json.loads(together.metadata["captions"]) == learned
+    assert f'prompt "{learned[0]}"' in describe(together)
     alone = train(pipe, folder / f"{NAMES[0]}.png", settings, progress=False)
     assert not same_weights(together, alone)
     with pytest.raises(ValueError, match="--together"):

@@ -1,6 +1,7 @@
 """The files beside the code say the same: versions, workflows, citation."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -151,6 +152,15 @@ def test_the_readme_is_short_and_names_no_missing_file():
     files = re.findall(re.escape(PROJECT["urls"]["Repository"]) + r"/blob/main/(\S+)", text)
     assert len(files) > 10
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_binder_takes_uploads_as_large_as_those_of_the_app_page(tmp_path):
+    script = ROOT / ".binder" / "postBuild"
+    subprocess.run(["bash", script], env={**os.environ, "HOME": str(tmp_path)}, check=True)
+    written = json.loads((tmp_path / ".jupyter" / "jupyter_server_config.json").read_text())
+    app = json.loads((ROOT / "app" / "voila.json").read_text())["Voila"]["tornado_settings"]
+    limit = "websocket_max_message_size"
+    assert written["ServerApp"]["tornado_settings"][limit] == app[limit]
 
 
 def test_binder_installs_what_the_lessons_need():

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from blora_nb.blocks import CONTENT_BLOCK, SGM_BLOCK_OF_HALF, STYLE_BLOCK, target_modules
-from blora_nb.errors import BLoRAError, BLoRAWarning
+from blora_nb.errors import BLoRAError, BLoRAWarning, PipelineError
 from blora_nb.files.lora_settings import SOURCES
 from blora_nb.files.other_methods import CHANGE_THE_BASE, REFUSED_METHODS
 from blora_nb.lora import BLoRA, remove
@@ -640,6 +640,17 @@ def test_a_few_step_lora_adds_exactly_what_it_says(fresh, tmp_path, kind):
         else:
             assert torch.equal(after[name], weight), layer
     assert options_of(fresh)["few_step_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_beside_a_fused_lora_none_is_merged(fresh, tmp_path):
+    for seed, name in ((4, "few.safetensors"), (2, "mine.safetensors")):
+        save_file(few_step_lora(fresh, "kohya", seed)[0], tmp_path / name)
+    fresh.load_lora_weights(tmp_path, weight_name="mine.safetensors", adapter_name="mine")
+    fresh.fuse_lora()
+    fused = weights_of(fresh)
+    with pytest.raises(PipelineError, match=r"mine is fused .* pipe.unfuse_lora\(\)"):
+        merge_few_step_lora(fresh, tmp_path / "few.safetensors")
+    assert all(map(torch.equal, weights_of(fresh), fused))
 
 
 def test_a_few_step_lora_is_merged_once_and_noted(fresh, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from blora_nb.course.drawings import draw, free_pose
-from blora_nb.errors import ImageError
+from blora_nb.errors import ImageError, ImageWarning
 from blora_nb.files.saved_images import read_settings, save_image, save_picture
 from blora_nb.generation import generate
 from blora_nb.running.memory import GIB, pictures_at_once
@@ -75,8 +75,11 @@ def test_progress_and_pixels_of_the_steps_that_are_made(pipe, turned):
 
 
 def test_an_outline_may_have_another_shape(pipe, turned):
-    steered = {"controlnet": "tiny", "control_image": outline(turned[0], 64)}
     options = {"height": 64, "width": 128, "num_inference_steps": 2, "progress": False}
+    with pytest.warns(ImageWarning, match="96 × 96 .* 50% of it"):
+        edges = outline(turned[0], (128, 64))
+    assert edges.size == (128, 64)
+    steered = {"controlnet": "tiny", "control_image": edges}
     assert generate(pipe, "A cat", **steered, **options)[0].size == (128, 64)
 
 
@@ -135,6 +138,7 @@ def test_a_layout_that_is_typed_takes_the_place_of_the_pictures_own(
     """The picture's own is not there any more: whoever reads it fails."""
     turned[0].save(tmp_path / "cat.png")
     settings = {"prompt": "A cat", "seed": 3, "controlnet": "tiny", "num_inference_steps": 1}
+    settings["base_model"] = "tiny_sdxl"
     save_image(turned[0], tmp_path / "made.png", settings | {recorded: "gone.png"})
     command = ["generate", "--like", "made.png", f"--{typed}", "cat.png", "--output_path", "new"]
     succeeded(run_here(*command, cwd=tmp_path))

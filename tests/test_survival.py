@@ -30,10 +30,12 @@ from blora_nb.lora import IN_TRAINING, BLoRA, applied
 from blora_nb.pipeline import load_pipeline
 from blora_nb.running.checkpoints import (
     STATE_NAME,
+    TrainingState,
     checkpoints,
     checksum,
     find_checkpoint,
     other_settings,
+    write_checkpoint,
 )
 from blora_nb.running.folder_lock import only_training_in
 from blora_nb.settings import TrainingSettings
@@ -288,6 +290,37 @@ def test_a_folder_with_checkpoints_is_not_written_over(pipe, picture, half_way):
     with pytest.raises(FileExistsError, match='resume_from_checkpoint="latest"'):
         train(pipe, picture, progress=False, output_dir=half_way, **CHANGES)
     assert applied(pipe) == []
+
+
+def test_a_checkpoint_from_elsewhere_does_not_mix_with_those_of_the_folder(
+    pipe, picture, half_way, copied, tmp_path
+):
+    found = {"progress": False, "resume_from_checkpoint": str(half_way / "checkpoint-12")}
+    with pytest.raises(FileExistsError, match="checkpoints of an earlier training"):
+        train(pipe, picture, output_dir=copied, **found, **CHANGES)
+    made = train(pipe, picture, output_dir=tmp_path / "new", **found, **CHANGES)
+    assert len(made.losses) == CHANGES["max_train_steps"]
+
+
+def test_another_checkpoint_of_the_same_step_is_kept_aside(pipe, picture, copied):
+    """A GPU that goes on from an earlier step does not come to the same bits."""
+    other = train(pipe, picture, progress=False, **CHANGES | {"max_train_steps": 4, "seed": 1})
+    path = copied / "checkpoint-6"
+    before = BLoRA.load_unfinished(path)
+    state = TrainingState({}, *[EmptyState()] * 3, torch.Generator(), [0.0] * 6, None)
+    for _ in range(2):  # the second time it is there already
+        assert write_checkpoint(copied, other, state, TrainingSettings()) == path
+    assert same_weights(BLoRA.load_unfinished(path), other)
+    assert same_weights(BLoRA.load_unfinished(copied / "checkpoint-6.earlier"), before)
+
+
+class EmptyState:
+    """An optimizer, schedule or scaler that has nothing to keep."""
+
+    last_epoch = 0
+
+    def state_dict(self):
+        return {"state": {}, "param_groups": []}
 
 
 def test_a_setting_that_came_later_does_not_spoil_older_checkpoints():

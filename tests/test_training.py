@@ -228,6 +228,8 @@ def test_settings_may_be_numbers_of_numpy_and_pytorch():
         ("max_train_steps", "many"),
         ("learning_rate", "slow"),
         ("train_batch_size", 0),
+        ("use_8bit_adam", "no"),
+        ("instance_prompt", 5),
     ],
 )
 def test_settings_that_are_no_such_numbers_are_refused(pipe, picture, name, wrong):

@@ -113,12 +113,13 @@ def train(args: Namespace) -> None:
     if args.validation_prompt:
         count = args.num_validation_images or VALIDATION_IMAGES
         validate = validation_pictures(pipe, args.validation_prompt, count)
-    failed = []
+    failed: list = []
     try:
         if is_main:
             failed += check_finished(pipe, finished, settings)
         resume = args.resume_from_checkpoint
-        failed += gather(train_all(pipe, mine, settings, resume, validate, progress=is_main))
+        train_all(pipe, mine, settings, resume, validate, is_main, failed)
+        failed = gather(failed)
         if is_main and validate:
             write_sheets([job.folder for job in jobs if job.finished])
     finally:
@@ -153,14 +154,16 @@ def generate(args: Namespace) -> None:
     check_base(pipe)
     if args.few_step_lora:
         merge_few_step_lora(pipe, args.few_step_lora)
-    if args.scheduler or args.few_step_lora:
+    # a picture that was made with such a LoRA says itself which scheduler it had
+    suits_few_steps = args.few_step_lora and not args.record.get("few_step_lora")
+    if args.scheduler or suits_few_steps:
         use_scheduler(pipe, args.scheduler or "lcm")
     if args.vae_tiling:
         tile_vae(pipe)
     control_image = args.control_image
     if args.outline_of:
         native = native_resolution(pipe)
-        control_image = outline(args.outline_of, min(args.height or native, args.width or native))
+        control_image = outline(args.outline_of, (args.width or native, args.height or native))
     # a picture of a batch is drawn together with the others, and only it is written
     wanted = args.record.get("seed") if args.seeds_of_picture else None
     wanted = wanted if wanted in args.seeds else None

@@ -12,7 +12,7 @@ from blora_nb.files.json_objects import json_object
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.files.paths import writable_folder
 from blora_nb.lora import BLoRA
-from blora_nb.running.checkpoints import check_unused, checkpoints, other_settings
+from blora_nb.running.checkpoints import check_unused, last_whole, other_settings
 from blora_nb.running.training_pictures import class_pictures, squares_of, what_is_learned
 from blora_nb.settings import TrainingSettings
 
@@ -94,11 +94,13 @@ def other_training(
     now = learned_now(pipe, job, settings)
     different = other_settings(stored, settings, frozenset({"max_train_steps"}))
     different += [f"it is of another {what}" for what in now if then.get(what) != now[what]]
+    if settings.license not in (None, stored.get("license")):
+        different.append(f"its licence is {stored.get('license')}, not {settings.license}")
     steps, asked = stored.get("max_train_steps"), settings.max_train_steps
     if steps == asked and not different:
         return None
     remedy = "Choose another --output_dir, or move this folder away to train anew."
-    last = next(reversed(checkpoints(job.folder)), None)
+    last = last_whole(job.folder)
     only_longer = not different and steps and steps < asked
     if only_longer and last and settings.lr_scheduler.startswith("constant"):
         remedy = (

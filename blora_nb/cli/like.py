@@ -7,7 +7,8 @@ from blora_nb.blocks import HALVES
 from blora_nb.cli.options import GENERATE, LAYOUT_PICTURE, Option, seed
 from blora_nb.errors import shown
 
-NOT_TAKEN = ("like", "output_path", "seeds", "num_images_per_prompt")
+# the device is this computer's: a picture made on a GPU can be made again on a laptop
+NOT_TAKEN = ("like", "output_path", "seeds", "num_images_per_prompt", "device")
 FOREIGN = "It was not written by this command."
 # what may have been used without a file of its own, and the options that can name it
 UNNAMED = {
@@ -74,6 +75,16 @@ def checked(name: str, option: Option, value: Any) -> Any:
 
 def what_to_name(record: dict[str, Any], args: argparse.Namespace) -> str | None:
     """What a picture was made with that was in no file and no option names; None if nothing."""
+    if record and "base_model" not in record:
+        return (
+            f"{args.like} says its prompt and seed, but not which model and B-LoRA drew it: it is "
+            "one of the validation or class pictures of a training"
+        )
+    if "prompt_per_block" in record:
+        return (
+            f"{args.like} was drawn with prompts of their own for some blocks: draw it again in "
+            "Python, inside blora_nb.prompt_per_block"
+        )
     unnamed = f"of {args.like} was not in a file when the picture was made; name it with"
     for what, flags in UNNAMED.items():
         used = what in record or f"{what}_sha256" in record

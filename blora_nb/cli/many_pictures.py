@@ -22,7 +22,7 @@ from blora_nb.files.safe_files import complete_file
 from blora_nb.files.saved_images import save_image
 from blora_nb.generation import draw_each, encode
 from blora_nb.lora import BLoRA
-from blora_nb.running.checkpoints import checkpoints
+from blora_nb.running.checkpoints import last_whole
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
 from blora_nb.running.loss_guard import WINDOW
 from blora_nb.sampling import Sampling
@@ -42,8 +42,12 @@ def train_all(
     resume: str | None = None,
     on_checkpoint: Callable | None = None,
     progress: bool = True,
+    failed: list[tuple[Job, str]] | None = None,
 ) -> list[tuple[Job, str]]:
     """Train the B-LoRA of every job; one that fails does not stop the others.
+
+    Args:
+        failed: a list to be filled, for whoever wants to know after a Ctrl-C as well.
 
     Returns:
         (job, why) of those that failed.
@@ -51,7 +55,7 @@ def train_all(
     Raises:
         KeyboardInterrupt: after Ctrl-C, at the end of a step.
     """
-    failed = []
+    failed = [] if failed is None else failed
     # Ctrl-C between the last step and the saving must not lose the training
     with stop_at_the_end_of_a_step() as stop:
         for job in jobs:
@@ -109,8 +113,8 @@ def save_somewhere(blora: BLoRA, file: Path) -> Path:
                 f"{error} The trained B-LoRA is not lost: it is in {elsewhere}; copy it before you "
                 "restart the computer."
             ) from None
-        whole = checkpoints(file.parent)
-        last = f" The last checkpoint is whole: {whole[-1]}." if whole else ""
+        whole = last_whole(file.parent)
+        last = f" The last whole checkpoint is {whole}." if whole else ""
         raise OSError(
             f"{error} The computer's temporary folder, {tempfile.gettempdir()}, has no room for it "
             f"either.{last} Make room, then train again with "

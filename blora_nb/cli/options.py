@@ -189,7 +189,7 @@ BASE_MODEL: Options = {
         'which files of the base: "fp16" for those that end in .fp16.safetensors; the default '
         "for sdxl",
     ),
-    "cache_dir": path("FOLDER", "for downloads from the hub"),
+    "cache_dir": path("FOLDER", "for downloads of base models and VAEs from the hub"),
     "pretrained_vae_model_name_or_path": path(
         "SOURCE", "another VAE; by default SDXL in float16 gets one that does not overflow"
     ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from blora_nb.assets import SDXL
 from blora_nb.files.descriptions import example_prompt, facts, norms, prompt_of
 from blora_nb.files.locating import FILE_NAME
+from blora_nb.files.metadata import MADE_INSTANTLY
 from blora_nb.files.paths import safe_name
 from blora_nb.files.state_dict_checks import base_of
 
@@ -28,8 +29,8 @@ CARD = """\
 # {{ repo_id.split("/")[-1] }}
 
 A B-LoRA ([Frenkel et al., 2024](https://arxiv.org/abs/2403.14572)): LoRA on two transformer blocks
-of SDXL, trained on one picture. The content half holds what is in the picture, the style half how
-it looks. Each can be used alone, or with the other half of another B-LoRA.
+of {{ kind }}{{ made }}. The content half holds what is in the picture, the style half how it looks.
+Each can be used alone, or with the other half of another B-LoRA.
 
 | | |
 |---|---|
@@ -64,6 +65,8 @@ def model_card(blora: "BLoRA", repo_id: str) -> str:
         data,
         template_str=CARD,
         repo_id=repo_id,
+        kind="SDXL" if is_sdxl else "a model with SDXL's blocks",
+        made=_how_it_was_made(blora.metadata),
         facts=facts(blora, norms(blora)),
         base=base or ("sdxl" if is_sdxl else "tiny"),
         prompt=json.dumps(example_prompt(blora), ensure_ascii=False),
@@ -79,6 +82,15 @@ def _base_on_hub(blora: "BLoRA") -> str | None:
     if name:
         return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
     return SDXL if base_of(blora.state_dict) == "SDXL" else None
+
+
+def _how_it_was_made(metadata: dict[str, str]) -> str:
+    """The end of a sentence, as far as the file says it."""
+    if metadata.get("made_by") == MADE_INSTANTLY:
+        return ", computed from one picture without training"
+    if "learned" in metadata and "picture_sha256" in metadata:
+        return ", trained on one picture"
+    return ""
 
 
 def _license(name: str | None) -> dict[str, str]:
@@ -109,16 +121,17 @@ def upload(
         The address of the commit.
 
     Raises:
-        FileExistsError: the repository has weights already; nothing was changed.
+        FileExistsError: the repository has weights or a model card already; nothing was changed.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint, token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
-    if api.file_exists(repo_id, FILE_NAME):
-        raise FileExistsError(
-            f"{repo_id} has a {FILE_NAME} already. Choose another name, or remove it there first."
-        )
+    for name in (FILE_NAME, "README.md"):
+        if api.file_exists(repo_id, name):
+            raise FileExistsError(
+                f"{repo_id} has a {name} already. Choose another name, or remove it there first."
+            )
     message = f"Add a B-LoRA ({' and '.join(blora.halves)})"
     with tempfile.TemporaryDirectory() as folder:
         blora.copy().save(folder)

@@ -1,13 +1,13 @@
 """What a B-LoRA is, in words for people: one line, a full description, HTML for a notebook."""
 
 import html
-import json
 import re
 import shlex
 from typing import TYPE_CHECKING
 
 from blora_nb.blocks import COLOUR_OF_HALF, half_of
 from blora_nb.errors import shown
+from blora_nb.files.json_objects import json_object
 from blora_nb.files.metadata import THUMBNAIL
 from blora_nb.files.state_dict_checks import base_of
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BASE_FLAGS = {"the teaching model": "", "SDXL": " --pretrained_model_name_or_path sdxl"}
 FROM_METADATA = {
+    "captions": "captions",
     "training": "training",
     "versions": "versions",
     "picture": "picture_sha256",
@@ -66,11 +67,14 @@ def describe_as_html(blora: "BLoRA") -> str:
 
 
 def prompt_of(blora: "BLoRA") -> str | None:
-    """The prompt that means the training picture; None if the file does not say."""
-    try:
-        prompt = json.loads(blora.metadata.get("training", "{}"))["instance_prompt"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        prompt = blora.metadata.get("modelspec.trigger_phrase")
+    """The prompt that means the training picture; None if the file does not say.
+
+    Of pictures with captions it is the first one's.
+    """
+    training = json_object(blora.metadata.get("training", "")) or {}
+    trigger = blora.metadata.get("modelspec.trigger_phrase")
+    captioned = "captions" in blora.metadata
+    prompt = trigger if captioned else training.get("instance_prompt") or trigger
     return shown(prompt, 300) if prompt else None
 
 

@@ -192,6 +192,14 @@ def _download(repo_id: str, name: str) -> tuple[Path, Path | None]:
     config = str(PurePosixPath(name).with_name(PEFT_CONFIG))
     try:
         return path, Path(api.hf_hub_download(repo_id, config, local_files_only=offline))
+    except errors.LocalEntryNotFoundError:
+        # the hub cannot be reached, and PEFT's own files have the scale in their config
+        if path.name == PEFT_FILE:
+            raise BLoRAError(
+                f"{name} is in the cache, but the {PEFT_CONFIG} beside it is not, and the hub "
+                "cannot be reached. Try again with a network."
+            ) from None
+        return path, None
     except errors.EntryNotFoundError:
         return path, None  # as in a folder without one
 

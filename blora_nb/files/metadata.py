@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from blora_nb.settings import TrainingSettings
 
 DECISIVE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+MADE_INSTANTLY = "blora_nb.instant_blora"  # in the entry made_by
 # with or without a variant, whole or in pieces: diffusion_pytorch_model.fp16.safetensors,
 # diffusion_pytorch_model-00001-of-00002.safetensors
 UNET_FILE = re.compile(
@@ -84,6 +85,7 @@ def training_metadata(
     pipe: "StableDiffusionXLPipeline",
     settings: "TrainingSettings",
     picture: ImageSource | None = None,
+    captions: list[str] | None = None,
 ) -> dict[str, str]:
     """What `train` writes into the file of a B-LoRA.
 
@@ -92,6 +94,7 @@ def training_metadata(
 
     Args:
         picture: the training picture; without it there is no thumbnail and no hash of its pixels.
+        captions: the prompts of the pictures, where they have their own.
     """
     name, sha256 = model_hash(pipe)
     metadata = {
@@ -99,9 +102,11 @@ def training_metadata(
         "versions": versions(),
         "base_model": name,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.trigger_phrase": settings.instance_prompt,
+        "modelspec.trigger_phrase": captions[0] if captions else settings.instance_prompt,
         "modelspec.prediction_type": pipe.scheduler.config.get("prediction_type", "epsilon"),
     }
+    if captions:
+        metadata["captions"] = json.dumps(captions, ensure_ascii=False)
     if sha256:
         metadata["base_model_sha256"] = sha256
     if settings.license:

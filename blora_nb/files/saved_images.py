@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 
 from blora_nb.errors import BLoRAError, ImageError, shown
 from blora_nb.files.images import opened
-from blora_nb.files.json_objects import parse_json
+from blora_nb.files.json_objects import json_object, parse_json
 from blora_nb.files.paths import free_path, safe_name, writable_folder
 from blora_nb.files.safe_files import complete_file
 
@@ -25,7 +25,7 @@ def save_image(image: Image.Image, path: str | Path, settings: dict | None = Non
         FileExistsError: there is such a file already.
     """
     path = Path(path)
-    settings = settings or image.info.get(FIELD)
+    settings = settings or _noted(image)
     info = PngImagePlugin.PngInfo()
     if settings:
         info.add_text(FIELD, json.dumps(settings))
@@ -47,14 +47,20 @@ def save_picture(image: Image.Image, folder: str | Path) -> Path:
         ImageError: the picture does not know what it was made with.
         OSError: the folder cannot be written to.
     """
-    settings = image.info.get(FIELD, {})
-    if "prompt" not in settings:
+    settings = _noted(image)
+    if not {"prompt", "seed"} <= settings.keys():
         raise ImageError(
             "This picture does not know what it was made with; only those of generate and sample "
             "do. Save it with its own method: picture.save(…)."
         )
     name = f"{safe_name(settings['prompt'])}_seed{settings['seed']}"
-    return save_image(image, free_path(writable_folder(folder), name, ".png"))
+    return save_image(image, free_path(writable_folder(folder), name, ".png"), settings)
+
+
+def _noted(image: Image.Image) -> dict[str, Any]:
+    """The settings on a picture of `generate`, or on one of its files opened with PIL."""
+    noted = image.info.get(FIELD)
+    return noted if isinstance(noted, dict) else json_object(noted or "") or {}
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -168,10 +168,19 @@ def checkpoint_to_resume(
         raise FileExistsError(
             f"{file} exists already. Choose another output_dir, or remove it first."
         )
+    path = None
     if resume_from_checkpoint:
-        return find_checkpoint(output_dir, resume_from_checkpoint)
+        path = find_checkpoint(output_dir, resume_from_checkpoint)
+        if path is None or path.resolve().parent == Path(output_dir).resolve():
+            return path
     check_unused(output_dir)
-    return None
+    return path
+
+
+def last_whole(folder: str | Path | None) -> Path | None:
+    """The newest complete checkpoint in a folder, if there is one."""
+    found = checkpoints(folder) if folder else []
+    return next((path for path in reversed(found) if _is_whole(path)), None)
 
 
 def find_checkpoint(folder: str | Path, wanted: str = "latest") -> Path | None:
@@ -217,8 +226,9 @@ def write_checkpoint(
 ) -> Path:
     """Write `checkpoint-<step>` into a folder, under a hidden name first.
 
-    A step that is already there is left alone. Of earlier ones `settings.checkpoints_total_limit`
-    are kept, this one included.
+    The same checkpoint is left alone. Another one of this step, as a GPU writes when it resumes
+    from an earlier step, is kept as `checkpoint-<step>.earlier`, and a broken one as `.broken`. Of
+    earlier steps `settings.checkpoints_total_limit` are kept, this one included.
 
     Raises:
         CheckpointError: the disk is full or read-only; nothing half-written is left behind.
@@ -227,11 +237,12 @@ def write_checkpoint(
     part = path.with_name(f".{path.name}.part")
     try:
         if path.exists():
-            if _is_whole(path):
+            there = _fingerprint_of(path)
+            if there == blora.fingerprint:
                 return path
-            broken = path.with_name(path.name + ".broken")
-            shutil.rmtree(broken, ignore_errors=True)
-            os.replace(path, broken)
+            aside = path.with_name(path.name + (".earlier" if there else ".broken"))
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         tensors, rest = state.pack()
@@ -248,8 +259,8 @@ def write_checkpoint(
                 os.fsync(written.fileno())
         os.replace(part, path)
     except (OSError, safetensors.SafetensorError) as error:
-        earlier = checkpoints(folder)
-        kept = f"The last complete one is {earlier[-1]}." if earlier else "There is no earlier one."
+        earlier = last_whole(folder)
+        kept = f"The last complete one is {earlier}." if earlier else "There is no earlier one."
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"The checkpoint of step {state.step} cannot be written to {folder} ({reason}). {kept}"
@@ -259,8 +270,8 @@ def write_checkpoint(
     limit = settings.checkpoints_total_limit
     if limit:
         # later ones are broken, or of a training that went on from an earlier step
-        earlier = [p for p in checkpoints(folder) if (step_of(p) or 0) <= state.step]
-        for old in earlier[:-limit]:
+        until_now = [p for p in checkpoints(folder) if (step_of(p) or 0) <= state.step]
+        for old in until_now[:-limit]:
             shutil.rmtree(old, ignore_errors=True)
     return path
 
@@ -275,11 +286,15 @@ def checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
 
 
 def _is_whole(path: Path) -> bool:
+    return _fingerprint_of(path) is not None
+
+
+def _fingerprint_of(path: Path) -> str | None:
+    """That of a checkpoint's weights; None where it is not complete."""
     try:
-        read_checkpoint(path)
+        return read_checkpoint(path)[0].fingerprint
     except CheckpointError:
-        return False
-    return True
+        return None
 
 
 def read_checkpoint(

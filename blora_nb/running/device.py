@@ -35,15 +35,17 @@ def default_device() -> str:
 def check_device(device: torch.device | str) -> None:
     """Raise a ValueError unless PyTorch knows a device of this name and there is one here."""
     try:
-        kind = torch.device(device).type
+        named = torch.device(device)
+        kind, index = named.type, named.index or 0
     except RuntimeError:
-        kind = ""
+        kind, index = "", 0
     if kind not in ("cuda", "mps", "cpu"):
         raise ValueError(
             f"{device!r} is no device; name cuda, mps or cpu, or leave it out for the best that "
             "works."
         )
-    if not _is_available(kind):
+    beyond = kind == "cuda" and index >= torch.cuda.device_count()
+    if beyond or not _is_available(kind):
         raise ValueError(f"There is no {device} here. Leave the device out, or name cpu.")
 
 

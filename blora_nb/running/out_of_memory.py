@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from blora_nb.running.checkpoints import checkpoints
+from blora_nb.running.checkpoints import last_whole
 from blora_nb.running.memory import in_order, memory_advice, quantization_advice
 from blora_nb.settings import TrainingSettings
 
@@ -55,10 +55,10 @@ def explain_out_of_memory_training(
 ) -> str:
     """The message for a training: how much it wanted, what is complete, and what to change."""
     message = f"The memory of {pipe.unet.device} is too small ({_wanted(error)})."
-    written = checkpoints(output_dir) if output_dir else []
+    written = last_whole(output_dir)
     if written:
         message += (
-            f' {written[-1]} is complete: with gradient_checkpointing="full" and '
+            f' {written} is complete: with gradient_checkpointing="full" and '
             'resume_from_checkpoint="latest" the training goes on from there; the other '
             "changes need a folder of their own."
         )

@@ -4,6 +4,8 @@ The names are those of `blora generate`, so that `--like` can take a picture's r
 for what was typed.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ DECISIVE = (
     "base_model",
     "base_model_sha256",
     "few_step_sha256",
+    "sampler",
+    "prompt_per_block",
     "image_sha256",
     "control_image_sha256",
     "controlnet",
@@ -77,6 +81,7 @@ def record(
     return {
         **found,
         **changes(pipe),
+        "sampler": sampler(pipe),
         "device": pipe._execution_device.type,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "vae_tiling": bool(getattr(pipe.vae, "use_tiling", False)),
@@ -84,6 +89,13 @@ def record(
         "base_model_sha256": sha256,
         "versions": versions(),
     }
+
+
+def sampler(pipe: "StableDiffusionXLPipeline") -> str:
+    """The class of a pipeline's scheduler, and twelve hexadecimal digits that name its settings."""
+    config = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    text = json.dumps(config, sort_keys=True, default=str)
+    return f"{type(pipe.scheduler).__name__} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _files(half: str, given: HalfSource) -> dict[str, Any]:
