@@ -336,6 +336,9 @@ def test_the_pad_in_jupyterlab(page, serve, tmp_path):
     pad = page.locator(".blora-pad")
     pad.wait_for()
     stroke(page, pad, (0.2, 0.5), (0.8, 0.5))
+    page.keyboard.press("Control+z")
+    assert colour_at(pad, 0.5, 0.5) == WHITE, "the paper itself hears it"
+    stroke(page, pad, (0.2, 0.5), (0.8, 0.5))
     pad.get_by_role("button", name="red", exact=True).press("Enter")
     pad.get_by_role("button", name="Fill").press("Space")
     stroke(page, pad, (0.5, 0.2))

@@ -391,6 +391,45 @@ def test_an_answer_that_crashes_is_told_how(capsys):
     assert "ZeroDivisionError" in verdict(capsys, "ours", lambda a: 1 / 0)
 
 
+ROLES = {(True, True): "both", (True, False): "content", (False, True): "style"}
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "told"),
+    [
+        (
+            "ours",
+            lambda a: print(end="") or None,
+            "it returns None for 1.0. Is a `return` missing?",
+        ),
+        (
+            "role",
+            lambda c, s: ROLES.get((c >= 0.5, s >= 0.5)),
+            "it returns None for 0.0, 0.0. Is a `return`",
+        ),
+        (
+            "useful_range",
+            lambda *given: first_and_last(sorted(good(*given))) if good(*given) else None,
+            "return the pair (None, None)",
+        ),
+        ("ours", 3, "it should be a function, and is 3"),
+    ],
+)
+def test_an_answer_of_none_is_no_stub(capsys, check, answer, told):
+    line = verdict(capsys, check, answer)
+    assert line.startswith("✗ Not yet:")
+    assert told in line
+
+
+def test_a_check_that_stops_by_itself_does_not_blame_the_code(pipe, capsys, monkeypatch):
+    def offline(_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(checks, "scorer_for", offline)
+    line = verdict(capsys, "golden_words", pipe, "A [c] in gold style")
+    assert line == "✗ The check stopped with OSError: no network"
+
+
 def test_an_answer_that_crashes_is_told_where(capsys):
     """The line is that of the cell, also where a function of its own or a library stopped."""
     cell = "def squared(a):\n    return torch.stack(a)\n\ndef ours(a):\n    return squared(a)\n"

@@ -83,9 +83,56 @@ def test_a_half_that_is_left_out_has_no_alphas_to_draw(pipe, halves):
     assert same(figure, generate(pipe, PROMPT, **options, style_alpha=0.5))
 
 
-def test_pictures_in_no_rows_are_one_row():
+def test_a_grid_names_only_the_half_that_is_there(pipe, halves):
+    alphas = {"content_alphas": [1], "style_alphas": [0.5, 1]}
+    options = {"num_inference_steps": 1, "progress": False}
+    figure = alpha_grid(pipe, style=halves["style"], **alphas, **options)
+    assert [ax.get_ylabel() for ax in figure.axes] == ["", ""]
+    assert [ax.get_title() for ax in figure.axes] == ["style 0.5", "style 1"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"seed": [0, 1]}, r"one seed, not with \[0, 1\]"),
+        ({"content_alphas": []}, "content_alphas is empty: name at least one"),
+        ({"style_alphas": 1}, "style_alphas is a list of numbers"),
+    ],
+)
+def test_what_no_grid_can_be_drawn_of_is_named(pipe, halves, asked, said):
+    with pytest.raises(ValueError, match=said):
+        alpha_grid(pipe, **halves, **asked, num_inference_steps=1, progress=False)
+
+
+@pytest.mark.parametrize("given", [list, iter])
+def test_pictures_in_no_rows_are_one_row(given):
     images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
-    assert same(picture_grid([*images, None]), images)
+    assert same(picture_grid(given([*images, None])), images)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+def test_a_picture_of_any_mode_has_its_own_colours(mode):
+    grey = Image.new("L", (8, 8), 255)
+    grey.paste(0, (0, 0, 4, 8))
+    assert same(picture_grid([[grey.convert(mode)]]), [grey.convert("RGB")])
+
+
+def test_what_is_transparent_is_white():
+    figure = picture_grid([[Image.new("RGBA", (8, 8), (255, 0, 0, 0))]])
+    assert same(figure, [Image.new("RGB", (8, 8), "white")])
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({"column_labels": ["a", "b"]}, "column_labels has 2 texts for 3 columns"),
+        ({"row_labels": ["a", "b"]}, "row_labels has 2 texts for 1 rows"),
+        ({"titles": [["a", "b"]]}, "A row of titles has 2 texts for 3 pictures"),
+    ],
+)
+def test_a_grid_has_a_label_for_each(labels, said):
+    with pytest.raises(ValueError, match=said):
+        picture_grid([Image.new("RGB", (8, 8))] * 3, **labels)
 
 
 @pytest.mark.parametrize("rows", [[], [[], []], [Image.new("RGB", (8, 8)), [None]]])
@@ -100,6 +147,12 @@ def test_more_curves_than_can_be_told_apart_are_refused():
         line_figure(curves, "x", "y")
 
 
+@pytest.mark.parametrize(("lowest", "bottom"), [(0.2, 0), (-0.5, -0.575)])
+def test_a_chart_begins_at_0_unless_a_value_is_below(lowest, bottom):
+    figure = line_figure({"cosine": [lowest, 1.0]}, "x", "y")
+    assert figure.axes[0].get_ylim()[0] == pytest.approx(bottom)
+
+
 def test_the_best_seed_has_both(pipe):
     assert ranked([0.9, 0.2, 0.8], [0.1, 0.9, 0.8]) == [2, 1, 0]
     images = [Image.new("RGB", (96, 96), colour) for colour in ("red", "green", "blue")]
@@ -109,6 +162,18 @@ def test_the_best_seed_has_both(pipe):
     colours = [tuple(picture[0, 0]) for picture in pictures(figure)]
     assert colours == [(0, 0, 255), (0, 128, 0), (255, 0, 0)]
     assert figure.axes[0].texts[0].get_text() == "1. seed 9\ncontent kept 0.80\nstyle moved 0.80"
+
+
+@pytest.mark.parametrize("scores", [{}, {"content kept": [0.9]}])
+def test_seeds_are_ranked_by_a_score_for_each(scores):
+    with pytest.raises(ValueError, match="Given are seeds: 2, images: 2"):
+        seed_ranking([7, 8], [Image.new("RGB", (8, 8))] * 2, scores)
+
+
+@pytest.mark.parametrize("scores", [[], [[0.9, 0.2], [0.1]]])
+def test_pictures_are_ranked_by_lists_of_one_length(scores):
+    with pytest.raises(ValueError, match="lists of scores of the same length"):
+        ranked(*scores)
 
 
 def test_a_figure_keeps_its_colours(picture):

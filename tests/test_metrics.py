@@ -4,6 +4,7 @@ The judge on drawings; DINO and CLIP, random and of their real architecture, on 
 """
 
 import json
+import re
 from statistics import mean
 
 import numpy as np
@@ -34,6 +35,19 @@ def test_the_judge_finds_the_picture_that_lent_a_half(pipe):
     found = scorer_for(pipe).find(drawn, pictures)
     assert sum(shape == name for (shape, _), name in zip(found, pictures)) >= 5
     assert sum(style == name for (_, style), name in zip(found, list(pictures)[6:])) >= 5
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (("unicorn", "neon"), "There is no object 'unicorn'"),
+        (("cat", "neonn"), "There is no style 'neonn'. Did you mean neon?"),
+        (("cat", "red on bleu"), "There is no colour 'bleu'. Did you mean blue?"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(named, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        draw(*named)
 
 
 SPOIL_RANDOM = np.random.default_rng(0)

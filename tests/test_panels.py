@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blora_nb.errors import ImageError
 from blora_nb.evaluation.metrics import scorer_for
 from blora_nb.files.images import centre_square
 from blora_nb.files.metadata import picture_metadata
@@ -27,8 +28,9 @@ from blora_nb.lora import BLoRA, applied
 from blora_nb.registry import pipeline_lock
 from blora_nb.settings import TrainingSettings
 from blora_nb.widgets import chooser as chooser_module
+from blora_nb.widgets import gallery as gallery_module
 from blora_nb.widgets import panel as panels
-from blora_nb.widgets.gallery import MARGIN, Gallery, Source, example_gallery
+from blora_nb.widgets.gallery import MARGIN, Gallery, Source, Upload, example_gallery
 from blora_nb.widgets.kept import files_of, keep, load_kept
 from blora_nb.widgets.markup import png_address
 from blora_nb.widgets.panels import AlphaPanel, SeedPanel
@@ -67,7 +69,8 @@ def upload_several(widget, files):
     about = [{"name": name, "type": "", "size": len(files[name])} for name in files]
     if ipywidgets.__version__.startswith("7"):
         metadata = [known | {"lastModified": 0} for known in about]
-        state = {"data": contents, "metadata": metadata, "_counter": len(files)}
+        counter = widget._counter + len(files)
+        state = {"data": contents, "metadata": metadata, "_counter": counter}
     else:
         value = [
             known | {"last_modified": 0, "content": content}
@@ -202,6 +205,56 @@ def test_an_own_picture_is_uploaded_learned_kept_and_offered_in_other_panels(
     assert chooser.choice.value == "my star"
 
 
+def test_the_same_file_is_uploaded_twice(panel, picture):
+    chooser = panel.choosers["content"]
+    for name in ("mine", "mine-2"):
+        upload(chooser.upload, "mine.png", png(picture))
+        assert chooser.choice.value == name
+
+
+@pytest.mark.skipif(ipywidgets.__version__ == COLABS, reason="it keeps one file of a name")
+def test_two_files_of_one_name_are_two_pictures(panel, picture):
+    about = {"name": "mine.png", "type": "", "size": 0, "last_modified": 0}
+    files = [about | {"content": png(picture.rotate(turn))} for turn in (0, 90)]
+    panel.choosers["content"].upload.set_state({"value": files})
+    for name, turn in (("mine", 0), ("mine-2", 90)):
+        assert panel.gallery.sources[name].picture.tobytes() == picture.rotate(turn).tobytes()
+
+
+def test_an_upload_in_one_panel_changes_nothing_in_another(panel, pipe, picture):
+    other = AlphaPanel(pipe, style="cat wood", gallery=panel.gallery)
+    chooser = panel.choosers["content"]
+    # the first of the gallery, which would be chosen for a moment
+    chooser.choice.value = next(iter(panel.gallery.sources))
+    panel.generate.click()
+    chooser.choice.value = "star sunset"
+    panel.generate.click()
+    chooser.download.click()
+    before = (pixels(panel), status(panel), chooser.link.value)
+    upload(other.choosers["style"].upload, "mine.png", png(picture))
+    assert (pixels(panel), status(panel), chooser.link.value) == before
+    assert "mine" in chooser.choice.options
+
+
+def test_what_was_chosen_at_the_click_is_learned(panel, pipe, picture):
+    chooser = in_background(panel).choosers["content"]
+    upload(chooser.upload, "mine.png", png(picture))
+    with pipeline_lock(pipe):
+        chooser.train.click()
+        until(lambda: "Waiting" in status(panel))
+        upload(chooser.upload, "another.png", png(picture.rotate(90)))
+    panel.worker.wait(30)
+    assert panel.errors == []
+    assert panel.gallery.sources["mine"].blora
+    assert panel.gallery.sources["another"].blora is None
+
+
+def test_a_name_without_a_picture_cannot_be_learned(pipe):
+    panel = AlphaPanel(pipe, Source("empty"))
+    panel.choosers["content"].train.click()
+    assert "empty has no picture to learn from" in status(panel)
+
+
 def test_a_drawing_is_used_and_learned(panel, picture):
     chooser = panel.choosers["content"]
     assert chooser.pad is None, "made when it is asked for"
@@ -279,6 +332,41 @@ def test_a_learned_picture_is_prepared_no_more(panel, picture):
     assert chooser.source.blora
     assert chooser.source.picture is learned
     assert chooser.preparation.layout.display == "none"
+
+
+def test_a_margin_around_a_panorama_fits_into_memory(panel):
+    chooser = panel.choosers["content"]
+    upload(chooser.upload, "wide.png", png(Image.new("RGB", (9000, 90), "red")))
+    chooser.boxes["margin"].set_state({"value": True})
+    assert panel.errors == []
+    assert chooser.source.picture.size == (4916, 4916)
+    chooser.boxes["margin"].set_state({"value": False})
+    assert chooser.source.picture.size == (9000, 90)
+
+
+def test_a_picture_that_cannot_be_prepared_stays_as_it_is(panel, picture, monkeypatch):
+    def too_large(*_):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(gallery_module, "with_margin", too_large)
+    chooser = panel.choosers["content"]
+    upload(chooser.upload, "sketch.png", png(picture))
+    chooser.boxes["margin"].set_state({"value": True})
+    assert "too large" in status(panel)
+    assert not chooser.boxes["margin"].value
+    assert chooser.source.picture.tobytes() == picture.tobytes()
+
+
+def test_a_preparation_waits_for_a_change_of_the_gallery(picture):
+    gallery = Gallery()
+    gallery.add(Source("sketch", picture, upload=Upload(picture)))
+    thread = threading.Thread(target=gallery.prepare, args=("sketch",), kwargs={"margin": True})
+    with gallery._changing:
+        thread.start()
+        thread.join(0.5)
+        gallery.add_trained("sketch", None, picture)
+    thread.join()
+    assert gallery.sources["sketch"].picture is picture, "what was learned is prepared no more"
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all", "truncated"])
@@ -585,6 +673,33 @@ def test_the_last_source_is_not_forgotten(pipe, examples, tmp_path):
     assert panel.choosers["content"].confirmation.layout.display == "none"
 
 
+def test_of_two_questions_only_one_is_answered_by_deleting(pipe, examples, tmp_path):
+    gallery = Gallery()
+    for name in ("one", "two"):
+        gallery.add(Source(name, None, examples.sources["cat wood"].blora))
+        keep(gallery, name, tmp_path)
+    panel = AlphaPanel(pipe, "one", "two", gallery=gallery, folder=tmp_path)
+    for chooser in panel.choosers.values():
+        chooser.forget.click()
+    for chooser in panel.choosers.values():
+        chooser.really_forget.click()
+    assert panel.errors == []
+    assert list(gallery.sources) == ["two"]
+    assert "two is the only choice" in status(panel)
+    assert files_of(gallery.sources["two"])
+
+
+def test_keeping_a_b_lora_leaves_the_callers_own_as_it_was(examples, tmp_path):
+    star = examples.sources["star sunset"].blora
+    mine = BLoRA(star.state_dict, dict(star.metadata))
+    gallery = Gallery()
+    gallery.add(Source("mine", None, mine))
+    file = keep(gallery, "mine", tmp_path)
+    assert (mine.metadata, mine.source) == (star.metadata, "")
+    assert BLoRA.load(file).metadata["name"] == "mine"
+    assert gallery.sources["mine"].blora.source == str(file)
+
+
 def test_a_safetensors_file_is_uploaded_and_remembered(panel, pipe, examples, tmp_path):
     chooser = panel.choosers["style"]
     star = BLoRA(examples.sources["star sunset"].blora.state_dict)
@@ -605,13 +720,14 @@ def test_a_safetensors_file_is_uploaded_and_remembered(panel, pipe, examples, tm
     assert found.picture is None
 
 
+@pytest.mark.parametrize("beside", ["a.png", "a.JPG"])
 def test_a_picture_of_the_same_name_belongs_to_an_uploaded_b_lora(
-    panel, pipe, picture, examples, tmp_path
+    panel, pipe, picture, examples, tmp_path, beside
 ):
     chooser = panel.choosers["content"]
     star = weights_of(examples.sources["star sunset"].blora, tmp_path)
     other = png(picture.rotate(90))
-    files = {"a.png": png(picture), "a.safetensors": star, "b.png": other}
+    files = {beside: png(picture), "a.safetensors": star, "b.png": other}
     upload_several(chooser.upload, files)
     assert panel.errors == []
     assert chooser.choice.value == "b"
@@ -681,7 +797,10 @@ def test_the_place_of_a_file_too_large_for_a_link_is_named(panel, picture, monke
     assert str(Path(panel.folder).resolve()) in chooser.link.value
     assert (Path(panel.folder) / "star_sunset.safetensors").exists()
     chooser.download.click()
-    assert len(list(Path(panel.folder).iterdir())) == 1
+    (file,) = Path(panel.folder).iterdir()
+    file.unlink()
+    chooser.download.click()
+    assert file.exists(), "what is named is there"
 
 
 def test_a_saved_picture_is_downloaded_with_its_settings(panel):
@@ -831,6 +950,7 @@ def test_a_ranking_without_a_picture_to_compare_with_is_explained(pipe, examples
     panel.generate.click()
     assert "no picture to compare with" in str(panel.errors[0])
     assert "mine" in status(panel)
+    assert panel.memory == {}, "nothing is drawn for it"
     with pytest.raises(ValueError, match="a content, a style, or both"):
         SeedPanel(pipe)
 
@@ -851,6 +971,13 @@ def test_a_still_picture_and_a_sentence_stand_in_for_the_widget(panel):
     # the result stands on the right
     right = np.asarray(picture.convert("RGB"))[:, 2 * picture.width // 3 + 20 : -20]
     assert right.std() > 10
+
+
+def test_a_still_picture_shows_what_it_was_drawn_with(panel):
+    panel.generate.click()
+    before = panel.still().png()
+    panel.choosers["content"].choice.value = "cat wood"
+    assert panel.still().png() == before
 
 
 def test_every_control_says_what_it_is(panel):
@@ -875,6 +1002,33 @@ def test_numbers_out_of_range_are_brought_into_it(panel):
     panel.generate.click()
     assert panel.errors == []
     assert panel.picture
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seed": -5}, "seed must be a number from 0 to 2147483647, not -5"),
+        ({"content_alpha": 3}, "content_alpha must be a number from -2 to 2, not 3"),
+        ({"style_alpha": "1"}, "style_alpha must be a number from -2 to 2, not '1'"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a number from 1 to 1000, not 0"),
+        ({"count": 100}, "count must be a number from 1 to 64, not 100"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(pipe, examples, given, said):
+    with pytest.raises(ValueError, match=said):
+        SeedPanel(pipe, "star sunset", gallery=examples, **given)
+
+
+@pytest.mark.parametrize(
+    ("thing", "said"),
+    [
+        ("star sunst", "no picture star sunst.* The gallery has star sunset"),
+        (np.zeros((8, 8, 3), np.uint8), r"not as ndarray. Image.fromarray\(array\) makes one"),
+    ],
+)
+def test_what_is_no_source_is_named(pipe, examples, thing, said):
+    with pytest.raises(ImageError, match=said):
+        AlphaPanel(pipe, thing, gallery=examples)
 
 
 def test_threads_are_used_where_their_progress_is_seen(monkeypatch):

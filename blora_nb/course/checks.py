@@ -16,6 +16,7 @@ from torch import Tensor
 from blora_nb.assets import known_words
 from blora_nb.blocks import CONTENT_BLOCK
 from blora_nb.course.examples import example_blora, example_names, example_picture
+from blora_nb.errors import shown
 from blora_nb.evaluation.metrics import scorer_for
 from blora_nb.generation import generate
 from blora_nb.inspection import prompt_per_block
@@ -51,9 +52,10 @@ def exercise(check: Callable[..., str]) -> Callable[..., None]:
         except Unsolved:
             print("… not solved yet")
         except Exception as error:
-            # the student's own code stopped
             where = place_in_cell(error, answer)
-            print(f"✗ Your code stopped{where} with {type(error).__name__}: {error}")
+            # without a place it may be the network's fault, or that of a word in a prompt
+            stopped = f"Your code stopped{where}" if where else "The check stopped"
+            print(f"✗ {stopped} with {type(error).__name__}: {error}")
 
     return run
 
@@ -78,11 +80,27 @@ def need_prompt(name: str, answer: Any) -> None:
 
 
 def called(function: Answer, *arguments: Any) -> Any:
-    """What an answer returns; None is what a stub returns."""
+    """What an answer returns.
+
+    Raises:
+        Unsolved: it is the stub, as it was.
+        NotYet: it is no function, or returns None.
+    """
+    need(callable(function), f"it should be a function, and is {function!r}.")
     result = function(*arguments)
     if result is None:
-        raise Unsolved
+        if is_stub(function):
+            raise Unsolved
+        given = shown(" ".join(", ".join(map(repr, arguments)).split()))
+        raise NotYet(f"it returns None for {given}. Is a `return` missing?")
     return result
+
+
+def is_stub(function: Answer) -> bool:
+    """Whether a function does nothing: its code is no longer than that of an empty one."""
+    empty = (lambda: None).__code__
+    code = getattr(function, "__code__", None)
+    return code is not None and len(code.co_code) <= len(empty.co_code)
 
 
 def close(got: Any, wanted: Any, tolerance: float = 1e-4) -> bool:
@@ -489,8 +507,11 @@ def golden_words(pipe: "StableDiffusionXLPipeline", answer: str) -> str:
 
 @exercise
 def useful_range(answer: Answer) -> str:
-    def range_of(*arguments: Any) -> tuple:
-        returned = called(answer, *arguments)
+    def range_of(*arguments: Any) -> tuple | None:
+        returned = answer(*arguments)
+        # None is no pair, but there is more to say about it below
+        if returned is None:
+            return None
         need(
             isinstance(returned, tuple | list) and len(returned) == 2,
             f"return a pair, the lowest and the highest alpha; you return {returned!r}.",

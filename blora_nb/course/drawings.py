@@ -13,6 +13,8 @@ from math import cos, pi, sin, tau
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from blora_nb.errors import check_names
+
 BACKGROUND, MAIN, SECOND, ACCENT, LINE = range(5)  # what a pixel of the label map can be
 
 Points = list[tuple[float, float]]  # from -1 to 1, y downwards
@@ -317,8 +319,14 @@ def rgb(colour: str) -> np.ndarray:
 
 
 def colour_style(name: str) -> Style:
-    """The style called "red on blue" or "outlined red on blue", in flat colours."""
-    fill, ground = (COLOURS[word] for word in name.removeprefix("outlined ").split(" on "))
+    """The style called "red on blue" or "outlined red on blue", in flat colours.
+
+    Raises:
+        ValueError: a colour is not in `COLOURS`.
+    """
+    words = name.removeprefix("outlined ").split(" on ")
+    check_names(words, COLOURS, "colour", "drawings.COLOURS")
+    fill, ground = (COLOURS[word] for word in words)
     target = 0.0 if rgb(fill).mean() > 0.5 else 1.0
     shade = rgb(fill) * (1 - 0.3) + target * 0.3
     second = "#" + "".join(f"{round(255 * value):02x}" for value in shade)
@@ -419,10 +427,20 @@ def draw(
     Args:
         style_name: a named style, or "red on blue".
         pose_: by default that of the seed.
+
+    Raises:
+        ValueError: there is no such object, style or colour.
     """
-    parts = {**OBJECTS, **MORE_OBJECTS}[object_name]
+    objects = {**OBJECTS, **MORE_OBJECTS}
+    check_names([object_name], objects, "object", "drawings.OBJECTS, with drawings.MORE_OBJECTS,")
+    parts = objects[object_name]
     named = {**STYLES, **HELD_OUT_STYLES}
-    style = named[style_name] if style_name in named else colour_style(style_name)
+    if style_name.count(" on ") == 1:
+        style = colour_style(style_name)
+    else:
+        listed = "drawings.STYLES, with drawings.HELD_OUT_STYLES,"
+        check_names([style_name], named, "style", listed)
+        style = named[style_name]
     large = size * (3 if size <= 256 else 2)  # drawn larger and averaged, for smooth edges
     labels = label_map(parts, pose_ or pose(seed), style.width, large)
     picture = paint(style.background, large)

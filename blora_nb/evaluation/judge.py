@@ -81,9 +81,9 @@ class Judge(nn.Module):
 
         Only the middle square is compared, as in training.
         """
-        squares = [read_image(image) for image in images]
+        pictures = [read_image(image) for image in images]
         box, size = Image.Resampling.BOX, (JUDGE_SIDE, JUDGE_SIDE)
-        small = [ImageOps.fit(square, size, box) for square in squares]
+        small = [ImageOps.fit(picture, size, box) for picture in pictures]
         return self(torch.cat([to_tensor(image) for image in small]))
 
 

@@ -203,9 +203,18 @@ def ranked(*scores: Sequence[float]) -> list[int]:
     A high score in one list does not make up for a low one in another.
 
     Args:
-        scores: lists of numbers, each with one for every picture.
+        scores: one or more lists of numbers, each with one for every picture.
+
+    Raises:
+        ValueError: there is no list, or they differ in length.
     """
-    weakest = [min(numbers) for numbers in zip(*scores)]
+    counts = {len(numbers) for numbers in scores}
+    if len(counts) != 1:
+        raise ValueError(
+            "Pictures are ranked by one or more lists of scores of the same length; given are "
+            f"{len(scores)} lists with {[len(numbers) for numbers in scores]} numbers."
+        )
+    weakest = [min(numbers) for numbers in zip(*scores, strict=True)]
     return sorted(range(len(weakest)), key=lambda i: -weakest[i])
 
 

@@ -23,6 +23,7 @@ from blora_nb.evaluation.metrics import (
     scorer_for,
 )
 from blora_nb.figures.frontier_chart import frontier_figure
+from blora_nb.figures.grids import checked_alphas
 from blora_nb.figures.notebook_figure import NotebookFigure
 from blora_nb.files.images import ImageSource, read_image
 from blora_nb.files.metadata import thumbnail
@@ -34,7 +35,7 @@ from blora_nb.generation import (
     memory_explained,
     seed_list,
 )
-from blora_nb.lora import BLoRA, HalfSource, apply, check_strength, load_all, set_alphas
+from blora_nb.lora import BLoRA, HalfSource, apply, load_all, set_alphas
 from blora_nb.registry import pipeline_lock
 from blora_nb.running.records import record
 from blora_nb.sampling import Sampling
@@ -175,8 +176,8 @@ def frontier(
     from tqdm.auto import tqdm
 
     _check_halves(content, style)
-    content_list = _alphas("content_alphas", content_alphas)
-    style_list = _alphas("style_alphas", style_alphas)
+    content_list = checked_alphas("content_alphas", content_alphas)
+    style_list = checked_alphas("style_alphas", style_alphas)
     numbers = list(dict.fromkeys(seed_list(seeds)))
     if not numbers:
         raise ValueError("seeds is empty: name at least one, better two or more.")
@@ -235,19 +236,6 @@ def _check_halves(content: Any, style: Any) -> None:
                 f"The frontier weighs a content half against a style half, and {half} is None. "
                 f"Give both; for one half alone, `alpha_grid` draws a sweep over its alpha."
             )
-
-
-def _alphas(name: str, given: Any) -> list[float]:
-    """The alphas as Python's numbers, each once."""
-    try:
-        alphas = [float(alpha) for alpha in given]
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} is a list of numbers such as (0.5, 1), not {given!r}.") from None
-    if not alphas:
-        raise ValueError(f"{name} is empty: name at least one, such as (0.5, 0.75, 1, 1.25).")
-    for alpha in alphas:
-        check_strength(f"Each of {name}", alpha)
-    return list(dict.fromkeys(alphas))
 
 
 def _picture(half: str, blora: Any, given: ImageSource | None) -> Image.Image:

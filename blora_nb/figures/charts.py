@@ -64,5 +64,7 @@ def chart(x_label: str, y_label: str) -> tuple[NotebookFigure, Axes]:
 
 def finish_chart(ax: Axes) -> None:
     """What has to wait until the curves are drawn: the range from 0 on, and the legend."""
-    ax.set_ylim(bottom=0)
+    # cosines can be negative, and then the range begins at the lowest
+    if ax.dataLim.ymin >= 0:
+        ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize=8)

@@ -78,7 +78,7 @@ def unet_diagram(pipe: "StableDiffusionXLPipeline", caption: str = "") -> Notebo
     ax.set_axis_off()
     places = {box: (STEP * i, -LEVEL * box.level) for i, box in enumerate(boxes)}
     for before, after in pairwise(boxes):
-        _arrow(ax, places[before], places[after])
+        _line(ax, places[before], places[after])
     for box in boxes:
         _draw(ax, box, *places[box])
     for level in range(depth):
@@ -118,7 +118,7 @@ def _draw(ax: Axes, box: Box, x: float, y: float) -> None:
         ax.text(x, y - 0.6, text, ha="center", va="top", fontsize=8, color=colour_of_text)
 
 
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+def _line(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
     ax.plot([start[0], end[0]], [start[1], end[1]], color=LINE, linewidth=1, zorder=0)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model, native_resolution
 from blora_nb.errors import TrainingError
 from blora_nb.evaluation.rebuilding import rebuilt_in_words
+from blora_nb.files.image_kinds import SUFFIXES
 from blora_nb.files.images import centre_square, remarks_on_square
 from blora_nb.files.metadata import thumbnail
 from blora_nb.generation import sample
@@ -25,7 +26,7 @@ from blora_nb.widgets.gallery import Gallery, Source, Upload
 from blora_nb.widgets.kept import files_of, forget, keep, size_of, weights_file
 from blora_nb.widgets.markup import AUTO, EMPTY, WRAPPED, download_link, picture_html, small_print
 from blora_nb.widgets.pad import DrawingPad
-from blora_nb.widgets.uploads import WEIGHTS, blora_from_bytes, picture_from_bytes, uploaded_files
+from blora_nb.widgets.uploads import WEIGHTS, blora_from_bytes, picture_from_bytes, take_uploaded
 from blora_nb.widgets.worker import Worker
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 # in pixels: a source's picture, the words before a control, the least width of the controls
 SIDE, LABEL, CONTROLS = 96, 94, 300
+ALPHAS = -2, 2  # from the left end of the slider to the right
 LARGEST_LINK = 10_000_000  # bytes of a file that a page takes as a link
 
 
@@ -67,6 +69,9 @@ class HalfChooser(widgets.VBox):
         worker: does the training.
         training_settings: None for those that suit the pipeline.
         folder: where trained and uploaded weights are written.
+
+    Attributes:
+        offering: True while new sources are offered: for a moment another one seems to be chosen.
     """
 
     def __init__(
@@ -84,13 +89,14 @@ class HalfChooser(widgets.VBox):
         self.worker = worker
         self.training_settings = training_settings
         self.folder = folder
+        self.offering = False
         title = half.capitalize()
         label = {"description_width": f"{LABEL}px"}
         self.choice = widgets.Dropdown(description=title, layout=AUTO, style=label)
         self.alpha = widgets.FloatSlider(
             alpha,
-            min=-2,
-            max=2,
+            min=ALPHAS[0],
+            max=ALPHAS[1],
             step=0.05,
             description=f"{title} alpha",
             continuous_update=False,
@@ -174,6 +180,8 @@ class HalfChooser(widgets.VBox):
 
     def show_chosen(self) -> None:
         """Show the chosen picture, and offer training if there is no B-LoRA of it yet."""
+        if self.offering:
+            return
         source = self.source
         self.thumbnail.value = NO_PICTURE
         if source.picture:
@@ -219,8 +227,13 @@ class HalfChooser(widgets.VBox):
         names = tuple(self.gallery.sources)
         chosen = self.choice.value
         if names != self.choice.options:
-            self.choice.options = names
-            self.choice.value = chosen if chosen in names else names[0]
+            # new options choose the first, until the value is put back
+            self.offering = chosen in names
+            try:
+                self.choice.options = names
+                self.choice.value = chosen if self.offering else names[0]
+            finally:
+                self.offering = False
         self.show_chosen()
 
     def _add_uploaded(self) -> None:
@@ -228,20 +241,23 @@ class HalfChooser(widgets.VBox):
 
         A picture with the same name as a B-LoRA, but for the ending, is shown as its picture.
         """
-        files = dict(uploaded_files(self.upload))
-        # of weights, the picture that may have come with them
-        beside = {
-            name: str(Path(name).with_suffix(".png"))
-            for name in files
-            if Path(name).suffix.lower() == WEIGHTS
-        }
+        files = [(Path(name), content) for name, content in take_uploaded(self.upload)]
+        stems = {path.stem for path, _ in files if path.suffix.lower() == WEIGHTS}
+        # of weights, by their stem, the picture that came with them
+        beside: dict[str, tuple[str, bytes]] = {}
+        others = []
+        for path, content in files:
+            if path.suffix.lower() in SUFFIXES and path.stem in stems - beside.keys():
+                beside[path.stem] = path.name, content
+            else:
+                others.append((path, content))
         errors: list[Exception] = []
-        for name, content in files.items():
+        for path, content in others:
             try:
-                if name in beside:
-                    self._add_weights(name, content, beside[name], files.get(beside[name]))
-                elif name not in beside.values():
-                    self._add_picture(name, content)
+                if path.suffix.lower() == WEIGHTS:
+                    self._add_weights(path.name, content, beside.get(path.stem))
+                else:
+                    self._add_picture(path.name, content)
             except Exception as error:
                 errors.append(error)
         if len(errors) > 1:
@@ -258,14 +274,16 @@ class HalfChooser(widgets.VBox):
         self.choice.value = self.gallery.add(source)
         self._say_how_to_learn(name)
 
-    def _add_weights(
-        self, name: str, content: bytes, picture_name: str, picture_content: bytes | None
-    ) -> None:
-        """Put an uploaded B-LoRA into the gallery, choose it, and keep it in the folder."""
+    def _add_weights(self, name: str, content: bytes, beside: tuple[str, bytes] | None) -> None:
+        """Put an uploaded B-LoRA into the gallery, choose it, and keep it in the folder.
+
+        Args:
+            beside: name and content of the picture that came with it.
+        """
         blora = blora_from_bytes(name, content, self.worker.pipe)
         picture, square, remarks = thumbnail(blora.metadata), None, list(blora.notes)
-        if picture_content is not None:
-            picture, more = picture_from_bytes(picture_name, picture_content)
+        if beside:
+            picture, more = picture_from_bytes(*beside)
             square = centre_square(picture, self.resolution)
             remarks += more
         added = self.gallery.add(Source(Path(name).stem, picture, blora, tuple(remarks)))
@@ -283,7 +301,13 @@ class HalfChooser(widgets.VBox):
         upload = self.source.upload
         if upload is None or getattr(upload, name) == wanted:
             return
-        self.gallery.prepare(self.choice.value, **{name: wanted})
+        try:
+            self.gallery.prepare(self.choice.value, **{name: wanted})
+        except Exception as error:
+            # the box follows the picture, which is as it was
+            self.show_chosen()
+            self.worker.show(error)
+            return
         self._say_how_to_learn(self.choice.value)
 
     def _offer_download(self) -> None:
@@ -294,7 +318,9 @@ class HalfChooser(widgets.VBox):
         try:
             size = size_of(source.blora)
             if size > LARGEST_LINK:
-                file = source.file or keep(self.gallery, source.name, self.folder, None)
+                file = source.file
+                if file is None or not file.exists():
+                    file = keep(self.gallery, source.name, self.folder)
                 self.link.value = small_print(
                     html.escape(
                         f"{file.name} is {size / 1e6:.0f} MB, too large for a download link. Copy "
@@ -311,10 +337,9 @@ class HalfChooser(widgets.VBox):
 
     def _ask_to_forget(self) -> None:
         """Name the files that would be deleted, and wait for a second click."""
-        name = self.choice.value
-        if len(self.gallery.sources) == 1:
-            self.worker.say(f"{name} is the only choice; it stays until there is another.")
+        if self._is_only_choice():
             return
+        name = self.choice.value
         files = " and ".join(file.name for file in files_of(self.source))
         question = html.escape(f'Delete "{name}" for good ({files or "its files are gone"})?')
         self.question.value = (
@@ -322,13 +347,23 @@ class HalfChooser(widgets.VBox):
         )
         self.confirmation.layout.display = ""
 
+    def _is_only_choice(self) -> bool:
+        """Whether the gallery would be empty without the chosen source; the status says so then."""
+        if len(self.gallery.sources) > 1:
+            return False
+        name = self.choice.value
+        self._close_question()
+        self.worker.say(f"{name} is the only choice; it stays until there is another.")
+        return True
+
     def _close_question(self) -> None:
         self.confirmation.layout.display = "none"
 
     def _forget(self) -> None:
         """Delete the chosen source and its files."""
         name = self.choice.value
-        if self.confirmation.layout.display == "none":
+        # the others may have been forgotten since the question
+        if self.confirmation.layout.display == "none" or self._is_only_choice():
             return
         try:
             forget(self.gallery, name)
@@ -367,14 +402,22 @@ class HalfChooser(widgets.VBox):
 
     def _train(self) -> None:
         """Train the B-LoRA of the chosen picture, write it, and add it to the gallery."""
+        # as at the click: another may be chosen while this one waits for the pipeline
+        name, picture = self.source.name, self.source.picture
+        remarks = [remark for remark in self.remarks() if remark != TEACHING_MODEL_LEARNS]
 
         def work() -> None:
-            name, picture = self.source.name, self.source.picture
-            # another panel with the same gallery may have trained it since the click
-            if picture is None or self.source.blora is not None:
+            # another panel with the same gallery may have trained or deleted it since the click
+            source = self.gallery.sources.get(name)
+            if source is None:
+                self.worker.say(f"{name} has been forgotten since.", self.remarks())
+                return
+            if source.blora is not None:
                 self.worker.say(f"{name} has been learned already.", self.remarks())
                 return
-            remarks = [remark for remark in self.remarks() if remark != TEACHING_MODEL_LEARNS]
+            if picture is None:
+                self.worker.say(f"{name} has no picture to learn from; upload or draw one.")
+                return
             self.worker.doing = f"Learning {name}"
             blora = self._train_blora(name, picture)
             # before a full disk could lose it

@@ -18,6 +18,7 @@ from blora_nb.files.paper import paper_white, with_margin
 from blora_nb.lora import BLoRA, mix
 
 MARGIN = 0.1  # of the picture's long side
+LARGEST = 4096  # pixels of a side, when a picture is prepared; training needs fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +30,14 @@ class Upload:
     margin: bool = False
 
     def prepared(self) -> Image.Image:
-        """The picture with all that done."""
-        picture = paper_white(self.picture) if self.white_paper else self.picture
+        """The picture with all that done; a larger one than `LARGEST` is made smaller first."""
+        if not (self.white_paper or self.margin):
+            return self.picture
+        picture = self.picture.copy()
+        # the square around a panorama would not fit into memory
+        picture.thumbnail((LARGEST, LARGEST))
+        if self.white_paper:
+            picture = paper_white(picture)
         return with_margin(picture, MARGIN) if self.margin else picture
 
 
@@ -68,7 +75,8 @@ class Source:
             thing = mix(half, thing)
         if isinstance(thing, BLoRA):
             return cls(f"{half} B-LoRA", thumbnail(thing.metadata), thing)
-        if isinstance(thing, Image.Image):
+        # a PIL image; of anything else, the error says how to make one
+        if not isinstance(thing, str | Path):
             picture, remarks = read_with_remarks(thing)
             return cls(f"{half} picture", picture, remarks=tuple(remarks))
         name = Path(thing).stem
@@ -147,11 +155,12 @@ class Gallery(traitlets.HasTraits):
         Args:
             asked: fields of its `Upload`, e.g. `white_paper=True`.
         """
-        source = self.sources[name]
-        if source.upload is None:
-            return
-        upload = replace(source.upload, **asked)
-        self.change(name, picture=upload.prepared(), upload=upload)
+        with self._changing:
+            source = self.sources[name]
+            if source.upload is None:
+                return
+            upload = replace(source.upload, **asked)
+            self.change(name, picture=upload.prepared(), upload=upload)
 
     def add_trained(self, name: str, blora: BLoRA, picture: Image.Image) -> None:
         """Give the named source its B-LoRA, and the picture that this was trained from."""

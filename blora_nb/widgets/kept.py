@@ -1,6 +1,7 @@
 """What panels have trained, in a folder: written, read again by a later page, deleted."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,10 @@ def keep(
     source = gallery.sources[name]
     if source.blora is None:
         raise ValueError(f'"{name}" has no B-LoRA yet; train it first.')
-    source.blora.metadata[NAME] = name
-    file = source.blora.save(free_path(folder, safe_name(name), WEIGHTS, PICTURE))
-    gallery.change(name, file=file)
+    # a copy: the caller's own B-LoRA keeps its metadata
+    blora = replace(source.blora, metadata=source.blora.metadata | {NAME: name})
+    file = blora.save(free_path(folder, safe_name(name), WEIGHTS, PICTURE))
+    gallery.change(name, blora=blora, file=file)
     if square:
         with complete_file(file.with_suffix(PICTURE)) as part:
             square.save(part, format="PNG")
@@ -53,10 +55,10 @@ def keep(
 
 
 def load_kept(gallery: Gallery, folder: str | Path, pipe: "StableDiffusionXLPipeline") -> Gallery:
-    """Add what `keep` has written into a folder, the newest last.
+    """Add the B-LoRAs in a folder, with the pictures that `keep` wrote beside them; newest last.
 
-    A file that cannot be read, or is for another base model, is left out, and `gallery.remarks`
-    says so.
+    A file that cannot be read, or does not fit the pipeline, is left out, and `gallery.remarks`
+    says so. Without the folder there is nothing to add.
 
     Returns:
         The same gallery.

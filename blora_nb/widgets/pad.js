@@ -20,6 +20,8 @@ function render({ model, el }) {
   pad.dataset.lmSuppressShortcuts = "true";
   canvas.width = side;
   canvas.height = side;
+  // so that it takes the focus, and Ctrl+Z after a stroke reaches the pad
+  canvas.tabIndex = -1;
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", "Paper: draw with mouse, pen or finger");
 
@@ -71,6 +73,7 @@ function render({ model, el }) {
     canvas.addEventListener("pointerdown", (event) => {
       if (!event.isPrimary || event.button !== 0) return;
       event.preventDefault();
+      canvas.focus({ preventScroll: true });
       keep();
       const place = placeOf(event);
       if (chosen.tool === "Fill") {

@@ -1,8 +1,11 @@
 """What all panels have: the choosers, prompt, seed and steps, the buttons, and a large picture."""
 
 import html
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from numbers import Real
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -12,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from blora_nb.defaults import defaults_for
+from blora_nb.errors import ImageError, several
 from blora_nb.figures.grids import picture_grid
 from blora_nb.figures.notebook_figure import NotebookFigure, widget_data
 from blora_nb.files.images import centre_square
@@ -20,7 +24,7 @@ from blora_nb.generation import generate
 from blora_nb.guards.prompts import remarks_on_prompt
 from blora_nb.lora import BLoRA
 from blora_nb.settings import TrainingSettings
-from blora_nb.widgets.chooser import BUTTONS_INDENT, INDENT, SHORT_NUMBER, HalfChooser
+from blora_nb.widgets.chooser import ALPHAS, BUTTONS_INDENT, INDENT, SHORT_NUMBER, HalfChooser
 from blora_nb.widgets.gallery import Gallery, Source
 from blora_nb.widgets.markup import (
     AUTO,
@@ -44,6 +48,8 @@ NUMBER = {
     "layout": {"width": f"calc({INDENT} + 110px)"},
     "style": {"description_width": "calc(100% - 110px)"},
 }
+SEEDS = 0, 2**31 - 1  # the lowest and the highest
+STEPS = 1, 1000
 REMEMBERED = 100  # pictures a panel keeps
 PREVIEW = 1.0  # seconds of waiting after which a panel shows what is there so far
 PROMPTS = {
@@ -57,6 +63,12 @@ PRESS_GENERATE = (
     f'align-items:center;justify-content:center;{EMPTY}">Press Generate</div>'
 )
 NO_KERNEL = "Controls for B-LoRA; they work while a kernel runs this notebook"
+
+
+def check_range(name: str, value: float, lowest: float, highest: float) -> None:
+    """Raise a ValueError where a control would bring a number into its range without a word."""
+    if not (isinstance(value, Real) and lowest <= value <= highest):
+        raise ValueError(f"{name} must be a number from {lowest} to {highest}, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,10 @@ class Panel(widgets.VBox):
 
     Attributes:
         picture: the PIL image shown, or None. drawn: its `Drawing`. errors: every exception so far.
+
+    Raises:
+        ValueError: a number is out of the range of its control.
+        ImageError, BLoRAError: `content` or `style` cannot be read, or is no name in the gallery.
     """
 
     def __init__(
@@ -116,6 +132,13 @@ class Panel(widgets.VBox):
         folder: str | Path = "outputs",
         background: bool | None = None,
     ) -> None:
+        steps = num_inference_steps
+        if steps is None:
+            steps = defaults_for(pipe).num_inference_steps
+        check_range("seed", seed, *SEEDS)
+        check_range("num_inference_steps", steps, *STEPS)
+        check_range("content_alpha", content_alpha, *ALPHAS)
+        check_range("style_alpha", style_alpha, *ALPHAS)
         self.pipe = pipe
         self.folder = folder
         self.training_settings = training_settings
@@ -134,7 +157,6 @@ class Panel(widgets.VBox):
             self.choosers["style"] = self._chooser("style", style, style_alpha)
         if prompt is None:
             prompt = PROMPTS[tuple(self.choosers)]
-        steps = num_inference_steps or defaults_for(pipe).num_inference_steps
         self._make_controls(prompt, seed, steps)
         super().__init__(self._arranged(), layout={"padding": "8px"})
         self.add_class("blora-panel")
@@ -147,11 +169,23 @@ class Panel(widgets.VBox):
     _ipython_display_ = None  # ipywidgets 7 has one, which would go before the bundle below
 
     def _chooser(self, half: str, thing: Any, alpha: float) -> HalfChooser:
-        in_gallery = isinstance(thing, str) and thing in self.gallery.sources
-        name = thing if in_gallery else self.gallery.add(Source.of(thing, half))
+        name = thing
+        if not isinstance(thing, str) or thing not in self.gallery.sources:
+            name = self.gallery.add(self._source(half, thing))
         return HalfChooser(
             half, self.gallery, name, alpha, self.worker, self.training_settings, self.folder
         )
+
+    def _source(self, half: str, thing: Any) -> Source:
+        """`Source.of`; where a text names no file, the error offers the names in the gallery."""
+        try:
+            return Source.of(thing, half)
+        except ImageError as error:
+            names = list(self.gallery.sources)
+            if not isinstance(thing, str) or not names or os.path.exists(thing):
+                raise
+            near = get_close_matches(thing, names, cutoff=0.5)
+            raise ImageError(f"{error} The gallery has {several(near or names)}.") from None
 
     def _make_controls(self, prompt: str, seed: int, steps: int) -> None:
         indented = {"description_width": INDENT}
@@ -159,11 +193,13 @@ class Panel(widgets.VBox):
         self.prompt = widgets.Text(
             prompt, description="Prompt", continuous_update=False, layout=AUTO, style=indented
         )
-        self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="Seed", **NUMBER)
+        self.seed = widgets.BoundedIntText(
+            seed, min=SEEDS[0], max=SEEDS[1], description="Seed", **NUMBER
+        )
         self.steps = widgets.BoundedIntText(
             steps,
-            min=1,
-            max=1000,
+            min=STEPS[0],
+            max=STEPS[1],
             description="Steps",
             layout={"width": SHORT_NUMBER},
             style={"description_width": "calc(100% - 80px)"},
@@ -210,7 +246,12 @@ class Panel(widgets.VBox):
         for chooser in self.choosers.values():
             controls += [chooser.choice, chooser.alpha]
         for control in controls:
-            control.observe(lambda _: self._answer_change(), "value")
+            control.observe(lambda _: self._control_moved(), "value")
+
+    def _control_moved(self) -> None:
+        """Answer, unless a chooser offers new sources and will stand again where it stood."""
+        if not any(chooser.offering for chooser in self.choosers.values()):
+            self._answer_change()
 
     def more_controls(self) -> list[widgets.Widget]:
         """Further controls beside seed and steps."""
@@ -344,10 +385,14 @@ class Panel(widgets.VBox):
 
     def still(self) -> NotebookFigure | None:
         """A figure of what went in and what came out, for places where widgets do not show."""
+        # the controls may have been moved since it was drawn
+        shown = self.drawn or self.wanted
+        names = {"content": shown.content_B_LoRA, "style": shown.style_B_LoRA}
+        sources = {half: self.gallery.sources.get(name) for half, name in names.items()}
         pictures = {
-            half: centre_square(chooser.source.picture, SIDE)
-            for half, chooser in self.choosers.items()
-            if chooser.source.picture
+            half: centre_square(source.picture, SIDE)
+            for half, source in sources.items()
+            if source and source.picture
         }
         if self.picture:
             pictures["result"] = self.picture

@@ -10,11 +10,12 @@ from blora_nb.evaluation.metrics import check_scores, ranked, scorer_for
 from blora_nb.figures.grids import seed_ranking
 from blora_nb.figures.notebook_figure import NotebookFigure
 from blora_nb.widgets.markup import WRAPPED, picture_html, reduced
-from blora_nb.widgets.panel import NUMBER, Drawing, Panel
+from blora_nb.widgets.panel import NUMBER, Drawing, Panel, check_range
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
+COUNTS = 1, 64  # of seeds, the fewest and the most
 CARD = 120  # pixels of a picture among the seeds
 
 
@@ -75,7 +76,7 @@ class SeedPanel(Panel):
         picked, picture: the seed that was picked, and its picture.
 
     Raises:
-        ValueError: neither a content nor a style.
+        ValueError: neither a content nor a style, or `count` is not from 1 to 64.
     """
 
     def __init__(
@@ -90,7 +91,10 @@ class SeedPanel(Panel):
         self.order: list[int] = []
         self.scores: dict[int, dict[str, float]] = {}
         self.images: dict[int, Image.Image] = {}
-        self.count = widgets.BoundedIntText(count, min=1, max=64, description="How many", **NUMBER)
+        check_range("count", count, *COUNTS)
+        self.count = widgets.BoundedIntText(
+            count, min=COUNTS[0], max=COUNTS[1], description="How many", **NUMBER
+        )
         self.cards = widgets.HBox(layout=WRAPPED | {"margin": "14px 0 0 0"})
         super().__init__(pipe, *args, **kwargs)
         if not self.choosers:
@@ -109,6 +113,9 @@ class SeedPanel(Panel):
     def draw_wanted(self) -> None:
         def work() -> None:
             first, count = self.wanted, self.count.value
+            # before the drawing: a picture may be missing, the scorer may have to be downloaded
+            compared = self._compared(first)
+            self.scorer = self.scorer or scorer_for(self.pipe)
             steps = first.num_inference_steps
             images: dict[int, Image.Image] = {}
 
@@ -117,7 +124,7 @@ class SeedPanel(Panel):
 
             for seed in range(first.seed, first.seed + count):
                 images[seed] = self.draw(replace(first, seed=seed), progress)
-            self._rank(images, first)
+            self._rank(images, first, compared)
             text = (
                 f"Seed {self.order[0]} is the best of {len(images)}; the picture you pick is shown "
                 "large."
@@ -126,9 +133,14 @@ class SeedPanel(Panel):
 
         self.worker.start("Drawing", work)
 
-    def _rank(self, images: dict[int, Image.Image], drawing: Drawing) -> None:
+    def _rank(
+        self, images: dict[int, Image.Image], drawing: Drawing, compared: dict[str, Image.Image]
+    ) -> None:
         """Score the pictures, put them in order, and show the best."""
-        scores = self._score(list(images.values()), drawing)
+        scores = {}
+        for name, picture in compared.items():
+            given = getattr(self.scorer, name)(list(images.values()), picture)
+            scores[name] = check_scores(name, given, len(images))
         seeds = list(images)
         self.images, self.ranking = images, drawing
         self.scores = {
@@ -139,19 +151,10 @@ class SeedPanel(Panel):
         self.cards.children = [self._card(place, seed) for place, seed in enumerate(self.order, 1)]
         self.pick(self.order[0])
 
-    def _score(self, images: list[Image.Image], drawing: Drawing) -> dict[str, list[float]]:
-        """The name of each score to its numbers, for the halves that were used."""
-        self.scorer = self.scorer or scorer_for(self.pipe)
-        scores = {}
-        if drawing.content_B_LoRA:
-            picture = self._picture_of(drawing.content_B_LoRA)
-            kept = self.scorer.content_kept(images, picture)
-            scores["content_kept"] = check_scores("content_kept", kept, len(images))
-        if drawing.style_B_LoRA:
-            picture = self._picture_of(drawing.style_B_LoRA)
-            moved = self.scorer.style_moved(images, picture)
-            scores["style_moved"] = check_scores("style_moved", moved, len(images))
-        return scores
+    def _compared(self, drawing: Drawing) -> dict[str, Image.Image]:
+        """The name of each score to the picture it compares with, for the halves that are used."""
+        names = {"content_kept": drawing.content_B_LoRA, "style_moved": drawing.style_B_LoRA}
+        return {score: self._picture_of(name) for score, name in names.items() if name}
 
     def _picture_of(self, name: str) -> Image.Image:
         source = self.gallery.sources.get(name)

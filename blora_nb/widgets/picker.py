@@ -76,7 +76,7 @@ class CheckpointPicker(widgets.VBox):
             options=steps,
             value=self.recommended or steps[-1][1],
             description="Checkpoint",
-            layout={"width": "420px"},
+            layout={"width": "420px", "max_width": "100%"},
             style={"description_width": "90px"},
         )
         self.shown = widgets.HTML()
@@ -128,7 +128,8 @@ class CheckpointPicker(widgets.VBox):
         self._show_curve()
         drawn = self.pictures[self.checkpoint]
         self.shown.value = "".join(self._row(half, files) for half, files in drawn.items())
-        load = html.escape(f'BLoRA.load("{self.checkpoint}")', quote=False)
+        # with slashes on Windows, too, where "C:\\Users" would be no string of Python
+        load = html.escape(f'BLoRA.load("{self.checkpoint.as_posix()}")', quote=False)
         self.usage.value = small_print(f"Use it: <code>{load}</code>")
 
     def _row(self, half: str, files: list[Path]) -> str:

@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 WEIGHTS = ".safetensors"
 
 
-def uploaded_files(upload: widgets.FileUpload) -> list[tuple[str, bytes]]:
-    """(name, content) of what was uploaded, in ipywidgets 7 (a dictionary) as in 8 (a tuple)."""
-    if isinstance(upload.value, dict):
-        return [(name, bytes(file["content"])) for name, file in upload.value.items()]
-    return [(file["name"], bytes(file["content"])) for file in upload.value]
+def take_uploaded(upload: widgets.FileUpload) -> list[tuple[str, bytes]]:
+    """(name, content) of what was uploaded, in ipywidgets 7 (a dictionary) as in 8 (a tuple).
+
+    Afterwards the widget is empty, so that the same file, uploaded once more, is a change again.
+    """
+    value = upload.value
+    upload.set_trait("value", type(value)())
+    if isinstance(value, dict):
+        return [(name, bytes(file["content"])) for name, file in value.items()]
+    return [(file["name"], bytes(file["content"])) for file in value]
 
 
 def picture_from_bytes(name: str, content: bytes) -> tuple[Image.Image, list[str]]:
