@@ -19,7 +19,7 @@ from blora_nb.errors import BLoRAError, BLoRAWarning, PipelineWarning, named_in_
 from blora_nb.files.descriptions import describe, describe_as_html
 from blora_nb.files.locating import FILE_NAME, PEFT_FILE, find_weights, read_beside
 from blora_nb.files.lora_settings import PEFT_CONFIG, is_setting
-from blora_nb.files.metadata import versions
+from blora_nb.files.metadata import LICENCE, versions
 from blora_nb.files.names import WRAPPER, WRITTEN, format_of
 from blora_nb.files.reading import read_weights
 from blora_nb.files.safe_files import PICKLES, complete_file, open_weights
@@ -66,7 +66,6 @@ STALE = {
 
 # what is not true any more of weights that were scaled or mixed
 OF_ONE_TRAINING = ("learned", "final_loss")
-LICENCE = "modelspec.license"
 
 
 @dataclass(repr=False, eq=False)

@@ -69,6 +69,7 @@ def test_other_settings_are_said(cat, tmp_path, more, words):
 def test_what_changes_no_weight_is_no_difference(cat, tmp_path):
     done = again(cat, tmp_path / "out", "--checkpoints_total_limit", 1, "--license", "mit")
     assert "finished already" in succeeded(done).stdout
+    assert "names no licence: mit is only written after a training" in done.stderr
 
 
 def test_more_steps_are_made_as_is_said(pipe, cat, tmp_path):

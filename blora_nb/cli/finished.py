@@ -10,6 +10,7 @@ from blora_nb.cli.jobs import Job
 from blora_nb.errors import BLoRAError, BLoRAWarning
 from blora_nb.files.json_objects import json_object
 from blora_nb.files.locating import FILE_NAME
+from blora_nb.files.metadata import LICENCE
 from blora_nb.files.paths import writable_folder
 from blora_nb.lora import BLoRA
 from blora_nb.running.checkpoints import check_unused, last_whole, other_settings
@@ -75,7 +76,22 @@ def check_finished(
             others.append((job, why))
         else:
             print(f"finished already: {job.folder}", flush=True)
+            licence = metadata_of(job).get(LICENCE)
+            if settings.license not in (None, licence):
+                named = f"names the licence {licence}" if licence else "names no licence"
+                print(
+                    f"note: {job.folder / FILE_NAME} {named}: {settings.license} is only written "
+                    "after a training. Train in another folder to have it.",
+                    file=sys.stderr,
+                )
     return others
+
+
+def metadata_of(job: Job) -> dict[str, str]:
+    """What the file of a finished job says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BLoRAWarning)
+        return BLoRA.load(job.folder).metadata
 
 
 def other_training(
@@ -86,16 +102,12 @@ def other_training(
     They are the same where the pixels, prompts, settings and base are, as with checkpoints.
     """
     file = job.folder / FILE_NAME
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BLoRAWarning)
-        metadata = BLoRA.load(job.folder).metadata
+    metadata = metadata_of(job)
     stored = json_object(metadata.get("training", "")) or {}
     then = json_object(metadata.get("learned", "")) or {}
     now = learned_now(pipe, job, settings)
     different = other_settings(stored, settings, frozenset({"max_train_steps"}))
     different += [f"it is of another {what}" for what in now if then.get(what) != now[what]]
-    if settings.license not in (None, stored.get("license")):
-        different.append(f"its licence is {stored.get('license')}, not {settings.license}")
     steps, asked = stored.get("max_train_steps"), settings.max_train_steps
     if steps == asked and not different:
         return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from blora_nb.assets import SDXL
 from blora_nb.files.descriptions import example_prompt, facts, norms, prompt_of
 from blora_nb.files.locating import FILE_NAME
-from blora_nb.files.metadata import MADE_INSTANTLY
+from blora_nb.files.metadata import LICENCE, MADE_INSTANTLY
 from blora_nb.files.paths import safe_name
 from blora_nb.files.state_dict_checks import base_of
 
@@ -55,7 +55,7 @@ def model_card(blora: "BLoRA", repo_id: str) -> str:
     is_sdxl = base_of(blora.state_dict) == "SDXL"
     base = _base_on_hub(blora)
     data = ModelCardData(
-        **_license(blora.metadata.get("modelspec.license")),
+        **_license(blora.metadata.get(LICENCE)),
         base_model=base,
         tags=["text-to-image", "diffusers", "lora", "b-lora"]
         + (["stable-diffusion-xl"] if is_sdxl else []),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from blora_nb.blocks import COLOUR_OF_HALF, half_of
 from blora_nb.errors import shown
 from blora_nb.files.json_objects import json_object
-from blora_nb.files.metadata import THUMBNAIL
+from blora_nb.files.metadata import LICENCE, THUMBNAIL
 from blora_nb.files.state_dict_checks import base_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ FROM_METADATA = {
     "training": "training",
     "versions": "versions",
     "picture": "picture_sha256",
-    "licence": "modelspec.license",
+    "licence": LICENCE,
 }
 
 

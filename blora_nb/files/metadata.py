@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from blora_nb.settings import TrainingSettings
 
 DECISIVE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+LICENCE = "modelspec.license"
 MADE_INSTANTLY = "blora_nb.instant_blora"  # in the entry made_by
 # with or without a variant, whole or in pieces: diffusion_pytorch_model.fp16.safetensors,
 # diffusion_pytorch_model-00001-of-00002.safetensors
@@ -110,7 +111,7 @@ def training_metadata(
     if sha256:
         metadata["base_model_sha256"] = sha256
     if settings.license:
-        metadata["modelspec.license"] = settings.license
+        metadata[LICENCE] = settings.license
     if picture is not None:
         metadata |= picture_metadata(picture)
     return metadata
