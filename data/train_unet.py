@@ -422,7 +422,7 @@ def main() -> None:
     add("--weight-decay", type=float, default=0.1, help="of the matrices")
     add("--start-from", type=Path, help="averaged weights to start from where there is no state")
     add("--minutes-between-states", type=float, default=10)
-    add("--report-every", type=int, default=250, help="steps")
+    add("--report-every", type=int, default=250, help="steps; 0 for no reports")
     args = parser.parse_args()
 
     rank, world, _ = start_processes()
@@ -509,7 +509,8 @@ def main() -> None:
             recent = sum(losses[-50:]) / len(losses[-50:])
             so_far = f"step {step}/{steps} pictures {step * args.batch_size}"
             print(f"{so_far} loss {recent:.4f} {speed:.0f} pictures/s", flush=True)
-        if rank == 0 and (step % args.report_every == 0 or step == steps):
+        reports = args.report_every and (step % args.report_every == 0 or step == steps)
+        if rank == 0 and reports:
             weights = {n: p.detach().clone() for n, p in trained.named_parameters()}
             trained.load_state_dict(average)
             report = {
