@@ -3,10 +3,10 @@
     python benchmarks/other_designers.py    # needs npm, resvg-py and scipy; eight minutes
 
 Twemoji, OpenMoji and Game-icons.net take no part in any training and in no choice of a setting.
-Twenty-two of their drawings are chosen by lot, once, among animals, food, objects, places and
-activities. Half of them stand on white, the others on a colour by lot; the icons of Game-icons.net,
-which are silhouettes, get a colour of their own. What is measured is said in `own_pictures.py`.
-Writes other_designers.md and .json, and outputs/other_designers.png to look at: the drawings are
+Twenty-two of their drawings are chosen by lot, once: of the two emoji sets among animals, food,
+objects, places and activities. About half of the emoji stand on white, the rest on a colour by lot;
+the icons of Game-icons.net, which are silhouettes, get a colour of their own. What is measured is
+said in `own_pictures.py`. Writes other_designers.md and .json, and outputs/other_designers.png to look at: the drawings are
 not the project's (Twemoji CC BY 4.0, OpenMoji CC BY-SA 4.0, Game-icons.net CC BY 3.0), so no
 picture of them is kept.
 """
@@ -76,8 +76,8 @@ def draw_lots() -> dict[str, Image.Image]:
             ink = as_hex(far_from(ground)[0])
             on_white = icon_set != "game-icons" and lots.random() < 0.5
             source = svg(package["icons"], name)
-            side = "#ffffff" if on_white else as_hex(ground[0])
-            named[f"{name} ({icon_set})"] = picture(source, side, ink)
+            background = "#ffffff" if on_white else as_hex(ground[0])
+            named[f"{name} ({icon_set})"] = picture(source, background, ink)
     return named
 
 

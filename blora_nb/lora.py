@@ -361,9 +361,9 @@ def _shared_metadata(bloras: list[BLoRA]) -> dict[str, str]:
         for entry, text in first.items()
         if all(blora.metadata.get(entry) == text for blora in bloras)
     }
-    licences = {blora.metadata.get(LICENCE) for blora in bloras} - {None}
-    if licences:
-        shared[LICENCE] = " and ".join(sorted(map(str, licences)))
+    licences = {blora.metadata.get(LICENCE, "unknown") for blora in bloras}
+    if licences != {"unknown"}:
+        shared[LICENCE] = " and ".join(sorted(licences))
     return shared
 
 
@@ -418,8 +418,12 @@ def combine(
     scaled = [mix(half, [(blora, alphas[half])]) for half, blora in halves.items()]
     state_dict = {key: t for blora in scaled for key, t in blora.state_dict.items()}
     metadata = _shared_metadata(scaled)
-    given = {f"{half}_alpha": str(alphas[half]) for half in halves if alphas[half] != 1}
-    return BLoRA(state_dict, metadata | given)
+    for half in halves:
+        if alphas[half] != 1:
+            entry = f"{half}_alpha"
+            before = metadata.get(entry)
+            metadata[entry] = f"{before} × {alphas[half]}" if before else str(alphas[half])
+    return BLoRA(state_dict, metadata)
 
 
 # ---------------------------------------------------------------------------------- in a pipeline

@@ -47,10 +47,9 @@ def pipeline_lock(pipe: "StableDiffusionXLPipeline") -> "threading.RLock":
 
 
 def options_of(pipe: "StableDiffusionXLPipeline") -> dict[str, Any]:
-    """What `load_pipeline`, `use_scheduler`, `merge_few_step_lora` and `prompt_per_block` were
-    asked for.
+    """What the functions that change a pipeline were asked for.
 
-    The names are those of the command line.
+    The names are those of the command line; beside them `prompt_per_block`, which has none there.
     """
     if pipe in _OPTIONS:
         return dict(_OPTIONS[pipe])

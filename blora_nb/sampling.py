@@ -58,8 +58,9 @@ class Sampling:
         for name, count in (("num_inference_steps", steps), ("batch_size", batch_size)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}.")
-        for name, side in (("height", self.height), ("width", self.width)):
-            pixels = checked_number(name, side, int)
+        height = checked_number("height", self.height, int)
+        width = checked_number("width", self.width, int)
+        for name, pixels in (("height", height), ("width", width)):
             if pixels is not None and (pixels < 8 or pixels % 8):
                 raise ValueError(f"{name} must be a multiple of 8, not {pixels}.")
         if not math.isfinite(guidance):
@@ -68,8 +69,8 @@ class Sampling:
             self,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            height=checked_number("height", self.height, int),
-            width=checked_number("width", self.width, int),
+            height=height,
+            width=width,
             batch_size=batch_size,
             strength=checked_number("strength", self.strength, float),
             controlnet_conditioning_scale=checked_number(

@@ -173,8 +173,8 @@ def fitted(picture: ImageSource, size: tuple[int, int]) -> Image.Image:
     What is cut off is said in a warning.
     """
     image, (width, height) = read_image(picture), size
-    kept = min(image.width / width, image.height / height)
-    left_out = 1 - kept**2 * width * height / (image.width * image.height)
+    wider = (image.width / image.height) / (width / height)
+    left_out = 1 - min(wider, 1 / wider)
     if left_out > 0.02:
         warnings.warn(
             f"The picture is {image.width} × {image.height} and {width} × {height} pixels are "

@@ -127,6 +127,10 @@ def test_the_metadata_of_several_are_what_is_true_of_all(blora):
     assert combine(one, one).metadata == one.metadata
     weak = combine(one, content_alpha=0.3).metadata
     assert weak == {"base_model": "b", "modelspec.license": "mit", "content_alpha": "0.3"}
+    weaker = combine(combine(one, content_alpha=0.3), content_alpha=0.5)
+    assert weaker.metadata["content_alpha"] == "0.3 × 0.5"
+    nameless = BLoRA(blora.state_dict)
+    assert combine(one, nameless).metadata == {"modelspec.license": "mit and unknown"}
 
 
 @pytest.mark.parametrize("use", [apply, combine])

@@ -266,7 +266,7 @@ def test_a_picture_made_on_a_gpu_is_made_again_without_one(pipe, tmp_path):
 def test_a_validation_picture_does_not_say_what_drew_it(tmp_path):
     save_image(Image.new("RGB", (4, 4)), tmp_path / "x.png", {"prompt": "A [v]", "seed": 0})
     done = run_here("generate", "--like", tmp_path / "x.png", "--output_path", tmp_path / "out")
-    refused(done, "not which model and B-LoRA drew it", code=2)
+    refused(done, "does not say which model and B-LoRA drew it", code=2)
 
 
 def test_a_picture_that_was_opened_again_is_saved_with_its_settings(pipe, tmp_path):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from blora_nb.cli.finished import check_output
 from blora_nb.cli.jobs import Job, plan
 from blora_nb.cli.many_pictures import train_all, write_manifest
-from blora_nb.errors import BLoRAError, CheckpointError, TrainingError
+from blora_nb.errors import BLoRAError, CheckpointError, TrainingError, TrainingWarning
 from blora_nb.evaluation.validation import validated, validation_pictures
 from blora_nb.files.locating import FILE_NAME
 from blora_nb.generation import generate
@@ -308,8 +308,10 @@ def test_another_checkpoint_of_the_same_step_is_kept_aside(pipe, picture, copied
     path = copied / "checkpoint-6"
     before = BLoRA.load_unfinished(path)
     state = TrainingState({}, *[EmptyState()] * 3, torch.Generator(), [0.0] * 6, None)
-    for _ in range(2):  # the second time it is there already
+    with pytest.warns(TrainingWarning, match="kept as checkpoint-6.earlier"):
         assert write_checkpoint(copied, other, state, TrainingSettings()) == path
+    # the second time it is there already
+    assert write_checkpoint(copied, other, state, TrainingSettings()) == path
     assert same_weights(BLoRA.load_unfinished(path), other)
     assert same_weights(BLoRA.load_unfinished(copied / "checkpoint-6.earlier"), before)
 

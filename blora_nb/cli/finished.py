@@ -76,15 +76,21 @@ def check_finished(
             others.append((job, why))
         else:
             print(f"finished already: {job.folder}", flush=True)
-            licence = metadata_of(job).get(LICENCE)
-            if settings.license not in (None, licence):
-                named = f"names the licence {licence}" if licence else "names no licence"
-                print(
-                    f"note: {job.folder / FILE_NAME} {named}: {settings.license} is only written "
-                    "after a training. Train in another folder to have it.",
-                    file=sys.stderr,
-                )
+            if settings.license:
+                note_other_licence(job, settings.license)
     return others
+
+
+def note_other_licence(job: Job, asked: str) -> None:
+    """Say that a finished file does not name the licence that is asked for, if so."""
+    licence = metadata_of(job).get(LICENCE)
+    if licence != asked:
+        named = f"names the licence {licence}" if licence else "names no licence"
+        print(
+            f"note: {job.folder / FILE_NAME} {named}: {asked} is only written after a training. "
+            "Train in another folder to have it.",
+            file=sys.stderr,
+        )
 
 
 def metadata_of(job: Job) -> dict[str, str]:

@@ -77,8 +77,8 @@ def what_to_name(record: dict[str, Any], args: argparse.Namespace) -> str | None
     """What a picture was made with that was in no file and no option names; None if nothing."""
     if record and "base_model" not in record:
         return (
-            f"{args.like} says its prompt and seed, but not which model and B-LoRA drew it: it is "
-            "one of the validation or class pictures of a training"
+            f"{args.like} does not say which model and B-LoRA drew it, as the validation and class "
+            "pictures of a training do not: draw it with --prompt and the files you name"
         )
     if "prompt_per_block" in record:
         return (

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 BASE_FLAGS = {"the teaching model": "", "SDXL": " --pretrained_model_name_or_path sdxl"}
 FROM_METADATA = {
     "captions": "captions",
+    "content alpha": "content_alpha",
+    "style alpha": "style_alpha",
     "training": "training",
     "versions": "versions",
     "picture": "picture_sha256",
@@ -73,8 +75,7 @@ def prompt_of(blora: "BLoRA") -> str | None:
     """
     training = json_object(blora.metadata.get("training", "")) or {}
     trigger = blora.metadata.get("modelspec.trigger_phrase")
-    captioned = "captions" in blora.metadata
-    prompt = trigger if captioned else training.get("instance_prompt") or trigger
+    prompt = trigger or training.get("instance_prompt")
     return shown(prompt, 300) if prompt else None
 
 

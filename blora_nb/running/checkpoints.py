@@ -171,7 +171,7 @@ def checkpoint_to_resume(
     path = None
     if resume_from_checkpoint:
         path = find_checkpoint(output_dir, resume_from_checkpoint)
-        if path is None or path.resolve().parent == Path(output_dir).resolve():
+        if path is None or path.parent.resolve() == Path(output_dir).resolve():
             return path
     check_unused(output_dir)
     return path
@@ -243,6 +243,12 @@ def write_checkpoint(
             aside = path.with_name(path.name + (".earlier" if there else ".broken"))
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
+            if there:
+                warnings.warn(
+                    f"{path} was another one of the same step; it is kept as {aside.name}.",
+                    TrainingWarning,
+                    stacklevel=2,
+                )
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         tensors, rest = state.pack()
