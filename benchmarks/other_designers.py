@@ -6,7 +6,9 @@ Twemoji, OpenMoji and Game-icons.net take no part in any training and in no choi
 Twenty-two of their drawings are chosen by lot, once: of the two emoji sets among animals, food,
 objects, places and activities. About half of the emoji stand on white, the rest on a colour by lot;
 the icons of Game-icons.net, which are silhouettes, get a colour of their own. What is measured is
-said in `own_pictures.py`. Writes other_designers.md and .json, and outputs/other_designers.png to look at: the drawings are
+said in `own_pictures.py`.
+
+Writes other_designers.md and .json, and outputs/other_designers.png to look at: the drawings are
 not the project's (Twemoji CC BY 4.0, OpenMoji CC BY-SA 4.0, Game-icons.net CC BY 3.0), so no
 picture of them is kept.
 """
