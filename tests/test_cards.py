@@ -9,6 +9,9 @@ import http.server
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -16,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blora_nb.assets import TINY_SDXL
 from blora_nb.files.cards import model_card, upload
 from blora_nb.files.descriptions import describe_in_full, facts, norms
 from blora_nb.files.locating import FILE_NAME
@@ -203,9 +207,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.requests.append((self.command, self.path))
         path = self.path.split("?")[0]
-        if path.startswith("/user/name/resolve/main/"):
-            self.answer_file(path.removeprefix("/user/name/resolve/main/"))
-        elif path in ("/api/models/user/name", "/api/models/user/name/revision/main"):
+        file = re.fullmatch("/user/name/resolve/(?:main|c{40})/(.+)", path)
+        if file:
+            self.answer_file(file[1])
+        elif re.fullmatch("/api/models/user/name(/revision/(main|c{40}))?", path):
             siblings = [{"rfilename": name} for name in self.files]
             self.answer_json({"id": "user/name", "sha": COMMIT, "siblings": siblings})
         elif path.startswith("/api/models/user/name/tree/"):
@@ -281,6 +286,27 @@ def test_a_model_card_of_ones_own_is_not_written_over(described, hub):
     with pytest.raises(FileExistsError, match=r"user/name has a README.md already"):
         upload(described, "user/name", token="hf_x", endpoint=hub)
     assert Hub.files == {"README.md": b"written by hand"}
+
+
+QUANTIZED = """
+from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer as Quantizer
+from blora_nb.files.metadata import model_hash
+from blora_nb.pipeline import load_pipeline
+Quantizer.validate_environment = lambda self, *args, **kwargs: None  # it asks for a GPU
+Quantizer.update_device_map = lambda self, device_map: {"": "cpu"}
+print(*model_hash(load_pipeline("user/name", device="cpu", quantization="nf4")))
+"""
+
+
+@pytest.mark.slow
+def test_a_base_of_the_hub_in_4_bits_has_the_hash_of_its_file(hub, elsewhere):
+    files = [path for path in TINY_SDXL.rglob("*") if path.is_file()]
+    Hub.files |= {path.relative_to(TINY_SDXL).as_posix(): path.read_bytes() for path in files}
+    environment = os.environ | elsewhere | {"HF_ENDPOINT": hub}
+    command = [sys.executable, "-c", QUANTIZED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"user/name {fingerprint()}")
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from world.painting import paint, place, put_on_badges, random_poses, swatches
 from world.paths import WORK
 from world.styles import (
     NAMED_STYLES,
-    NUMBERS,
     PLAIN,
     dark_on_light,
     random_styles,
@@ -134,52 +133,41 @@ class Pool:
         self.shapes, self.encode, self.shrink = shapes, encode, shrink
         self.size, self.uses = size, uses
         self.filled = self.next = 0
-        self.styles = torch.empty(size, NUMBERS)
-        self.coverage: Tensor | None = None
-        self.looks: Tensor | None = None
-        self.latents: Tensor | None = None
-        self.added: Tensor | None = None
+        self.kept: Batch | None = None  # shapes and looks in bytes
 
     def add(self, count: int, shares: Shares, generator: torch.Generator) -> None:
         """Paint new samples, in place of the oldest ones."""
         placed, _ = self.shapes.draw(count, generator)
         styles = training_styles(count, shares, generator)
         latents = self.encode(self.shrink(paint(placed, styles)))
-        added = torch.zeros(count, 1, *latents.shape[2:])
+        added = self._added(placed, styles, latents)
+        shapes = (255 * self.shrink(placed).clamp(0, 1) + 0.5).byte()
+        looks = (127.5 * (self.shrink(swatches(styles)) + 1) + 0.5).byte()
+        new = Batch(shapes, styles, looks, latents, added)
+        if self.kept is None:
+            self.kept = Batch(*(t.new_empty(self.size, *t.shape[1:]) for t in new))
+        places = (self.next + torch.arange(count)) % self.size
+        for kept, tensor in zip(self.kept, new, strict=True):
+            kept[places] = tensor
+        self.next = (self.next + count) % self.size
+        self.filled = min(self.size, self.filled + count)
+
+    def _added(self, placed: Tensor, styles: Tensor, latents: Tensor) -> Tensor:
+        """How far latents are from those of the same pictures without effects; at most 1."""
+        added = torch.zeros(len(latents), 1, *latents.shape[2:])
         clean = without_effects(styles)
         changed = (clean != styles).any(1)
         if changed.any():
             bare = self.encode(self.shrink(paint(placed[changed], clean[changed])))
             change = (latents[changed] - bare).square().mean(1, keepdim=True).sqrt()
             added[changed] = change.clamp(max=1)
-        placed, looks = self.shrink(placed), self.shrink(swatches(styles))
-        if (
-            self.latents is None
-            or self.coverage is None
-            or self.looks is None
-            or self.added is None
-        ):
-            self.latents = torch.empty(self.size, *latents.shape[1:])
-            self.added = torch.empty(self.size, *added.shape[1:])
-            self.coverage = torch.empty(self.size, *placed.shape[1:], dtype=torch.uint8)
-            self.looks = torch.empty(self.size, *looks.shape[1:], dtype=torch.uint8)
-        places = (self.next + torch.arange(count)) % self.size
-        self.coverage[places] = (255 * placed.clamp(0, 1) + 0.5).byte()
-        self.looks[places] = (127.5 * (looks + 1) + 0.5).byte()
-        self.styles[places] = styles
-        self.latents[places] = latents
-        self.added[places] = added
-        self.next = (self.next + count) % self.size
-        self.filled = min(self.size, self.filled + count)
+        return added
 
     def batch(self, count: int, shares: Shares, generator: torch.Generator) -> Batch:
         """Random samples of the pool, after new ones were added."""
         self.add(max(1, round(count / self.uses)), shares, generator)
-        assert self.latents is not None
-        assert self.coverage is not None
-        assert self.looks is not None
-        assert self.added is not None
+        assert self.kept is not None
         rows = torch.randint(self.filled, (count,), generator=generator)
-        looks = self.looks[rows].float() / 127.5 - 1
-        coverage = self.coverage[rows].float() / 255
-        return Batch(coverage, self.styles[rows], looks, self.latents[rows], self.added[rows])
+        drawn = Batch(*(kept[rows] for kept in self.kept))
+        shapes, looks = drawn.shapes.float() / 255, drawn.looks.float() / 127.5 - 1
+        return drawn._replace(shapes=shapes, looks=looks)
