@@ -16,11 +16,7 @@ from blora_nb.files.reading import check_number_format
 
 
 def check_few_step_lora(opened: safe_open, beside: dict) -> int:
-    """How many layers of a base model the LoRA in an opened file changes.
-
-    Args:
-        opened: from `safe_files.open_weights`.
-        beside: PEFT's `adapter_config.json`, or empty.
+    """How many layers the LoRA in an opened file, with PEFT's config beside it or {}, changes.
 
     Raises:
         BLoRAError: it is no LoRA, a damaged one, or one that diffusers would read wrongly.
@@ -45,14 +41,14 @@ def check_few_step_lora(opened: safe_open, beside: dict) -> int:
         elif part == "alpha":
             alphas.add(tensor.item())
     layers = parts["lora_A"]
+    if not layers:
+        raise BLoRAError("None of its weights is that of a plain LoRA.")
     changed = [flat_layer(split_name(key)[0]) for key in opened.keys()]  # noqa: SIM118
-    if layers and all(layer.startswith(tuple(HALF_OF_START)) for layer in changed):
+    if all(layer.startswith(tuple(HALF_OF_START)) for layer in changed):
         raise BLoRAError(
             "It changes the two blocks of B-LoRA only, so it is a B-LoRA: name it as content or "
             "style instead."
         )
-    if not layers:
-        raise BLoRAError("None of its weights is that of a plain LoRA.")
     if parts["lora_B"] != layers:
         raise BLoRAError("A matrix without its partner; the file is incomplete.")
     if alphas:

@@ -1,8 +1,7 @@
 """What is said about all layers of a LoRA: alpha and rank, from a header or PEFT's config.
 
-Several places of `SOURCES` can say it. They are put together entry by entry: each of lora_alpha,
-use_rslora and the patterns is taken from the first place that gives it. Where two places
-contradict each other, a note says which was used.
+Each of lora_alpha, use_rslora and the patterns is taken from the first place of `SOURCES` that
+gives it. Where two places contradict each other, a note says which was used.
 
 Source: PEFT's LoraConfig, diffusers' `lora_adapter_metadata`, kohya's sd-scripts (`ss_network_…`)
 and LyCORIS (`rs_lora`).
@@ -58,28 +57,11 @@ NAMES = {
 MEANING = {name: meaning for meaning, names in NAMES.items() for name in names}
 
 # entries that no other settings have: JSON with one of them is about a LoRA, whatever it is called
-TELLING = {
-    "lora_alpha",
-    "network_alpha",
-    "use_rslora",
-    "use_dora",
-    "init_lora_weights",
-    "lora_rank",
-}
+TELLING = {"lora_alpha", "network_alpha", "use_rslora"}
+TELLING |= {"use_dora", "init_lora_weights", "lora_rank"}
 # JSON that is about a LoRA where it has any of the entries
-JSON_ENTRIES = {
-    "adapter_config",
-    "adapter_config.json",
-    "peft_config",
-    "lora_config",
-    "adapter_metadata",
-    "lora_metadata",
-    "network_config",
-    "config",
-    "lora",
-    "peft",
-    "adapter",
-}
+JSON_ENTRIES = {"adapter_config", "adapter_config.json", "peft_config", "lora_config", "config"}
+JSON_ENTRIES |= {"adapter_metadata", "lora_metadata", "network_config", "lora", "peft", "adapter"}
 UNUSED = {"lora_scale", "scale", "scaling", "multiplier"}  # how it is to be used, not what it is
 OWN_JSON = {"training", "versions", "pictures"}  # what this package writes
 KOHYA = {"ss_network_alpha": "alpha", "ss_network_dim": "rank"}
@@ -118,25 +100,18 @@ class LoRASettings:
 
     def scale(self, names: list[str], rank: int) -> float | None:
         """The scale of a layer with one of these names; None where nothing is said about it."""
-        alpha = first_match(self.alpha_patterns, names)
-        if alpha is None:
-            alpha = self.alpha
+        alpha = first_match(self.alpha_patterns, names, self.alpha)
         if alpha is None:
             return math.sqrt(rank) if self.rslora else None
         return alpha / self.divisor(rank)
 
     def rank_of(self, names: list[str]) -> float | None:
         """The rank that is said of a layer with one of these names, or None."""
-        rank = first_match(self.rank_patterns, names)
-        return self.rank if rank is None else rank
+        return first_match(self.rank_patterns, names, self.rank)
 
 
 def read_lora_settings(metadata: dict, beside: dict) -> LoRASettings:
-    """All that the header and a file beside it say about the LoRA of a U-Net.
-
-    Args:
-        metadata: of the header, text to text.
-        beside: PEFT's `adapter_config.json`, or empty.
+    """All that a header, and PEFT's config beside the file (or {}), say about a U-Net's LoRA.
 
     Raises:
         BLoRAError: it is a method that cannot be read; an alpha is no number; the entries speak of
@@ -154,10 +129,8 @@ def read_lora_settings(metadata: dict, beside: dict) -> LoRASettings:
         place, value = given[0]
         setattr(settings, attribute, value)
         settings.places[attribute] = place
-        if attribute not in ("alpha", "rslora"):
-            continue
         for other, different in given[1:]:
-            if different != value:
+            if different != value and attribute in ("alpha", "rslora"):
                 settings.notes.append(
                     f"{other} says {_in_words(attribute, different)}, {place} says "
                     f"{_in_words(attribute, value)}; the latter is used."
@@ -167,10 +140,7 @@ def read_lora_settings(metadata: dict, beside: dict) -> LoRASettings:
 
 
 def is_setting(key: str, text: str) -> bool:
-    """Whether an entry of a header would be read as one about scales.
-
-    Such an entry is wrong in a new file with the scales multiplied in.
-    """
+    """Whether a header's entry is about scales: wrong in a new file with these multiplied in."""
     return key == DIFFUSERS_ENTRY or any(True for _ in _places({key: str(text)}, {}))
 
 

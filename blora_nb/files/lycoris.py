@@ -27,10 +27,9 @@ class PlainLoRA(NamedTuple):
 
 
 def as_lora(parts: dict[str, Tensor], largest: int) -> PlainLoRA:
-    """The LoRA of one layer's change.
+    """The LoRA of one layer's change, given as {one of `names.PARTS`: matrix}.
 
     Args:
-        parts: {one of `names.PARTS`: matrix}, of one layer.
         largest: bytes that the result may take.
 
     Raises:

@@ -2,9 +2,8 @@
 
 Our names are PEFT's endings on diffusers' layer names:
 `unet.up_blocks.0.attentions.0.….attn1.to_q.lora_A.weight`. A name is read in three pieces: a prefix
-that says which model it belongs to, a layer, and an ending that says which matrix it is. Any of the
-prefixes may stand before any of the endings. Dots and underscores in the layer are taken for the
-same, because kohya's files have only underscores.
+(which model), a layer, and an ending (which matrix); any prefix may stand before any ending. Dots
+and underscores in the layer are taken for the same, because kohya's files have only underscores.
 
 To read the names of another program, add a row to `NAMINGS`; to write them, one to `WRITTEN`.
 """
@@ -30,6 +29,14 @@ class Naming(NamedTuple):
 
 
 ADAPTER_ENDING = r"(?:\.[\w-]{1,80})?"  # PEFT may put the name of the adapter behind lora_A
+KOHYA = Naming(
+    "kohya with diffusers' block names",
+    mark=r"(?:lora_unet|lycoris)_",
+    prefix=r"lora_unet_|lycoris_unet_|lycoris_",
+    down=r"\.lora_down",
+    up=r"\.lora_up",
+    writes_alphas=True,
+)
 NAMINGS = (
     Naming(
         "diffusers, old names (attention processors)",
@@ -45,22 +52,11 @@ NAMINGS = (
         down=r"\.lora\.down",
         up=r"\.lora\.up",
     ),
-    Naming(
-        "kohya with SDXL's own block names",
+    KOHYA._replace(
+        description="kohya with SDXL's own block names",
         mark=r"(?:lora_unet|lycoris)_\w{0,40}?output_blocks_",
-        prefix=r"lora_unet_|lycoris_unet_|lycoris_",
-        down=r"\.lora_down",
-        up=r"\.lora_up",
-        writes_alphas=True,
     ),
-    Naming(
-        "kohya with diffusers' block names",
-        mark=r"(?:lora_unet|lycoris)_",
-        prefix=r"lora_unet_|lycoris_unet_|lycoris_",
-        down=r"\.lora_down",
-        up=r"\.lora_up",
-        writes_alphas=True,
-    ),
+    KOHYA,
     Naming(
         "ComfyUI",
         mark=r"diffusion_model\.",
@@ -102,15 +98,8 @@ WRITTEN = {
     "kohya": WrittenNaming(
         "A1111, Forge", "lora_unet_", "lora_down.weight", "lora_up.weight", kohya=True
     ),
-    "sgm": WrittenNaming(
-        "ComfyUI, A1111",
-        "lora_unet_",
-        "lora_down.weight",
-        "lora_up.weight",
-        kohya=True,
-        sgm_blocks=True,
-    ),
 }
+WRITTEN["sgm"] = WRITTEN["kohya"]._replace(readers="ComfyUI, A1111", sgm_blocks=True)
 
 # LyCORIS's names of the matrices of a layer
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -216,7 +205,12 @@ def read_name(key: str) -> Name:
     for start, half in HALF_OF_START.items():
         if flat.startswith(start):
             if part is None:
-                _refuse_in_the_two_blocks(key)
+                refuse_method(key)
+                raise BLoRAError(
+                    f"{shown(key)} is a whole weight or bias of a layer (such as PEFT's "
+                    "modules_to_save), which cannot be read beside a LoRA in the two blocks, and "
+                    "without it the LoRA acts otherwise."
+                )
             layer = _layer(flat.removeprefix(start), key)
             return Name(half, f"{BLOCK_OF_HALF[half]}.{layer}", part)
     if known and OTHER_BLOCK.match(flat):
@@ -231,15 +225,6 @@ def hint_of_other_model(key: str) -> str:
     """A sentence, after a space, about the model to which a foreign name seems to belong."""
     model = model_of_names([key])
     return f" It looks like one for {model}; B-LoRA needs SDXL." if model else ""
-
-
-def _refuse_in_the_two_blocks(key: str) -> None:
-    refuse_method(key)
-    raise BLoRAError(
-        f"{shown(key)} is a whole weight or bias of a layer (such as PEFT's modules_to_save), "
-        "which cannot be read beside a LoRA in the two blocks, and without it the LoRA acts "
-        "otherwise."
-    )
 
 
 def _layer(flat: str, key: str) -> str:
@@ -259,13 +244,7 @@ def are_pefts(keys: Iterable[str]) -> bool:
 
 
 def written_name(layer: str, part: str, format: str) -> str:
-    """The name of a weight in a file that is written.
-
-    Args:
-        layer: diffusers' name in the U-Net.
-        part: "lora_A", "lora_B", or "alpha", which only kohya's formats have.
-        format: one of `WRITTEN`.
-    """
+    """The name in a file of a layer's "lora_A", "lora_B", or "alpha" (only kohya's have one)."""
     naming = WRITTEN[format]
     if naming.sgm_blocks:
         for half, block in BLOCK_OF_HALF.items():

@@ -80,12 +80,7 @@ def model_of_names(keys: Iterable[str]) -> str | None:
 
 
 def refuse_method_of_settings(values: dict, place: str) -> None:
-    """Raise a BLoRAError if settings are not those of a plain LoRA on the unchanged base model.
-
-    Args:
-        values: {entry: value} of PEFT's config or of a header.
-        place: where they stand, for the message.
-    """
+    """Raise a BLoRAError if settings are not those of a plain LoRA on the unchanged base model."""
     method = str(values.get("peft_type") or "LORA").rpartition(".")[2]
     if method.upper() != "LORA":
         raise BLoRAError(

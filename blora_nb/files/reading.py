@@ -34,12 +34,10 @@ def read_weights(opened: safe_open, beside: dict) -> tuple[dict[str, Tensor], li
     """The weights of the two halves in an opened file of any known format.
 
     Args:
-        opened: from `safe_files.open_weights`.
         beside: PEFT's `adapter_config.json`, or empty.
 
     Returns:
-        (state_dict, notes): our names to float32 tensors with the scales multiplied in; what was
-        left out or assumed.
+        ({our name: float32 tensor}, notes on what was left out or assumed).
 
     Raises:
         BLoRAError: it is no B-LoRA; what is wrong is named.
@@ -73,19 +71,20 @@ def _note_of_missed_alphas(keys: list[str], beside: dict) -> str:
 def _read_layers(
     opened: safe_open, names: dict[Part, str], settings: LoRASettings, missed: str
 ) -> tuple[dict[Part, Tensor], list[str]]:
-    """The matrices of plain LoRAs with their scales multiplied in.
+    """({(layer, "lora_A" or "lora_B"): float32 tensor with the scale multiplied in}, notes).
 
     Args:
         names: {(layer, part): name in the file}.
         settings, missed: as in `scales.scales`.
-
-    Returns:
-        ({(layer, "lora_A" or "lora_B"): float32 tensor}, notes).
-
-    Raises:
-        BLoRAError: the file is incomplete or contradictory.
     """
-    _check_header(opened, names)
+    # before anything is read
+    shapes = [check_number_format(opened, key, part) for (_, part), key in names.items()]
+    total = 4 * sum(map(math.prod, shapes))
+    if total > LARGEST:
+        raise BLoRAError(
+            f"The weights of the two blocks would take {total / 2**30:,.0f} GiB of memory; no "
+            f"B-LoRA is larger than {LARGEST / 2**30:.0f} GiB."
+        )
     matrices, alphas = {}, {}
     for (layer, part), key in names.items():
         tensor = opened.get_tensor(key).to(torch.float32, copy=True)
@@ -115,24 +114,8 @@ def _read_layers(
     return matrices, notes + more
 
 
-def _check_header(opened: safe_open, names: dict[Part, str]) -> None:
-    """Raise a BLoRAError, before anything is read, for tensors that are too large or no weights."""
-    total = 0
-    for (_, part), key in names.items():
-        total += 4 * math.prod(check_number_format(opened, key, part))
-    if total > LARGEST:
-        raise BLoRAError(
-            f"The weights of the two blocks would take {total / 2**30:,.0f} GiB of memory; no "
-            f"B-LoRA is larger than {LARGEST / 2**30:.0f} GiB."
-        )
-
-
 def check_number_format(opened: safe_open, key: str, part: str | None) -> list[int]:
-    """The shape of a tensor, if its numbers can be weights, and if an alpha is one number.
-
-    Raises:
-        BLoRAError: they cannot be, or it is not.
-    """
+    """The shape of a tensor; a BLoRAError if it holds no weights, or an alpha is not one number."""
     weight = opened.get_slice(key)
     shape, dtype = list(weight.get_shape()), str(weight.get_dtype())
     if dtype not in FLOATS and not (part == "alpha" and dtype in INTEGERS):
@@ -146,11 +129,7 @@ def check_number_format(opened: safe_open, key: str, part: str | None) -> list[i
 
 
 def _replace_lycoris(matrices: dict[Part, Tensor]) -> tuple[dict[str, int | None], list[str]]:
-    """Put plain LoRAs in the place of LyCORIS's matrices.
-
-    Returns:
-        ({layer: what divides its alpha, as `scales.scales` wants it}, notes).
-    """
+    """Make LyCORIS's matrices plain LoRAs, in place; ({layer: divisor of its alpha}, notes)."""
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for layer, part in list(matrices):
         if part in PARTS:
@@ -175,11 +154,7 @@ def _replace_lycoris(matrices: dict[Part, Tensor]) -> tuple[dict[str, int | None
 
 
 def _names_of_the_halves(keys: list[str]) -> tuple[dict[Part, str], list[str]]:
-    """({(layer, part): name in the file} for the weights of the two halves, a note about others).
-
-    Raises:
-        BLoRAError: there are none, or some that cannot be read.
-    """
+    """({(layer, part): name in the file} of the weights of the two halves, a note about others)."""
     if not keys:
         raise BLoRAError("There is no weight in it.")
     if not any(split_name(key)[1] or method_of(key) for key in keys):

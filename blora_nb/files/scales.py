@@ -1,7 +1,6 @@
 """How strongly a LoRA acts: the factor of lora_B @ lora_A in each layer, from all that a file says.
 
-What a layer says of itself counts first, then what `lora_settings` finds. Where they contradict
-each other, or where nothing is said, a note says what was used.
+What a layer says of itself counts first, then what `lora_settings` finds.
 
 Source: PEFT's LoraConfig (scale lora_alpha / r, with use_rslora lora_alpha / √r) and kohya's
 sd-scripts (`.alpha`).
@@ -73,8 +72,7 @@ def scales(
 def _scale_of_whole_lokr(alpha: float | None, settings: LoRASettings) -> tuple[float, list[str]]:
     """The scale of a LoKr with two whole factors, and notes.
 
-    LyCORIS writes the alpha it trained with but not the rank it divided by; only the header may
-    have that. Other readers, LyCORIS's own among them, take 1.
+    Only the header may have the rank by which LyCORIS divided its alpha; other readers take 1.
     """
     if alpha is not None and math.isfinite(alpha) and settings.rank:
         return alpha / settings.rank, []

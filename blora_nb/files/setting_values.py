@@ -60,8 +60,7 @@ def usable_alpha(
     """The alpha that the entry `name` gives; None where it gives none that can be used.
 
     Args:
-        strict: whether something else than a number is an error; it is noted otherwise.
-        notes: what could not be used is added.
+        strict: whether something else than a number is an error; it is added to `notes` otherwise.
 
     Raises:
         BLoRAError: it is NaN, infinite, or no number although it must be one.
@@ -86,10 +85,7 @@ def usable_alpha(
 
 
 def alpha_patterns(given: object, place: str) -> Patterns:
-    """The alphas of single layers, from PEFT's `alpha_pattern`.
-
-    Returns:
-        [(compiled pattern, alpha), …]; a pattern is for a layer's name or the end of it.
+    """The alphas of single layers, from PEFT's `alpha_pattern`: names of layers, or their ends.
 
     Raises:
         BLoRAError: they are so many, or so involved, that trying them could take for ever.
@@ -126,12 +122,12 @@ def rank_patterns(given: object) -> Patterns:
     return _compiled(known) if len(known) == len(ranks) else []
 
 
-def first_match(patterns: Patterns, names: list[str]) -> float | None:
-    """The number of the first pattern that matches one of the names, or None."""
+def first_match(patterns: Patterns, names: list[str], default: float | None) -> float | None:
+    """The number of the first pattern that matches one of the names."""
     for pattern, value in patterns:
         if any(pattern.match(name) for name in names):
             return value
-    return None
+    return default
 
 
 def _entries(given: object) -> dict:

@@ -1,7 +1,4 @@
-"""Whether a state dict is a whole and healthy B-LoRA, and for which base model.
-
-Errors name the weights that are wrong.
-"""
+"""Whether a state dict is a whole and healthy B-LoRA, and for which base model."""
 
 from collections import Counter
 
@@ -18,11 +15,7 @@ BASES = {(1280, 2048): ("SDXL", 10), (144, 192): ("the teaching model", 2)}
 
 
 def check_complete(state_dict: dict[str, Tensor]) -> None:
-    """Raise a BLoRAError unless this is a B-LoRA of which nothing is missing.
-
-    All belongs to the two blocks, each matrix has its partner, and no transformer layer lacks what
-    others have.
-    """
+    """Raise a BLoRAError unless all belongs to the two blocks and nothing is missing."""
     if not state_dict:
         raise BLoRAError("There is no weight in it.")
     for key in state_dict:
@@ -69,10 +62,8 @@ def check_sizes(state_dict: dict[str, Tensor]) -> None:
                 "two-dimensional and not empty."
             )
     for key, tensor in state_dict.items():
-        if "lora_A" not in key:
-            continue
         rank, other = tensor.shape[0], state_dict[_partner(key)].shape[1]
-        if rank != other:
+        if "lora_A" in key and rank != other:
             raise BLoRAError(
                 f"{shown(key)} has rank {rank} and its partner rank {other}; they must be the same."
             )
@@ -101,12 +92,7 @@ def check_finite(state_dict: dict[str, Tensor]) -> None:
 
 
 def expected_shape(layer: str, width: int, context: int | None) -> tuple[int, int | None]:
-    """[out, in] of a layer's weight in a transformer block.
-
-    Args:
-        width: channels of the block.
-        context: channels of the text that it attends to; None where no layer shows them.
-    """
+    """[out, in] of a layer's weight; `width` and `context` as from `model_size`."""
     if layer.endswith(("attn2.to_k", "attn2.to_v")):
         return width, context
     if layer.endswith("ff.net.0.proj"):
@@ -117,7 +103,7 @@ def expected_shape(layer: str, width: int, context: int | None) -> tuple[int, in
 
 
 def model_size(state_dict: dict[str, Tensor]) -> tuple[int, int | None]:
-    """(channels of the transformer blocks, channels of the text) that most layers have."""
+    """(channels of the transformer blocks, channels of the text or None) that most layers have."""
     widths, contexts = Counter[int](), Counter[int]()
     for key, tensor in state_dict.items():
         if key.endswith(".lora_B.weight") and "ff.net.0" not in key:
@@ -140,10 +126,7 @@ def base_of(state_dict: dict[str, Tensor]) -> str:
 
 
 def remarks(state_dict: dict[str, Tensor], layers: dict[str, tuple[Tensor, Tensor]]) -> list[str]:
-    """What is unusual about a B-LoRA but no fault: sentences.
-
-    Args:
-        layers: the same as {layer: (lora_A, lora_B)}.
+    """What is unusual about a B-LoRA but no fault: sentences. `layers` are `BLoRA.layers`.
 
     Raises:
         BLoRAError: it would change nothing.
