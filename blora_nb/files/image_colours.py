@@ -19,12 +19,10 @@ def has_wide_values(image: Image.Image) -> bool:
 
 
 def to_eight_bits(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """A picture of wide grey values, brought to 0..255; and what was assumed.
-
-    White is the smallest usual one that holds the brightest value, `OVERSHOOT` allowed.
-    """
+    """A picture of wide grey values, brought to 0..255; and what was assumed."""
     values = np.asarray(image, dtype=np.float64)
     highest = values.max(initial=0, where=np.isfinite(values))
+    # the smallest usual one that holds the brightest value
     white = next((white for white in WHITES if highest <= OVERSHOOT * white), highest)
     remarks = []
     if image.mode.startswith("I;16"):

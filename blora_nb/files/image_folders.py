@@ -1,11 +1,10 @@
-"""The pictures in a folder; those that are left out are named in a warning."""
+"""The pictures in a folder."""
 
-import warnings
 from pathlib import Path
 
-from blora_nb.errors import ImageError, ImageWarning, not_there, shown
+from blora_nb.errors import ImageError, not_there, shown
 from blora_nb.files.image_kinds import SUFFIXES, why_unreadable
-from blora_nb.files.images import opened
+from blora_nb.files.images import issue_warnings, opened
 
 NO_PICTURES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".npz", ".md", ".zip", ".safetensors"}
 
@@ -41,8 +40,7 @@ def find_images(folder_or_file: str | Path) -> list[Path]:
     if not found:
         supported = f"Supported: {', '.join(sorted(SUFFIXES))}."
         raise ImageError(" ".join([f"No picture in {path}. {supported}", *remarks]))
-    for remark in remarks:
-        warnings.warn(f"{path}: {remark}", ImageWarning, stacklevel=2)
+    issue_warnings([f"{path}: {remark}" for remark in remarks])
     return found
 
 

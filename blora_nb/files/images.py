@@ -1,14 +1,10 @@
-"""A picture as a person sees it: upright, opaque, in sRGB; as a square; as a tensor.
-
-What a person should know about a picture, and what is no error, is a remark: a sentence that
-`read_image` gives as an `ImageWarning`, and `read_with_remarks` returns beside the picture.
-"""
+"""A picture as a person sees it: upright, opaque, in sRGB; as a square; as a tensor."""
 
 import hashlib
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -33,7 +29,7 @@ LITTLE = 0.02  # of the long side; less than this cut off each end is not worth 
 def read_image(source: ImageSource) -> Image.Image:
     """An RGB picture as a person sees it: upright, in sRGB, on white, the first of an animation.
 
-    Remarks (see `read_with_remarks`) are given as `ImageWarning`s.
+    What was left out or assumed is given as `ImageWarning`s.
 
     Args:
         source: a path, or a PIL image of any mode.
@@ -72,10 +68,15 @@ def opened(source: ImageSource) -> Iterator[Image.Image]:
             f"{type(source).__name__}. Image.fromarray(array) makes one of a NumPy array of bytes, "
             "[height, width, 3]."
         )
+    name = shown(source, 300)
     try:
         image = source if isinstance(source, Image.Image) else _open_file(Path(source))
         try:
-            _check_pixels(image, source)
+            if image.width * image.height > MOST_PIXELS:
+                raise ImageError(
+                    f"The picture {name} has {image.width} × {image.height} pixels, too many to "
+                    "open safely. Save a smaller copy of it."
+                )
             yield image
         finally:
             if image is not source:
@@ -84,14 +85,18 @@ def opened(source: ImageSource) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"The picture {shown(source, 300)} is too large to open safely ({error}). "
-            "Save a smaller copy of it."
+            f"The picture {name} is too large to open safely ({error}). Save a smaller copy of it."
         ) from None
     except PermissionError:
-        name = shown(source, 300)
         raise ImageError(f"{name} may not be read: its permissions forbid it.") from None
     except Exception as error:  # decoders raise anything when a file is damaged
-        raise _unreadable(source, error) from error
+        reason = None if isinstance(source, Image.Image) else why_unreadable(Path(source))
+        if reason:
+            raise ImageError(f"{name} cannot be read: it {reason}.") from error
+        raise ImageError(
+            f"{name} cannot be read as a picture ({shown(error, 200)}). Open it in an image editor "
+            "and save it again as PNG."
+        ) from error
 
 
 def _open_file(path: Path) -> Image.Image:
@@ -107,31 +112,17 @@ def _open_file(path: Path) -> Image.Image:
         return Image.open(path, formats=IMAGE_FORMATS)
 
 
-def _check_pixels(image: Image.Image, source: ImageSource) -> None:
-    if image.width * image.height > MOST_PIXELS:
-        raise ImageError(
-            f"The picture {shown(source, 300)} has {image.width} × {image.height} pixels, "
-            "too many to open safely. Save a smaller copy of it."
-        )
-
-
-def _unreadable(source: ImageSource, error: Exception) -> ImageError:
-    reason = None if isinstance(source, Image.Image) else why_unreadable(Path(source))
-    if reason:
-        return ImageError(f"{shown(source, 300)} cannot be read: it {reason}.")
-    return ImageError(
-        f"{shown(source, 300)} cannot be read as a picture ({shown(error, 200)}). "
-        "Open it in an image editor and save it again as PNG."
-    )
-
-
 def _as_seen(file: Image.Image) -> tuple[Image.Image, list[str]]:
     """The RGB picture in an opened file, and remarks that lack their subject."""
     file.load()
-    image = _upright(file)
+    image = file
+    with suppress(Exception):  # damaged EXIF data: struct.error, KeyError, TypeError, …
+        image = ImageOps.exif_transpose(file)
+    frames = 1
+    with suppress(Exception):  # damaged further on; the first frame is read already
+        frames = getattr(file, "n_frames", 1)
     remarks = []
-    frames = _frames(file)
-    if frames > 1:
+    if frames > 1 and file.format != "MPO":  # a phone's, which holds other views of the same
         remarks.append(f"is an animation or has pages; the first of {frames} is used.")
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     profile = image.info.get("icc_profile")
@@ -148,30 +139,8 @@ def _as_seen(file: Image.Image) -> tuple[Image.Image, list[str]]:
     return image, remarks
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF data says; as it is if these are damaged."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # struct.error, KeyError, TypeError, …, depending on the damage
-        return image
-
-
-def _frames(image: Image.Image) -> int:
-    """The number of frames or pages; 1 for a phone's MPO, which holds other views of the same."""
-    try:
-        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    except Exception:  # the file is damaged further on; the first frame is read already
-        return 1
-
-
 def remarks_on_square(image: Image.Image, resolution: int, name: str = "The picture") -> list[str]:
-    """Sentences on what is wrong with the middle square of a picture, for before the training.
-
-    Args:
-        image: from `read_image`.
-        resolution: the side of the square in pixels.
-        name: the subject of the sentences.
-    """
+    """Sentences, with the subject `name`, on what is wrong with the middle square of a picture."""
     remarks = []
     side = min(image.size)
     if resolution > MOST_ENLARGED * side:
@@ -186,7 +155,7 @@ def remarks_on_square(image: Image.Image, resolution: int, name: str = "The pict
             f"{tuple(square.min(axis=(0, 1)).tolist())} (transparent parts are white). Take "
             "another one."
         )
-    elif not _is_of_one_colour(*_outside_square(image)):
+    elif not _is_of_one_colour(_outside_square(image)):
         where = "left and right of" if image.width > image.height else "above and below"
         remarks.append(
             f"{name} is {image.width} × {image.height} pixels, and only its middle square is "
@@ -196,32 +165,24 @@ def remarks_on_square(image: Image.Image, resolution: int, name: str = "The pict
     return remarks
 
 
-def _outside_square(image: Image.Image) -> list[np.ndarray]:
+def _outside_square(image: Image.Image) -> np.ndarray:
     """The pixels on both sides of the middle square; none where next to nothing is cut off."""
-    width, height = image.size
-    left, top = max(0, (width - height) // 2), max(0, (height - width) // 2)
-    if max(left, top) < LITTLE * max(image.size):
-        return []
-    pixels = np.asarray(image)
-    if left:
-        return [pixels[:, :left], pixels[:, width - left :]]
-    return [pixels[:top], pixels[height - top :]]
+    short, long = sorted(image.size)
+    cut = (long - short) // 2
+    if cut < LITTLE * long:
+        cut = 0
+    pixels, axis = np.asarray(image), int(image.width > image.height)
+    start, _, end = np.split(pixels, [cut, long - cut], axis)
+    return np.concatenate([start, end], axis)
 
 
-def _is_of_one_colour(*parts: np.ndarray) -> bool:
-    """Whether parts of a picture [height, width, 3] have the same colour everywhere."""
-    if not parts:
-        return True
-    darkest = np.min([part.min(axis=(0, 1)) for part in parts], axis=0)
-    brightest = np.max([part.max(axis=(0, 1)) for part in parts], axis=0)
-    return bool((brightest - darkest <= FLAT).all())
+def _is_of_one_colour(pixels: np.ndarray) -> bool:
+    """Whether pixels [height, width, 3] have the same colour everywhere."""
+    return not pixels.size or bool((np.ptp(pixels, axis=(0, 1)) <= FLAT).all())
 
 
 def centre_square(image: Image.Image, resolution: int) -> Image.Image:
-    """The middle of a picture as a square of `resolution` × `resolution` pixels.
-
-    The short side is resized, the long one cropped.
-    """
+    """The middle of a picture, `resolution` × `resolution` pixels: resized, then cropped."""
     return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
 
 

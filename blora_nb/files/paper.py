@@ -19,10 +19,7 @@ def paper_white(image: Image.Image) -> Image.Image:
     shadows unless they are very dark.
 
     Args:
-        image: RGB, [height, width]; from `read_image`.
-
-    Returns:
-        RGB, of the same size.
+        image: RGB, [height, width]; so is what is returned.
     """
     paper = _paper(image).resize(image.size, Image.Resampling.BICUBIC)
     channels = [_divided(*pair) for pair in zip(image.split(), paper.split())]
@@ -30,17 +27,11 @@ def paper_white(image: Image.Image) -> Image.Image:
 
 
 def with_margin(image: Image.Image, share: float) -> Image.Image:
-    """The whole picture in the middle of a square, with a margin of the colour of its edge.
+    """The whole RGB picture in the middle of a square, with a margin of the colour of its edge.
 
     Args:
-        image: RGB, [height, width]; from `read_image`.
-        share: the margin on each side, as a share of the picture's long side; 0 or more.
-
-    Returns:
-        RGB, [side, side].
-
-    Raises:
-        ValueError: `share` is below 0.
+        share: the margin on each side, as a share of the picture's long side; a ValueError if it is
+            below 0.
     """
     if share < 0:
         raise ValueError(f"A margin is a share of the long side, 0 or more, not {share}.")

@@ -38,10 +38,7 @@ def save_picture(image: Image.Image, folder: str | Path) -> Path:
     """Write a picture of `generate` or `sample` into a folder (made if needed) as PROMPT_seedN.png.
 
     Its settings are inside, so that `blora generate --like` makes it again. Nothing is
-    overwritten: a second picture of the same name gets -2.
-
-    Returns:
-        The path of the file.
+    overwritten: a second picture of the same name gets -2. The path of the file is returned.
 
     Raises:
         ImageError: the picture does not know what it was made with.
