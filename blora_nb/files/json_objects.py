@@ -16,14 +16,7 @@ def json_object(text: str | bytes) -> dict[str, Any] | None:
 
 
 def parse_json(text: str | bytes, where: object) -> dict[str, Any]:
-    """The JSON object in a text out of a file.
-
-    Args:
-        where: the file, as it is named in the error.
-
-    Raises:
-        BLoRAError: there is none.
-    """
+    """The JSON object in a text out of `where`; a BLoRAError if there is none."""
     value = json_object(text)
     if value is None:
         raise BLoRAError(

@@ -25,15 +25,11 @@ HUB_PAGE = re.compile(
 
 
 def find_weights(source: str | Path) -> tuple[Path, Path | None]:
-    """The safetensors file that a user means, and PEFT's config.
+    """(the safetensors file that a user means, the `adapter_config.json` beside it or None).
 
     Args:
         source: a path, a folder, or a hub id ("user/repository" or "user/repository/file"), also
             as the address of its page.
-
-    Returns:
-        (path, path of the `adapter_config.json` beside it or None); `read_beside` says whether it
-        is about this file.
 
     Raises:
         BLoRAError: there is no such file.
@@ -65,7 +61,11 @@ def find_weights(source: str | Path) -> tuple[Path, Path | None]:
         if path.is_dir():
             files = [entry.name for entry in sorted(path.iterdir()) if entry.is_file()]
             path = path / _only_weights(files, shown(path, 300))
-        _check_is_file(path)
+        if path.is_symlink() and not path.exists():
+            target = shown(os.readlink(path), 300)
+            raise BLoRAError(f"{shown(path, 300)} is a link to {target}, which is not there.")
+        if not path.is_file():
+            raise BLoRAError(not_there("file or folder", path))
     except BLoRAError:
         raise
     except (OSError, ValueError) as error:
@@ -73,15 +73,6 @@ def find_weights(source: str | Path) -> tuple[Path, Path | None]:
         raise BLoRAError(f"{shown(source, 300)} cannot be opened ({why}).") from None
     config = path.with_name(PEFT_CONFIG)
     return path, config if config.is_file() else None
-
-
-def _check_is_file(path: Path) -> None:
-    if path.is_symlink() and not path.exists():
-        raise BLoRAError(
-            f"{shown(path, 300)} is a link to {shown(os.readlink(path), 300)}, which is not there."
-        )
-    if not path.is_file():
-        raise BLoRAError(not_there("file or folder", path))
 
 
 def _visible_weights(files: Iterable[str]) -> list[str]:
@@ -115,16 +106,10 @@ def _only_weights(files: Iterable[str], where: str) -> str:
 
 
 def read_beside(path: Path, config: Path | None, keys: Iterable[str]) -> tuple[dict, list[str]]:
-    """The `adapter_config.json` beside a file of weights, where it is about that file.
+    """(entries of the `adapter_config.json` beside a file where it is about that file, notes).
 
     It is where the file has PEFT's names or endings, whatever it is called; and where nothing else
     says the alphas and there is no other file of weights in the folder that it could be about.
-
-    Returns:
-        (its entries or {}, notes).
-
-    Raises:
-        BLoRAError: it is no JSON object.
     """
     if config is None:
         return {}, []

@@ -38,11 +38,10 @@ def versions() -> str:
 
 
 def model_hash(pipe: "StableDiffusionXLPipeline") -> tuple[str, str | None]:
-    """The name of a pipeline's base model, and the sha256 of its U-Net's file.
+    """The name of a pipeline's base model, and the sha256 of its U-Net's file, if there is one.
 
-    The name is an id on the hub or the name of a folder; without a file there is no hash. Where
-    the U-Net has several variants in its folder, the file is that of the variant which
-    `load_pipeline` was asked for; where it is in several pieces, the hash is that of their hashes.
+    The name is an id on the hub or the name of a folder. Where the U-Net is in several pieces, the
+    hash is that of their hashes.
     """
     folder = Path(str(pipe.unet.config.get("_name_or_path") or ""))
     name = str(pipe.config.get("_name_or_path") or folder)
@@ -88,10 +87,7 @@ def training_metadata(
     picture: ImageSource | None = None,
     captions: list[str] | None = None,
 ) -> dict[str, str]:
-    """What `train` writes into the file of a B-LoRA.
-
-    The names that begin with `modelspec.` are those of the ModelSpec standard, which A1111, ComfyUI
-    and similar programs show.
+    """What `train` writes into the file of a B-LoRA, as far as it can in the ModelSpec standard.
 
     Args:
         picture: the training picture; without it there is no thumbnail and no hash of its pixels.

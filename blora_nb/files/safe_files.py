@@ -38,9 +38,7 @@ class NotWritten(OSError):
 
 @contextmanager
 def complete_file(path: str | Path, replace: bool = False) -> Iterator[Path]:
-    """A path to write to; the file is at its place when the block ends without an error.
-
-    Otherwise it is nowhere.
+    """A path to write to; the file is at its place, whole, if the block ends without an error.
 
     Args:
         replace: whether it takes the place of an older one.
@@ -90,11 +88,7 @@ def _put(part: Path, path: Path) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """A small JSON object from a file.
-
-    Raises:
-        BLoRAError: too large, or no such thing.
-    """
+    """A small JSON object from a file; a BLoRAError if it is too large, or no such thing."""
     with open(path, "rb") as file:
         data = file.read(LONGEST_HEADER + 1)
     if len(data) > LONGEST_HEADER:
@@ -105,13 +99,7 @@ def read_json(path: Path) -> dict:
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[safetensors.safe_open]:
-    """A safetensors file, opened: `keys()`, `metadata()`, `get_slice(key)`, `get_tensor(key)`.
-
-    Nothing is read ahead.
-
-    Raises:
-        BLoRAError: it is no complete safetensors file.
-    """
+    """A safetensors file, opened; a BLoRAError if it is not complete. Nothing is read ahead."""
     try:
         _check_start(path)
         with safetensors.safe_open(path, "pt") as opened:
