@@ -1,9 +1,8 @@
 """Whether a base model is of the kind that B-LoRA is for: SDXL trained with DDPM's noise.
 
-A pipeline of diffusers does not say how its U-Net was trained; its scheduler and its VAE do.
-Training takes DDPM's noise schedule from the scheduler (Ho et al., arXiv 2006.11239). On a base of
-another kind of diffusion (EDM, arXiv 2206.00364; flow matching, arXiv 2210.02747) it would go
-wrong without a sign.
+Its scheduler and its VAE say how a U-Net was trained. On a base of another kind of diffusion than
+DDPM (Ho et al., arXiv 2006.11239), such as EDM (arXiv 2206.00364) or flow matching (arXiv
+2210.02747), training would go wrong without a sign.
 """
 
 import inspect
@@ -34,10 +33,7 @@ NEUTRAL_LATENTS = {"latents_mean": 0.0, "latents_std": 1.0, "shift_factor": 0.0}
 
 
 def check_base(pipe: "StableDiffusionXLPipeline") -> None:
-    """Raise a `BaseError` unless scheduler, U-Net and VAE are those of an SDXL with DDPM's noise.
-
-    Called before anything is trained, drawn or recorded.
-    """
+    """Raise a `BaseError` unless scheduler, U-Net and VAE are an SDXL's, with DDPM's noise."""
     fault = _foreign_scheduler(pipe.scheduler) or _foreign_latents(pipe)
     if fault:
         raise BaseError(f"This base model cannot be used with B-LoRA: {fault} {REMEDY}")
@@ -45,6 +41,8 @@ def check_base(pipe: "StableDiffusionXLPipeline") -> None:
 
 def _foreign_scheduler(scheduler: "SchedulerMixin") -> str | None:
     """A sentence on what is foreign about a scheduler; None for one of DDPM's family."""
+    from diffusers import DDPMScheduler
+
     name, config = type(scheduler).__name__, scheduler.config
     arguments = _arguments(type(scheduler))
     if not {"beta_start", "beta_schedule"} <= arguments:
@@ -65,24 +63,18 @@ def _foreign_scheduler(scheduler: "SchedulerMixin") -> str | None:
         return f"it predicts {shown(prediction, 60)} (prediction_type of its scheduler, {name})."
     if prediction == "v_prediction" and config.get("timestep_type") == "continuous":
         return f"its scheduler, {name}, has continuous timesteps (timestep_type): EDM."
-    return _schedule_unknown_to_ddpm(scheduler)
+    try:
+        # training takes its noise from it
+        DDPMScheduler.from_config(config)
+    except NotImplementedError:
+        return f"DDPM does not know its beta_schedule {shown(config.beta_schedule, 60)}."
+    return None
 
 
 def _arguments(kind: type) -> set[str]:
     """The names of the arguments of a class and of the classes it inherits from."""
     constructors = [vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one)]
     return {name for init in constructors for name in inspect.signature(init).parameters}
-
-
-def _schedule_unknown_to_ddpm(scheduler: "SchedulerMixin") -> str | None:
-    """A sentence if DDPM's scheduler, which training uses, does not know the betas."""
-    from diffusers import DDPMScheduler
-
-    try:
-        DDPMScheduler.from_config(scheduler.config)
-    except NotImplementedError:
-        return f"DDPM does not know its beta_schedule {shown(scheduler.config.beta_schedule, 60)}."
-    return None
 
 
 def _foreign_latents(pipe: "StableDiffusionXLPipeline") -> str | None:

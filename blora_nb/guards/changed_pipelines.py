@@ -1,8 +1,7 @@
 """Pipelines that other code has changed: what is undone meanwhile, what is refused, what is noted.
 
-A pipeline of diffusers can be fused, compiled, wrapped, offloaded and given other LoRAs. What can
-be undone and done again without a trace is (`uncompiled`); what would give wrong pictures or
-weights is refused, with the call that undoes it (`check_unchanged`); what is no fault and still
+What can be undone and done again without a trace is (`uncompiled`); what would give wrong pictures
+or weights is refused, with the call that undoes it (`check_unchanged`); what is no fault and still
 decides a picture is kept in its record (`changes`).
 """
 
@@ -235,6 +234,4 @@ def acting_weights(unet: "UNet2DConditionModel", adapter: str) -> dict[str, int]
         bits = parameter.detach().flatten().view(INTEGER_OF_BYTES[parameter.itemsize]).long()
         odd_numbers = torch.arange(1, 2 * len(bits), 2, device=bits.device)
         sums[name] = (bits * odd_numbers).sum()
-    if not sums:
-        return {}
-    return dict(zip(sums, torch.stack(list(sums.values())).tolist()))
+    return dict(zip(sums, torch.stack(list(sums.values())).tolist() if sums else []))

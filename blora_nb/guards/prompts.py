@@ -1,14 +1,10 @@
-"""Checks of prompts: not a text, cut off by the text encoder, or never learned.
-
-CLIP's text encoders read a fixed number of tokens and drop the rest. diffusers only logs that; here
-it is a `PromptWarning`, and panels show the same sentences.
-"""
+"""Checks of prompts: not a text, cut off by the text encoder, or never learned."""
 
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from unicodedata import category
 
 from blora_nb.errors import PromptWarning
@@ -20,14 +16,6 @@ if TYPE_CHECKING:
 SMALL = 10_000  # tokens; the vocabulary of a teaching model has fewer, CLIP's own 49 408
 END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last token of a word
 PLACEHOLDER = re.compile(r"\[[^\[\]]*\]|<[^<>]*>")  # [v], [c], <s>: meant to be no word
-
-
-class Word(NamedTuple):
-    """A word of a prompt: prompt[start:end], and the number of its tokens."""
-
-    start: int
-    end: int
-    tokens: int
 
 
 def check_prompt(prompt: str) -> None:
@@ -130,8 +118,8 @@ def _room(tokenizer: "CLIPTokenizer") -> int:
     return tokenizer.model_max_length - 2
 
 
-def _words(tokenizer: "CLIPTokenizer", prompt: str) -> Iterator[Word]:
-    """The words of a whole prompt, whatever its length."""
+def _words(tokenizer: "CLIPTokenizer", prompt: str) -> Iterator[tuple[int, int, int]]:
+    """(start, end, number of tokens) of each word of a prompt, whatever its length."""
     with quiet_libraries():
         read = tokenizer(
             prompt, truncation=False, add_special_tokens=False, return_offsets_mapping=True
@@ -143,18 +131,18 @@ def _words(tokenizer: "CLIPTokenizer", prompt: str) -> Iterator[Word]:
             start = first
         count += 1
         if token.endswith(END_OF_WORD):
-            yield Word(start, last, count)
+            yield start, last, count
             start, count = None, 0
 
 
 def _cut_off(tokenizer: "CLIPTokenizer", prompt: str) -> str:
     """The end of a prompt that does not fit, from the first word that is not read as a whole."""
     read = 0
-    for word in _words(tokenizer, prompt):
-        read += word.tokens
+    for start, _, tokens in _words(tokenizer, prompt):
+        read += tokens
         if read > _room(tokenizer):
             # "[v]" is three words for the tokenizer, and shown whole
             spans = (match.span() for match in PLACEHOLDER.finditer(prompt))
-            start = next((first for first, last in spans if first < word.start < last), word.start)
+            start = next((first for first, last in spans if first < start < last), start)
             return prompt[start:].rstrip()
     return ""
