@@ -15,9 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from blora_nb.blocks import target_modules
-from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.lean_lora import lean_lora
 from blora_nb.running.memory import step_batch
+from blora_nb.running.optimized_unet import gradient_checkpointing
 from blora_nb.settings import TrainingSettings
 
 if TYPE_CHECKING:

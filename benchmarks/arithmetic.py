@@ -15,8 +15,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from activations import count_activations, meta_unet, trainable_parameters
-from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.memory import GIB, WORKING
+from blora_nb.running.optimized_unet import gradient_checkpointing
 from blora_nb.running.text_cache import cached_text, text_projections
 from blora_nb.settings import TrainingSettings
 from random_sdxl import unet_config, vae_config

@@ -297,8 +297,8 @@ def fit(
     reporting: Reporting,
 ) -> list[float]:
     """The loop with all that makes it small, fast and safe. Returns the loss of each step."""
-    with optimized_unet(pipe, batches, settings) as patches:
-        monitor = Monitor(pipe, state, settings, patches, reporting)
+    with optimized_unet(pipe, batches, settings) as suspended:
+        monitor = Monitor(pipe, state, settings, suspended, reporting)
         with monitor, MemoryReleased():
             train_steps(pipe, batches, state, settings, monitor)
     return state.losses

@@ -17,8 +17,8 @@ from blora_nb.pipeline import encode_prompt, merge_few_step_lora
 from blora_nb.registry import note_options
 from blora_nb.running.checkpoints import checkpoints
 from blora_nb.running.device import needs_4_bits
-from blora_nb.running.gradient_checkpointing import gradient_checkpointing
 from blora_nb.running.memory import GIB, choose_checkpointing, memory_need, memory_report
+from blora_nb.running.optimized_unet import gradient_checkpointing
 from blora_nb.settings import TrainingSettings
 from blora_nb.training import (
     attach_lora,

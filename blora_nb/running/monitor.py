@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -15,7 +15,6 @@ from blora_nb.lora import IN_TRAINING, BLoRA, applied, collect
 from blora_nb.running.checkpoints import TrainingState, write_checkpoint
 from blora_nb.running.interrupt import stop_at_the_end_of_a_step
 from blora_nb.running.loss_guard import WINDOW, LossGuard
-from blora_nb.running.optimized_unet import Patches
 from blora_nb.running.out_of_memory import MemoryReleased
 from blora_nb.settings import TrainingSettings
 
@@ -39,8 +38,7 @@ class Monitor:
     """The callbacks of a training. Used as a context round the loop.
 
     Raises:
-        TrainingError: a loss or gradient is no number, or the loss has risen tenfold; what was
-            still good is kept.
+        TrainingError: from `LossGuard`; what was still good is kept.
         KeyboardInterrupt: at the end of the step in which a stop was asked for.
     """
 
@@ -49,13 +47,13 @@ class Monitor:
         pipe: "StableDiffusionXLPipeline",
         state: TrainingState,
         settings: TrainingSettings,
-        patches: Patches,
+        suspended: Callable[[], AbstractContextManager[None]],
         reporting: Reporting,
     ) -> None:
         from tqdm.auto import tqdm
 
         self.pipe, self.state, self.settings = pipe, state, settings
-        self.patches, self.reporting = patches, reporting
+        self.suspended, self.reporting = suspended, reporting
         parameters = list(state.parameters.values())
         scaled = state.scaler.is_enabled()
         self.guard = LossGuard(parameters, state.losses, settings.learning_rate, scaled)
@@ -121,10 +119,9 @@ class Monitor:
         return collect(self.pipe.unet, self.settings, self.state.metadata)
 
     def _checkpoint(self, stopping: bool) -> Path | None:
-        """The path of a new checkpoint, if there is a folder for it.
+        """The path of a new checkpoint; None without a folder, or where it cannot be written.
 
-        None where it cannot be written, with a warning: hours of work go on, and the end may find
-        room again.
+        Hours of work go on then, and the end may find room again.
         """
         folder = self.reporting.output_dir
         if folder is None:
@@ -149,7 +146,7 @@ class Monitor:
             return
         try:
             # outermost: it may be the models that draw which find no room to come back
-            with MemoryReleased(), self.patches.suspended():
+            with MemoryReleased(), self.suspended():
                 self.reporting.on_checkpoint(self.pipe, path)
         except MemoryError as error:
             reason = str(error).partition("\n")[0] or type(error).__name__

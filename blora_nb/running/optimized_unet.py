@@ -1,18 +1,16 @@
 """How the U-Net is run while a B-LoRA is trained: recomputed, compiled, cached, offloaded.
 
-`optimized_unet` is the one context round the training loop. Each part of it is a context round an
-unchanged model; afterwards the model is what it was. None changes what is learned, but for
+Each part is a context; afterwards the model is what it was. None changes what is learned, but for
 rounding.
 """
 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blora_nb.batches import Batches
-from blora_nb.running.gradient_checkpointing import gradient_checkpointing
+from blora_nb.blocks import CONTENT_BLOCK, STYLE_BLOCK
 from blora_nb.running.lean_attention import lean_attention
 from blora_nb.running.lean_lora import lean_lora
 from blora_nb.running.memory import choose_checkpointing, free_memory
@@ -24,26 +22,15 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 
-@dataclass(frozen=True)
-class Patches:
-    """What has been changed on a pipeline for its training, and can be suspended."""
-
-    undo: tuple[Callable[[], AbstractContextManager[None]], ...]
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Inside, the pipeline draws as outside a training: any prompt, its models in place."""
-        with ExitStack() as stack:
-            for context in self.undo:
-                stack.enter_context(context())
-            yield
-
-
 @contextmanager
 def optimized_unet(
     pipe: "StableDiffusionXLPipeline", batches: Batches, settings: TrainingSettings
-) -> Iterator[Patches]:
-    """Inside, the U-Net with LoRA on it is ready for the training loop. Yields `Patches`."""
+) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Inside, the U-Net with LoRA on it is ready for the training loop.
+
+    Yields:
+        A context in which the pipeline draws as outside: any prompt, its models in place.
+    """
     unet = pipe.unet
     with ExitStack() as stack:
         enter = stack.enter_context
@@ -58,15 +45,39 @@ def optimized_unet(
         enter(warnings.catch_warnings())
         # in float16 the first steps may be left out while the scale adapts
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler")
-        yield Patches((models_back, text_back, peft_back))
+
+        @contextmanager
+        def suspended() -> Iterator[None]:
+            with models_back(), text_back(), peft_back():
+                yield
+
+        yield suspended
+
+
+@contextmanager
+def gradient_checkpointing(unet: "UNet2DConditionModel", mode: str) -> Iterator[None]:
+    """Inside, activations are computed again on the backward pass instead of being kept.
+
+    Args:
+        mode: "none", "partial" (of the two trained blocks) or "full" (of all of the way up).
+    """
+    if mode == "none":
+        yield
+        return
+    unet.enable_gradient_checkpointing()
+    wanted = (CONTENT_BLOCK, STYLE_BLOCK) if mode == "partial" else ("up_blocks",)
+    for name, module in unet.named_modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = name.startswith(wanted)
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
 
 
 @contextmanager
 def compiled(unet: "UNet2DConditionModel", wanted: bool) -> Iterator[None]:
-    """Inside, each transformer block is compiled.
-
-    All of one shape share what was compiled, so that the wait is short.
-    """
+    """Inside, each transformer block is compiled; those of one shape share what was compiled."""
     if not wanted:
         yield
         return
