@@ -30,7 +30,7 @@ class CheckpointScores(KeptAndMoved):
 
     @property
     def step(self) -> int:
-        return step_of(self.checkpoint) or 0
+        return step_of(self.checkpoint)
 
 
 def score_checkpoints(

@@ -95,13 +95,13 @@ class TrainingState:
     ) -> None:
         """Restore what `pack` returned, in place."""
         state: dict[int, dict] = {}
-        for name, value in [*tensors.items(), *rest["numbers"].items()]:
-            first, *path = name.split("/")
-            if first == "optimizer":
-                place = state.setdefault(int(path[0]), {})
-                for key in path[1:-1]:
+        for name, value in (tensors | rest["numbers"]).items():
+            if name.startswith("optimizer/"):
+                _, number, *outer, last = name.split("/")
+                place = state.setdefault(int(number), {})
+                for key in outer:
                     place = place.setdefault(key, {})
-                place[path[-1]] = value
+                place[last] = value
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
@@ -125,10 +125,10 @@ def _leaves(tree: dict, path: str = "") -> Iterator[tuple[str, Any]]:
 # -------------------------------------------------------------------------------- which there are
 
 
-def step_of(path: Path) -> int | None:
-    """The number in `checkpoint-250`, or None for any other name."""
+def step_of(path: Path) -> int:
+    """The number in `checkpoint-250`, or 0 for any other name."""
     name, _, number = path.name.partition("-")
-    return int(number) if name == "checkpoint" and number.isdecimal() else None
+    return int(number) if name == "checkpoint" and number.isdecimal() else 0
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -137,7 +137,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if path.is_dir() and step_of(path)]
-    return sorted(found, key=lambda path: step_of(path) or 0)
+    return sorted(found, key=step_of)
 
 
 def check_unused(folder: str | Path) -> None:
@@ -153,11 +153,10 @@ def check_unused(folder: str | Path) -> None:
 def checkpoint_to_resume(
     output_dir: str | Path | None, resume_from_checkpoint: str | None
 ) -> Path | None:
-    """The checkpoint that a training goes on from, or None.
+    """The checkpoint that a training goes on from, or None; see `find_checkpoint`.
 
     Raises:
         FileExistsError: a new training would mix with an old one.
-        CheckpointError: see `find_checkpoint`.
     """
     if output_dir is None:
         return None
@@ -180,16 +179,14 @@ def checkpoint_to_resume(
 def last_whole(folder: str | Path | None) -> Path | None:
     """The newest complete checkpoint in a folder, if there is one."""
     found = checkpoints(folder) if folder else []
-    return next((path for path in reversed(found) if _is_whole(path)), None)
+    return next((path for path in reversed(found) if _fingerprint_of(path)), None)
 
 
 def find_checkpoint(folder: str | Path, wanted: str = "latest") -> Path | None:
     """What `--resume_from_checkpoint` means: "latest", a checkpoint's name, or its path.
 
-    A broken one is named in a warning and left where it is; "latest" then takes the one before it.
-
-    Returns:
-        The checkpoint's path; None: there is none to go on from.
+    A broken one is named in a warning and left where it is; "latest" then takes the one before it,
+    or None where there is none.
 
     Raises:
         CheckpointError: the one asked for by name is missing or broken.
@@ -213,7 +210,7 @@ def find_checkpoint(folder: str | Path, wanted: str = "latest") -> Path | None:
             raise CheckpointError(f"There is no checkpoint {path}.")
         read_checkpoint(path)
     except CheckpointError as error:
-        whole = ", ".join(p.name for p in checkpoints(folder) if _is_whole(p)) or "none"
+        whole = ", ".join(p.name for p in checkpoints(folder) if _fingerprint_of(p)) or "none"
         raise CheckpointError(f"{error} Complete in {folder}: {whole}.") from None
     return path
 
@@ -276,7 +273,7 @@ def write_checkpoint(
     limit = settings.checkpoints_total_limit
     if limit:
         # later ones are broken, or of a training that went on from an earlier step
-        until_now = [p for p in checkpoints(folder) if (step_of(p) or 0) <= state.step]
+        until_now = [p for p in checkpoints(folder) if step_of(p) <= state.step]
         for old in until_now[:-limit]:
             shutil.rmtree(old, ignore_errors=True)
     return path
@@ -289,10 +286,6 @@ def checksum(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _is_whole(path: Path) -> bool:
-    return _fingerprint_of(path) is not None
 
 
 def _fingerprint_of(path: Path) -> str | None:
@@ -309,7 +302,7 @@ def read_checkpoint(
     """(B-LoRA, tensors, JSON-able rest, settings as a dict) of one checkpoint folder.
 
     Raises:
-        CheckpointError: missing, empty, cut off, or no checkpoint.
+        CheckpointError: it is not there, or not complete.
     """
     path = Path(path)
     try:
@@ -333,11 +326,7 @@ def read_checkpoint(
 def other_settings(
     stored: dict[str, Any], settings: TrainingSettings, may_differ: frozenset[str] = frozenset()
 ) -> list[str]:
-    """What differs between the stored settings of a training and those asked for, in words.
-
-    Args:
-        may_differ: names of settings that are not compared, beside those without effect.
-    """
+    """What differs between a training's stored settings and those asked for, in words."""
     ignored = WITHOUT_EFFECT | may_differ
     different = []
     for setting in fields(settings):

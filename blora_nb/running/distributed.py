@@ -22,8 +22,8 @@ def join_processes(device: str | None = None) -> tuple[str | None, bool, Callabl
         device: the one asked for; "cpu" keeps the processes off the GPUs.
 
     Returns:
-        This process's device (of a single process, the one asked for); whether it is the main
-        process; and a function that waits for the others and gathers a list from all.
+        This process's device; whether it is the main process; and a function that waits for the
+        others and gathers a list from all.
     """
     from accelerate import PartialState
     from accelerate.utils import gather_object

@@ -11,12 +11,9 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def only_training_in(folder: str | Path | None) -> Iterator[None]:
-    """Inside, no other training of this computer writes into a folder (None: into no folder).
+    """Inside, no other training of this computer writes into a folder, or a FileExistsError.
 
     The lock is a file among the temporary ones, and ends with the process that holds it.
-
-    Raises:
-        FileExistsError: another training is writing there.
     """
     if folder is None:
         yield

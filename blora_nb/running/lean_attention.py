@@ -49,16 +49,10 @@ def _lean_class() -> type:
 
 def is_plain(attention: "Attention") -> bool:
     """Whether there is no more to a layer than queries, keys, values and one layer behind them."""
-    extras = (
-        attention.spatial_norm,
-        attention.group_norm,
-        attention.norm_q,
-        attention.norm_k,
-        attention.norm_cross,
-        attention.residual_connection,
-        attention.to_out[1].p,
-    )
-    return not any(extras) and attention.rescale_output_factor == 1
+    norms = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
+    more = [getattr(attention, norm) for norm in norms]
+    more += [attention.residual_connection, attention.to_out[1].p]
+    return not any(more) and attention.rescale_output_factor == 1
 
 
 @contextmanager

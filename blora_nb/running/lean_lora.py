@@ -1,10 +1,9 @@
 """LoRA as a training needs it, in a fraction of PEFT's operations.
 
-PEFT's layers serve every kind of LoRA. Of what is trained here, base(x) + B(A(x)), the sum is part
-of the second product, and nothing is multiplied by a scale of 1. On a base in 16 bits LoRA is
-computed in 16 bits, as autocast does in the original, while its weights and gradients stay float32:
-all of them are rounded together before the U-Net runs, not one by one in every layer. A fast GPU
-waits for the computer to hand out operations, so each one less saves time (counted in
+Of base(x) + B(A(x)) the sum is part of the second product, and nothing is multiplied by a scale of
+1. On a base in 16 bits LoRA is computed in 16 bits, as autocast does in the original, while its
+weights and gradients stay float32: all of them are rounded together before the U-Net runs. A fast
+GPU waits for the computer to hand out operations, so each one less saves time (counted in
 benchmarks/followed.md).
 """
 

@@ -19,10 +19,9 @@ class LossGuard:
     """Collects each step's loss and gradient norm on the device, and reads them every few steps.
 
     Reading a number from a GPU makes the computer wait until the GPU has caught up, so it is done
-    about twice a second and not at every step of a fast GPU; on a CPU there is nothing to wait for.
-    The weights are copied each time, into the computer's memory: the newest ones have not yet shown
-    a finite loss, those before them have. A loss that rises is noticed late, so copies from at
-    least `WINDOW` steps ago are kept too.
+    about twice a second. The weights are copied each time, into the computer's memory: the newest
+    ones have not yet shown a finite loss, those before them have. A loss that rises is noticed
+    late, so copies from at least `WINDOW` steps ago are kept too.
 
     Args:
         parameters: what is trained, of one dtype and on one device.
@@ -127,8 +126,5 @@ class LossGuard:
 
 
 def steps_between_looks(steps: int, seconds: float) -> int:
-    """How many steps pass until the next look, when `steps` took `seconds`.
-
-    Half a second's worth, 1 to 10.
-    """
+    """Steps until the next look: half a second's worth, when `steps` took `seconds`."""
     return max(1, min(10, int(0.5 * steps / max(seconds, 1e-6))))

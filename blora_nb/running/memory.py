@@ -66,7 +66,6 @@ def memory_need(
     """The `Need` of a training with a mode of gradient checkpointing.
 
     Args:
-        mode: "none", "partial" or "full".
         one_prompt: whether all steps have the same prompt, so that the layers that see nothing else
             can wait in the computer's memory.
     """
@@ -145,10 +144,8 @@ def choose_checkpointing(
         return settings.gradient_checkpointing
     if free is None:
         free = free_for_training(pipe, one_prompt=not settings.with_prior_preservation)
-    if free is None:
-        return "none"
     for mode in ("none", "partial"):
-        if memory_need(pipe, settings, mode).beside_the_base <= free:
+        if free is None or memory_need(pipe, settings, mode).beside_the_base <= free:
             return mode
     return "full"
 

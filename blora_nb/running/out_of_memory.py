@@ -19,9 +19,8 @@ PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a GPU, or the computer's, is too small."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(phrase in str(error) for phrase in PHRASES)
+    named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return named or any(phrase in str(error) for phrase in PHRASES)
 
 
 class MemoryReleased:

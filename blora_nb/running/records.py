@@ -1,8 +1,4 @@
-"""What a picture was made with: kept on it, written into its file, read to make it again.
-
-The names are those of `blora generate`, so that `--like` can take a picture's record
-for what was typed.
-"""
+"""What a picture was made with, in the names of `blora generate`, so that `--like` reads them."""
 
 import hashlib
 import json
@@ -20,7 +16,7 @@ from blora_nb.guards.changed_pipelines import (
     changes,
     inner,
 )
-from blora_nb.lora import BLoRA, HalfSource, applied_alphas, applied_fingerprints
+from blora_nb.lora import HalfSource, applied_alphas, applied_fingerprints
 from blora_nb.registry import options_of
 
 if TYPE_CHECKING:
@@ -59,8 +55,7 @@ def record(
     """What the pictures of one call have in common, with what is on the pipeline.
 
     Args:
-        content, style: what `apply` was given for the halves on it, from `lora.load_all`, where
-            that is known: their files are named, if they have some.
+        content, style: what `apply` was given, if known, from `lora.load_all`: names their files.
     """
     found: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
     found |= options_of(pipe)
@@ -101,7 +96,6 @@ def sampler(pipe: "StableDiffusionXLPipeline") -> str:
 def _files(half: str, given: HalfSource) -> dict[str, Any]:
     """Of which files one half was mixed, where all of that are files."""
     items: list[Any] = given if isinstance(given, list) else [given]
-    parts: list[tuple[BLoRA, float]]
     parts = [item if isinstance(item, tuple) else (item, 1.0) for item in items]
     sources = [blora.source for blora, _ in parts]
     if not all(sources):

@@ -1,8 +1,8 @@
 """Keys and values of the prompt, computed once.
 
-Cross-attention asks what the text says (`to_k`, `to_v`) at each of SDXL's 70 transformer layers.
-While the prompt stays the same, these 140 frozen layers give the same answer at every step of a
-training, and their weights, an eighth of the U-Net, are not needed on the GPU meanwhile.
+While the prompt stays the same, SDXL's 140 frozen layers that read the text (`to_k`, `to_v`) give
+the same answer at every step of a training, and their weights, an eighth of the U-Net, are not
+needed on the GPU meanwhile.
 """
 
 from collections.abc import Callable, Iterator

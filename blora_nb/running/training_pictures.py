@@ -55,10 +55,7 @@ def what_is_learned(
     class_squares: Sequence[Image.Image] = (),
     content: BLoRA | None = None,
 ) -> dict[str, str | None]:
-    """What a checkpoint, and a finished B-LoRA, was trained on.
-
-    Hashes of the pixels, the prompts and the base model, and the dtype that is computed in.
-    """
+    """What a B-LoRA was trained on: hashes of pixels, prompts and base model, and the dtype."""
     name, sha256 = model_hash(pipe)
     base = [str(sha256 or name).encode()]
     changed = changes(pipe)
