@@ -57,11 +57,28 @@ NAMES = {
 MEANING = {name: meaning for meaning, names in NAMES.items() for name in names}
 
 # entries that no other settings have: JSON with one of them is about a LoRA, whatever it is called
-TELLING = {"lora_alpha", "network_alpha", "use_rslora"}
-TELLING |= {"use_dora", "init_lora_weights", "lora_rank"}
+TELLING = {
+    "lora_alpha",
+    "network_alpha",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+    "lora_rank",
+}
 # JSON that is about a LoRA where it has any of the entries
-JSON_ENTRIES = {"adapter_config", "adapter_config.json", "peft_config", "lora_config", "config"}
-JSON_ENTRIES |= {"adapter_metadata", "lora_metadata", "network_config", "lora", "peft", "adapter"}
+JSON_ENTRIES = {
+    "adapter_config",
+    "adapter_config.json",
+    "peft_config",
+    "lora_config",
+    "adapter_metadata",
+    "lora_metadata",
+    "network_config",
+    "config",
+    "lora",
+    "peft",
+    "adapter",
+}
 UNUSED = {"lora_scale", "scale", "scaling", "multiplier"}  # how it is to be used, not what it is
 OWN_JSON = {"training", "versions", "pictures"}  # what this package writes
 KOHYA = {"ss_network_alpha": "alpha", "ss_network_dim": "rank"}
