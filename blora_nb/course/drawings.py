@@ -20,7 +20,7 @@ BACKGROUND, MAIN, SECOND, ACCENT, LINE = range(5)  # what a pixel of the label m
 Points = list[tuple[float, float]]  # from -1 to 1, y downwards
 Part = tuple[int, Points]  # the label of a polygon's pixels, and the polygon
 Pose = tuple[float, float, float, float]  # scale, shift x, shift y, rotation in turns
-Area = tuple[str, str, str]  # pattern, first colour, second colour
+Area = str  # a colour #rrggbb, or a pattern and its two colours: "bars #ffffff #d81e2c"
 
 # ---------------------------------------------------------------- shapes
 
@@ -48,15 +48,6 @@ def box(left: float, top: float, right: float, bottom: float) -> Points:
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-def spikes(count: int, outer: float, inner: float, cx: float = 0.0, cy: float = 0.0) -> Points:
-    """A star with `count` points."""
-    polygon = []
-    for i, radius in enumerate([outer, inner] * count):
-        angle = pi * i / count
-        polygon.append((cx + radius * sin(angle), cy - radius * cos(angle)))
-    return polygon
-
-
 def heart_curve() -> Points:
     polygon = []
     for t in (tau * i / 60 for i in range(60)):
@@ -65,38 +56,24 @@ def heart_curve() -> Points:
     return polygon
 
 
-def petal(angle: float) -> Points:
-    return ellipse(0.52 * sin(angle), -0.52 * cos(angle), 0.36)
-
-
-def crescent() -> Points:
-    return ellipse(0.05, 0, 0.85, 0.85, 0.13, 0.87) + ellipse(0.42, 0, 0.64, 0.64, 0.83, 0.17)
-
-
-def umbrella_top() -> Points:
-    scallops = [p for i in range(3) for p in ellipse(0.56 - 0.56 * i, 0.02, 0.28, 0.16, 0.0, -0.5)]
-    return ellipse(0, 0.02, 0.84, 0.8, 0.5, 1.0) + scallops
-
-
-def umbrella_handle() -> Points:
-    inner = ellipse(0.24, 0.64, 0.17, 0.17, 0.5, 0.0)
-    outer = ellipse(0.24, 0.64, 0.31, 0.31, 0.0, 0.5)
-    stick = points("-0.07,-0.1 0.07,-0.1 0.07,0.62")
-    return [*stick, *inner, (0.55, 0.64), *outer, (-0.07, 0.62)]
-
-
-def apple_body() -> Points:
-    left = ellipse(-0.34, 0.02, 0.46, 0.56, 0.25, 0.8)
-    right = ellipse(0.34, 0.02, 0.46, 0.56, 0.7, 1.25)
-    return [*left, (0, -0.42), *right, (0, 0.52)]
-
-
-def bell_body() -> Points:
-    top = ellipse(0, -0.2, 0.52, 0.62, 0.5, 1.0)
-    return [(-0.78, 0.62), (-0.55, 0.3), *top, (0.55, 0.3), (0.78, 0.62)]
-
-
+UMBRELLA_HANDLE = [
+    *points("-0.07,-0.1 0.07,-0.1 0.07,0.62"),
+    *ellipse(0.24, 0.64, 0.17, 0.17, 0.5, 0.0),
+    (0.55, 0.64),
+    *ellipse(0.24, 0.64, 0.31, 0.31, 0.0, 0.5),
+    (-0.07, 0.62),
+]
+SCALLOPS = [p for x in (0.56, 0.0, -0.56) for p in ellipse(x, 0.02, 0.28, 0.16, 0.0, -0.5)]
+APPLE_LEFT = [*ellipse(-0.34, 0.02, 0.46, 0.56, 0.25, 0.8), (0, -0.42)]
+APPLE_RIGHT = [*ellipse(0.34, 0.02, 0.46, 0.56, 0.7, 1.25), (0, 0.52)]
+STAR = [
+    (radius * sin(pi * i / 5), 0.06 - radius * cos(pi * i / 5))
+    for i, radius in enumerate([0.95, 0.4] * 5)
+]
+BELL_TOP = [(-0.55, 0.3), *ellipse(0, -0.2, 0.52, 0.62, 0.5, 1.0), (0.55, 0.3)]
+CRESCENT = ellipse(0.05, 0, 0.85, 0.85, 0.13, 0.87) + ellipse(0.42, 0, 0.64, 0.64, 0.83, 0.17)
 ARROW = points("-0.9,-0.22 0.15,-0.22 0.15,-0.62 0.92,0 0.15,0.62 0.15,0.22 -0.9,0.22")
+SIXTHS = [tau * i / 6 for i in range(6)]
 CAT_EARS = points("-0.72,-0.9 -0.3,-0.56 0.3,-0.56 0.72,-0.9")
 GHOST_HEM = points("0.66,0.85 0.33,0.58 0,0.85 -0.33,0.58 -0.66,0.85")
 ROCKET_BODY = points(
@@ -104,7 +81,7 @@ ROCKET_BODY = points(
 )
 
 OBJECTS: dict[str, list[Part]] = {
-    "star": [(MAIN, spikes(5, 0.95, 0.4, cy=0.06))],
+    "star": [(MAIN, STAR)],
     "heart": [(MAIN, heart_curve())],
     "house": [
         (MAIN, box(-0.6, -0.12, 0.6, 0.8)),
@@ -121,7 +98,7 @@ OBJECTS: dict[str, list[Part]] = {
         (MAIN, [(-0.75, 0.55), (0.75, 0.55), (0, -0.3)]),
         (MAIN, [(-0.56, 0.02), (0.56, 0.02), (0, -0.92)]),
     ],
-    "moon": [(MAIN, crescent())],
+    "moon": [(MAIN, CRESCENT)],
     "cup": [
         (SECOND, band(0.42, 0.02, 0.46, 0.24, -0.25, 0.25)),
         (MAIN, [(-0.7, -0.6), (0.5, -0.6), (0.4, 0.7), (-0.6, 0.7)]),
@@ -133,7 +110,7 @@ OBJECTS: dict[str, list[Part]] = {
         (ACCENT, ellipse(0.3, -0.35, 0.17)),
     ],
     "flower": [
-        *((MAIN, petal(tau * i / 6)) for i in range(6)),
+        *((MAIN, ellipse(0.52 * sin(a), -0.52 * cos(a), 0.36)) for a in SIXTHS),
         (ACCENT, ellipse(0, 0, 0.34)),
     ],
     "boat": [
@@ -154,8 +131,8 @@ OBJECTS: dict[str, list[Part]] = {
         (SECOND, [(-0.13, 0.34), (0.13, 0.34), (0, 0.5)]),
     ],
     "umbrella": [
-        (SECOND, umbrella_handle()),
-        (MAIN, umbrella_top()),
+        (SECOND, UMBRELLA_HANDLE),
+        (MAIN, ellipse(0, 0.02, 0.84, 0.8, 0.5, 1.0) + SCALLOPS),
     ],
     "rocket": [
         (SECOND, [(-0.3, 0.2), (-0.68, 0.82), (0.68, 0.82), (0.3, 0.2)]),
@@ -164,7 +141,7 @@ OBJECTS: dict[str, list[Part]] = {
     ],
     "apple": [
         (SECOND, [(0.02, -0.4), (-0.06, -0.9), (0.1, -0.92), (0.14, -0.4)]),
-        (MAIN, apple_body()),
+        (MAIN, APPLE_LEFT + APPLE_RIGHT),
         (ACCENT, [(0.14, -0.6), (0.36, -0.88), (0.66, -0.86), (0.42, -0.58)]),
     ],
     "crown": [
@@ -177,7 +154,7 @@ MORE_OBJECTS: dict[str, list[Part]] = {
     "arrow": [(MAIN, ARROW)],
     "bell": [
         (SECOND, ellipse(0, 0.7, 0.2)),
-        (MAIN, bell_body()),
+        (MAIN, [(-0.78, 0.62), *BELL_TOP, (0.78, 0.62)]),
         (ACCENT, ellipse(0, -0.84, 0.13)),
     ],
     "butterfly": [
@@ -197,7 +174,7 @@ MORE_OBJECTS: dict[str, list[Part]] = {
 
 @dataclass(frozen=True)
 class Style:
-    """Colours are #rrggbb; a pattern paints its second colour over the first (see `paint`)."""
+    """Colours are #rrggbb; a pattern paints its second one over the first (see `paint`)."""
 
     background: Area
     main: Area
@@ -209,78 +186,46 @@ class Style:
     shadow: float = 0.0  # how dark the shadow of the object is
 
 
-def flat(colour: str) -> Area:
-    return "flat", colour, colour
-
-
 STYLES = {
-    "neon": Style(
-        flat("#0b0420"), flat("#2a0a4a"), "#12305e", "#5a0f5a", "#ff5cf4", width=0.13, glow=1.0
-    ),
+    "neon": Style("#0b0420", "#2a0a4a", "#12305e", "#5a0f5a", "#ff5cf4", width=0.13, glow=1.0),
     "blueprint": Style(
-        ("grid", "#1846b4", "#3f70d8"), flat("#1846b4"), "#2a5ccb", "#4a7ce0", "#f2f7ff", width=0.11
+        "grid #1846b4 #3f70d8", "#1846b4", "#2a5ccb", "#4a7ce0", "#f2f7ff", width=0.11
     ),
-    "gold": Style(
-        ("gradient", "#1c0206", "#4a0a12"), ("gradient", "#fff0a0", "#b87a10"), "#c98f1e", "#fffbe0"
-    ),
-    "ink": Style(flat("#ffffff"), flat("#111111"), "#8a8a8a", "#ffffff", "#111111", width=0.08),
+    "gold": Style("gradient #1c0206 #4a0a12", "gradient #fff0a0 #b87a10", "#c98f1e", "#fffbe0"),
+    "ink": Style("#ffffff", "#111111", "#8a8a8a", "#ffffff", "#111111", width=0.08),
     "chalk": Style(
-        ("diagonal", "#1f4a36", "#265740"),
-        flat("#3f7a5c"),
-        "#d9b8c8",
-        "#f2e3a0",
-        "#f4f6ee",
-        width=0.12,
+        "diagonal #1f4a36 #265740", "#3f7a5c", "#d9b8c8", "#f2e3a0", "#f4f6ee", width=0.12
     ),
-    "stripes": Style(flat("#ffdf4f"), ("bars", "#ffffff", "#d81e2c"), "#1d4e9e", "#1d4e9e"),
-    "popart": Style(
-        ("dots", "#29c5e6", "#ffffff"), flat("#ff3d8b"), "#ffe12e", "#ffe12e", "#111111", width=0.12
-    ),
-    "wood": Style(
-        ("planks", "#7a4a24", "#5a3216"),
-        flat("#e2b77a"),
-        "#c08c4c",
-        "#fbe3b4",
-        "#4a2810",
-        width=0.06,
-    ),
-    "sunset": Style(("gradient", "#56206e", "#ff9a3c"), flat("#200a33"), "#3c1450", "#ffce5a"),
+    "stripes": Style("#ffdf4f", "bars #ffffff #d81e2c", "#1d4e9e", "#1d4e9e"),
+    "popart": Style("dots #29c5e6 #ffffff", "#ff3d8b", "#ffe12e", "#ffe12e", "#111111", width=0.12),
+    "wood": Style("planks #7a4a24 #5a3216", "#e2b77a", "#c08c4c", "#fbe3b4", "#4a2810", width=0.06),
+    "sunset": Style("gradient #56206e #ff9a3c", "#200a33", "#3c1450", "#ffce5a"),
     "candy": Style(
-        ("checker", "#ffc6de", "#ffe4ef"),
-        ("diagonal", "#7a4fd0", "#38c6b0"),
+        "checker #ffc6de #ffe4ef",
+        "diagonal #7a4fd0 #38c6b0",
         "#ff5f9e",
         "#fff3a8",
         "#ffffff",
         width=0.09,
     ),
-    "night": Style(("stars", "#0a1446", "#f4f0c0"), flat("#f6ecb4"), "#c9b46a", "#8a9ae8"),
-    "clay": Style(flat("#bda6d8"), flat("#d4694a"), "#5f8a6e", "#f0c45c", shadow=0.45),
+    "night": Style("stars #0a1446 #f4f0c0", "#f6ecb4", "#c9b46a", "#8a9ae8"),
+    "clay": Style("#bda6d8", "#d4694a", "#5f8a6e", "#f0c45c", shadow=0.45),
 }
 HELD_OUT_STYLES = {
-    "mint": Style(("diagonal", "#b8f4d8", "#d8fbe9"), flat("#14806c"), "#f0507a", "#ffffff"),
+    "mint": Style("diagonal #b8f4d8 #d8fbe9", "#14806c", "#f0507a", "#ffffff"),
     "ice": Style(
-        ("gradient", "#eaf6ff", "#8fc4f2"),
-        ("gradient", "#ffffff", "#6aaef0"),
+        "gradient #eaf6ff #8fc4f2",
+        "gradient #ffffff #6aaef0",
         "#4a86d8",
         "#ffffff",
         "#2f6fd0",
         width=0.08,
     ),
     "tiger": Style(
-        flat("#4a2c10"),
-        ("diagonal", "#ff9a1e", "#141008"),
-        "#ffb84a",
-        "#ffffff",
-        "#ffe6c0",
-        width=0.07,
+        "#4a2c10", "diagonal #ff9a1e #141008", "#ffb84a", "#ffffff", "#ffe6c0", width=0.07
     ),
     "lagoon": Style(
-        ("bars", "#0f8b96", "#1aa3ac"),
-        ("dots", "#ffe9a8", "#f0a850"),
-        "#ff7a5c",
-        "#ffffff",
-        "#06343c",
-        width=0.08,
+        "bars #0f8b96 #1aa3ac", "dots #ffe9a8 #f0a850", "#ff7a5c", "#ffffff", "#06343c", width=0.08
     ),
 }
 COLOURS = {
@@ -331,9 +276,9 @@ def colour_style(name: str) -> Style:
     shade = rgb(fill) * (1 - 0.3) + target * 0.3
     second = "#" + "".join(f"{round(255 * value):02x}" for value in shade)
     if not name.startswith("outlined "):
-        return Style(flat(ground), flat(fill), second, accent=ground)
+        return Style(ground, fill, second, accent=ground)
     line = "#fafafa" if name.endswith(" on black") else "#161616"
-    return Style(flat(ground), flat(fill), second, accent=ground, line=line, width=0.09)
+    return Style(ground, fill, second, accent=ground, line=line, width=0.09)
 
 
 def paint(area: Area, size: int) -> np.ndarray:
@@ -341,11 +286,11 @@ def paint(area: Area, size: int) -> np.ndarray:
 
     Patterns are fixed to the frame, so a style always looks the same.
     """
-    pattern, *colours = area
+    if area.startswith("#"):
+        return np.broadcast_to(rgb(area), (size, size, 3)).copy()
+    pattern, *colours = area.split()
     first, second = (rgb(colour) for colour in colours)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size  # 0 to 1
-    if pattern == "flat":
-        return np.broadcast_to(first, (size, size, 3)).copy()
     if pattern == "gradient":
         amount = y
     elif pattern == "grid":
@@ -431,10 +376,8 @@ def draw(
     Raises:
         ValueError: there is no such object, style or colour.
     """
-    objects = {**OBJECTS, **MORE_OBJECTS}
+    objects, named = OBJECTS | MORE_OBJECTS, STYLES | HELD_OUT_STYLES
     check_names([object_name], objects, "object", "drawings.OBJECTS, with drawings.MORE_OBJECTS,")
-    parts = objects[object_name]
-    named = {**STYLES, **HELD_OUT_STYLES}
     if style_name.count(" on ") == 1:
         style = colour_style(style_name)
     else:
@@ -442,7 +385,7 @@ def draw(
         check_names([style_name], named, "style", listed)
         style = named[style_name]
     large = size * (3 if size <= 256 else 2)  # drawn larger and averaged, for smooth edges
-    labels = label_map(parts, pose_ or pose(seed), style.width, large)
+    labels = label_map(objects[object_name], pose_ or pose(seed), style.width, large)
     picture = paint(style.background, large)
     if style.shadow:
         moved = np.roll(labels > 0, (large // 28, large // 28), (0, 1))
