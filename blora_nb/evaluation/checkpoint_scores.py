@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blora_nb.blocks import HALVES
-from blora_nb.evaluation.metrics import KeptAndMoved, Scorer, balance, check_scores
+from blora_nb.evaluation.metrics import KeptAndMoved, Scorer, balance, scored
 from blora_nb.evaluation.validation import pictures_by_half
 from blora_nb.files.images import ImageSource, read_image
 from blora_nb.running.checkpoints import step_of
@@ -59,19 +59,14 @@ def score_checkpoints(
 
     compared = read_image(picture)
     scores = []
-    found = _pictures_to_score(folder)
-    for checkpoint, files in tqdm(found.items(), desc="scoring", disable=not progress):
-        images = {half: [read_image(file) for file in files[half]] for half in files}
-        content = scorer.content_kept(images["content"], compared)
-        style = scorer.style_moved(images["style"], compared)
-        scores.append(
-            CheckpointScores(
-                checkpoint,
-                tuple(check_scores("content_kept", content, len(images["content"]))),
-                tuple(check_scores("style_moved", style, len(images["style"]))),
-                halves_apart=files["content"] != files["style"],
-            )
-        )
+    found = pictures_by_half(folder)
+    for checkpoint, drawn in tqdm(found.items(), desc="scoring", disable=not progress):
+        # each half's own pictures where every checkpoint has them, else those of both halves
+        files = [drawn.get(half, drawn["both"]) for half in HALVES]
+        of_content, of_style = ([read_image(file) for file in its_own] for its_own in files)
+        content = scored(scorer, "content_kept", of_content, compared)
+        style = scored(scorer, "style_moved", of_style, compared)
+        scores.append(CheckpointScores(checkpoint, content, style, "content" in drawn))
     return scores
 
 
@@ -90,14 +85,3 @@ def recommended(scores: Sequence[CheckpointScores]) -> CheckpointScores:
     balances = balance([one.content_kept for one in scores], [one.style_moved for one in scores])
     enough = max(balances) - NEARLY
     return next(one for one, value in zip(scores, balances) if value >= enough)
-
-
-def _pictures_to_score(folder: str | Path) -> dict[Path, dict[str, list[Path]]]:
-    """Checkpoint to the pictures that content and style are scored on.
-
-    Each half's own where every checkpoint has them, else those of both halves.
-    """
-    return {
-        checkpoint: {half: files.get(half, files["both"]) for half in HALVES}
-        for checkpoint, files in pictures_by_half(folder).items()
-    }

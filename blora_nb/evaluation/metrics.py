@@ -115,14 +115,16 @@ class EncoderScorer:
 
         The paper reports 0.790 for B-LoRA.
         """
-        return self._dino_cosines(images, content_picture)
+        embeddings = self._dino_embeddings([content_picture, *images])
+        # rounding can leave a little more than 1
+        return (embeddings[1:] @ embeddings[0]).clamp(-1, 1).tolist()
 
     def style_moved(self, images: Images, style_picture: Image.Image) -> list[float]:
         """For each image: the cosine of its DINO embedding with the style picture's.
 
         The paper reports 0.881 for B-LoRA.
         """
-        return self._dino_cosines(images, style_picture)
+        return self.content_kept(images, style_picture)
 
     def find(self, images: Images, pictures: Mapping[str, Image.Image]) -> list[tuple[str, str]]:
         """[(name, name), …]: of named pictures, the one most like each image.
@@ -148,11 +150,6 @@ class EncoderScorer:
     def says_style(self, images: Images, style_name: str) -> list[float]:
         """For each image: the cosine of its CLIP embedding with that of "A picture in … style"."""
         return self._clip_cosines(images, [IN_STYLE.format(style_name)])[:, 0].tolist()
-
-    def _dino_cosines(self, images: Images, picture: Image.Image) -> list[float]:
-        embeddings = self._dino_embeddings([picture, *images])
-        # rounding can leave a little more than 1
-        return (embeddings[1:] @ embeddings[0]).clamp(-1, 1).tolist()
 
     @torch.no_grad()
     def _dino_embeddings(self, images: Images) -> Tensor:
@@ -218,24 +215,24 @@ def ranked(*scores: Sequence[float]) -> list[int]:
     return sorted(range(len(weakest)), key=lambda i: -weakest[i])
 
 
-def check_scores(name: str, scores: Sequence[float], count: int) -> list[float]:
-    """The scores of `count` pictures as Python's numbers.
+def scored(scorer: Scorer, name: str, images: Images, picture: Image.Image) -> tuple[float, ...]:
+    """What a scorer's method `name` says of pictures compared with one, as Python's numbers.
 
     Raises:
-        ValueError: another number of scores, or one that is no ordinary number.
+        ValueError: another number of scores than pictures, or one that is no ordinary number.
     """
-    numbers = [float(score) for score in scores]
-    if len(numbers) != count:
+    numbers = [float(score) for score in getattr(scorer, name)(images, picture)]
+    if len(numbers) != len(images):
         raise ValueError(
-            f"{name} gave {len(numbers)} scores for {count} pictures. A scorer returns one number "
-            "for each picture, in their order."
+            f"{name} gave {len(numbers)} scores for {len(images)} pictures. A scorer returns one "
+            "number for each picture, in their order."
         )
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError(
             f"{name} gave {numbers}, with which nothing can be compared. Look at the pictures; if "
             "the scorer runs in float16, load it in float32."
         )
-    return numbers
+    return tuple(numbers)
 
 
 def mean_and_error(scores: Sequence[float]) -> tuple[float, float | None]:

@@ -17,9 +17,9 @@ from blora_nb.evaluation.metrics import (
     DECIMALS,
     KeptAndMoved,
     Scorer,
-    check_scores,
     most_balanced,
     non_dominated,
+    scored,
     scorer_for,
 )
 from blora_nb.figures.frontier_chart import frontier_figure
@@ -102,7 +102,12 @@ class Frontier:
         """The recommended one, by the rule of the function `frontier`."""
         kept = [point.content_kept for point in self.points]
         moved = [point.style_moved for point in self.points]
-        return self.points[most_balanced(kept, moved, [_from_1(point) for point in self.points])]
+        # rounded: 0.75 and 1.25 are equally near 1 in any case
+        from_1 = [
+            round(math.hypot(point.content_alpha - 1, point.style_alpha - 1), 9)
+            for point in self.points
+        ]
+        return self.points[most_balanced(kept, moved, from_1)]
 
     @property
     def best(self) -> tuple[float, float]:
@@ -175,7 +180,12 @@ def frontier(
     """
     from tqdm.auto import tqdm
 
-    _check_halves(content, style)
+    for half, given in (("content", content), ("style", style)):
+        if given is None:
+            raise ValueError(
+                f"The frontier weighs a content half against a style half, and {half} is None. "
+                f"Give both; for one half alone, `alpha_grid` draws a sweep over its alpha."
+            )
     content_list = checked_alphas("content_alphas", content_alphas)
     style_list = checked_alphas("style_alphas", style_alphas)
     numbers = list(dict.fromkeys(seed_list(seeds)))
@@ -212,30 +222,12 @@ def frontier(
                     raise ValueError(
                         f"At content alpha {c:g} and style alpha {s:g}: {error}"
                     ) from error
-                kept = scorer.content_kept(images, compared["content"])
-                moved = scorer.style_moved(images, compared["style"])
-                points.append(
-                    FrontierPoint(
-                        c,
-                        s,
-                        tuple(check_scores("content_kept", kept, len(images))),
-                        tuple(check_scores("style_moved", moved, len(images))),
-                        tuple(images),
-                    )
-                )
+                kept = scored(scorer, "content_kept", images, compared["content"])
+                moved = scored(scorer, "style_moved", images, compared["style"])
+                points.append(FrontierPoint(c, s, kept, moved, tuple(images)))
         found = Frontier(prompt, tuple(numbers), tuple(points))
         set_alphas(pipe, *found.best)
     return found
-
-
-def _check_halves(content: Any, style: Any) -> None:
-    """Raise a ValueError where a half is missing: there is nothing to weigh against the other."""
-    for half, given in (("content", content), ("style", style)):
-        if given is None:
-            raise ValueError(
-                f"The frontier weighs a content half against a style half, and {half} is None. "
-                f"Give both; for one half alone, `alpha_grid` draws a sweep over its alpha."
-            )
 
 
 def _picture(half: str, blora: Any, given: ImageSource | None) -> Image.Image:
@@ -249,12 +241,6 @@ def _picture(half: str, blora: Any, given: ImageSource | None) -> Image.Image:
             f"{half}_picture=, a path or a PIL image, as a rule the one it was trained on."
         )
     return small
-
-
-def _from_1(point: FrontierPoint) -> float:
-    """The distance of a pair of alphas from (1, 1)."""
-    # rounded: 0.75 and 1.25 are equally near in any case
-    return round(math.hypot(point.content_alpha - 1, point.style_alpha - 1), 9)
 
 
 def _with_error(mean: float, error: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.colors import to_rgba
 from PIL import Image
@@ -89,14 +88,8 @@ def checkpoint_curve(
             label=name,
         )
     starred = [best.content_kept, best.style_moved]
-    star: dict[str, Any] = {
-        "marker": "*",
-        "markersize": 13,
-        "color": BEST,
-        "linestyle": "none",
-        "zorder": 4,
-    }
-    ax.plot([best.step] * 2, starred, label="recommended", **star)
+    star = {"markersize": 13, "color": BEST, "zorder": 4}
+    ax.plot([best.step] * 2, starred, "*", label="recommended", **star)
     for one in scores:
         if chosen is not None and one.checkpoint == Path(chosen):
             ax.axvline(one.step, color="0.6", linestyle=":", zorder=0, label="chosen")

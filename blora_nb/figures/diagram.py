@@ -77,8 +77,8 @@ def unet_diagram(pipe: "StableDiffusionXLPipeline", caption: str = "") -> Notebo
     ax = figure.subplots()
     ax.set_axis_off()
     places = {box: (STEP * i, -LEVEL * box.level) for i, box in enumerate(boxes)}
-    for before, after in pairwise(boxes):
-        _line(ax, places[before], places[after])
+    for before, after in pairwise(places.values()):
+        ax.plot(*zip(before, after), color=LINE, linewidth=1, zorder=0)
     for box in boxes:
         _draw(ax, box, *places[box])
     for level in range(depth):
@@ -116,10 +116,6 @@ def _draw(ax: Axes, box: Box, x: float, y: float) -> None:
     for text in beneath:
         colour_of_text = colour if halves else "0.45"
         ax.text(x, y - 0.6, text, ha="center", va="top", fontsize=8, color=colour_of_text)
-
-
-def _line(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    ax.plot([start[0], end[0]], [start[1], end[1]], color=LINE, linewidth=1, zorder=0)
 
 
 def _label_level(

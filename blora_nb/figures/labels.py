@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
+THIN_LINE = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
 NEAR = 7  # points of type from a point of a chart to a label that needs no line to it
 
 
@@ -75,7 +76,8 @@ def label_points(
                 text.set_position(tuple(middle / pixels))
                 taken += [box, *way]
                 if joined:
-                    _join(ax, label, near / pixels)
+                    end = {"xytext": tuple(near / pixels), "textcoords": "offset points"}
+                    ax.annotate("", (label.x, label.y), arrowprops=THIN_LINE, **end)
                 break
         else:
             text.remove()
@@ -110,20 +112,3 @@ def _boxes_along(line: Sequence[np.ndarray] | np.ndarray) -> list[Bbox]:
         for start, end in pairwise(line)
         for point in np.linspace(start, end, 2 + int(np.hypot(*(end - start)) / 3))
     ]
-
-
-def _join(ax: Axes, label: PointLabel, offset: np.ndarray) -> None:
-    """A thin line from a label to its point; `offset` from the point to the label, in points."""
-    ax.annotate(
-        "",
-        (label.x, label.y),
-        xytext=tuple(offset),
-        textcoords="offset points",
-        arrowprops={
-            "arrowstyle": "-",
-            "color": "0.6",
-            "linewidth": 0.6,
-            "shrinkA": 0,
-            "shrinkB": 4,
-        },
-    )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 from PIL import Image
 
-from blora_nb.evaluation.metrics import check_scores, ranked, scorer_for
+from blora_nb.evaluation.metrics import ranked, scored, scorer_for
 from blora_nb.figures.grids import seed_ranking
 from blora_nb.figures.notebook_figure import NotebookFigure
 from blora_nb.widgets.markup import WRAPPED, picture_html, reduced
@@ -137,11 +137,10 @@ class SeedPanel(Panel):
         self, images: dict[int, Image.Image], drawing: Drawing, compared: dict[str, Image.Image]
     ) -> None:
         """Score the pictures, put them in order, and show the best."""
-        scores = {}
-        for name, picture in compared.items():
-            given = getattr(self.scorer, name)(list(images.values()), picture)
-            scores[name] = check_scores(name, given, len(images))
-        seeds = list(images)
+        seeds, drawn = list(images), list(images.values())
+        scores = {
+            name: scored(self.scorer, name, drawn, picture) for name, picture in compared.items()
+        }
         self.images, self.ranking = images, drawing
         self.scores = {
             seed: {name: values[i] for name, values in scores.items()}
