@@ -58,8 +58,5 @@ class Batches:
         return tuple(torch.cat([t.expand(self.size, *t.shape[1:]) for t in pair]) for pair in pairs)
 
     def _order(self, round_number: int) -> list[int]:
-        count = len(self.mean)
-        if count == 1:
-            return [0]
         generator = torch.Generator().manual_seed(self.seed + 7919 * round_number)
-        return torch.randperm(count, generator=generator).tolist()
+        return torch.randperm(len(self.mean), generator=generator).tolist()

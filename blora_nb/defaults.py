@@ -57,7 +57,6 @@ TINY_FROM_ZERO = replace(
 )
 TINY_CROSS_ATTENTION_DIM = 192  # the first 96 from the first text encoder
 
-
 # said before a training on it
 TEACHING_MODEL_LEARNS = (
     "The teaching model learns simple drawings, such as icons, logos or sketches of one thing, "

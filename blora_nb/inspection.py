@@ -6,6 +6,7 @@ Both are context managers; afterwards the pipeline is what it was, also when som
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,6 +72,7 @@ def prompt_per_block(
         yield pipe
 
 
+@dataclass(repr=False, eq=False)
 class AttentionRecord:
     """Where the blocks looked: attention weights, averaged over layers, steps and pictures.
 
@@ -82,10 +84,9 @@ class AttentionRecord:
             the weights over all positions (last two) sum to 1.
     """
 
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens = tokens
-        self.cross_attention: dict[str, Tensor] = {}
-        self.self_attention: dict[str, Tensor] = {}
+    tokens: list[str]
+    cross_attention: dict[str, Tensor] = field(default_factory=dict)
+    self_attention: dict[str, Tensor] = field(default_factory=dict)
 
     def word(self, block: str, word: str, head: int | None = None) -> Tensor:
         """[height, width]: how much each position of a block looked at a word of the prompt.

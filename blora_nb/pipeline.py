@@ -227,24 +227,18 @@ def _quantized_unet(
             f"The quantization {quantization} needs the package bitsandbytes: pip install "
             "bitsandbytes (or say quantization none)"
         )
-    kinds: dict[str, dict[str, Any]] = {
-        "int8": {"load_in_8bit": True},
-        "nf4": {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_compute_dtype": dtype,
-        },
-    }
+    config = BitsAndBytesConfig(
+        load_in_8bit=quantization == "int8",
+        load_in_4bit=quantization == "nf4",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+    )
     # without a place it is the first GPU, from which 8 bits do not move
     place = torch.device(device)
     placed = {} if place.index is None else {"device_map": {"": place}}
     try:
         return UNet2DConditionModel.from_pretrained(
-            source,
-            subfolder="unet",
-            quantization_config=BitsAndBytesConfig(**kinds[quantization]),
-            **placed,
-            **options,
+            source, subfolder="unet", quantization_config=config, **placed, **options
         )
     except RuntimeError as error:
         if "No GPU" not in str(error):

@@ -1,13 +1,13 @@
 """How pictures are drawn: steps, guidance, size, and the layout that is kept."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blora_nb.defaults import defaults_for
 from blora_nb.errors import check_names
-from blora_nb.settings import checked_number
+from blora_nb.settings import checked_number, value_type
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, StableDiffusionXLPipeline
@@ -49,34 +49,25 @@ class Sampling:
         Raises:
             ValueError: no picture can be made with it.
         """
-        suited = defaults_for(pipe)
-        steps = checked_number("num_inference_steps", self.num_inference_steps, int)
-        steps = suited.num_inference_steps if steps is None else steps
-        guidance = checked_number("guidance_scale", self.guidance_scale, float)
-        guidance = float(suited.guidance_scale) if guidance is None else guidance
-        batch_size = checked_number("batch_size", self.batch_size, int)
-        for name, count in (("num_inference_steps", steps), ("batch_size", batch_size)):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, not {count}.")
-        height = checked_number("height", self.height, int)
-        width = checked_number("width", self.width, int)
-        for name, pixels in (("height", height), ("width", width)):
-            if pixels is not None and (pixels < 8 or pixels % 8):
-                raise ValueError(f"{name} must be a multiple of 8, not {pixels}.")
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance_scale must be an ordinary number, not {guidance}.")
-        return replace(
-            self,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=height,
-            width=width,
-            batch_size=batch_size,
-            strength=checked_number("strength", self.strength, float),
-            controlnet_conditioning_scale=checked_number(
-                "controlnet_conditioning_scale", self.controlnet_conditioning_scale, float
-            ),
-        )
+        suits = defaults_for(pipe)
+        values = {
+            f.name: checked_number(f.name, getattr(self, f.name), value_type(f))
+            for f in fields(self)
+        }
+        if values["num_inference_steps"] is None:
+            values["num_inference_steps"] = suits.num_inference_steps
+        if values["guidance_scale"] is None:
+            values["guidance_scale"] = float(suits.guidance_scale)
+        for name in ("num_inference_steps", "batch_size"):
+            if values[name] is not None and values[name] < 1:
+                raise ValueError(f"{name} must be at least 1, not {values[name]}.")
+        for name in ("height", "width"):
+            if values[name] is not None and (values[name] < 8 or values[name] % 8):
+                raise ValueError(f"{name} must be a multiple of 8, not {values[name]}.")
+        if not math.isfinite(values["guidance_scale"]):
+            given = values["guidance_scale"]
+            raise ValueError(f"guidance_scale must be an ordinary number, not {given}.")
+        return Sampling(**values)
 
     @classmethod
     def of(cls, pipe: "StableDiffusionXLPipeline", given: dict[str, Any]) -> "Sampling":

@@ -28,7 +28,6 @@ LR_SCHEDULERS = (
 INIT_LORA_WEIGHTS = ("gaussian", "instant")
 GRADIENT_CHECKPOINTING = ("none", "partial", "full")
 
-
 # the headings of `--help`
 LEARNED = "what is learned"
 OPTIMIZER = "optimizer"
@@ -259,12 +258,10 @@ class TrainingSettings:
         """
         start = changes.get("init_lora_weights") or ("gaussian" if several else None)
         defaults = defaults_for(pipe, start)
-        values: dict[str, Any] = {"resolution": native_resolution(pipe)}
-        for name in SUITED:
-            if name != "resolution":
-                values[name] = getattr(defaults, name)
-        values |= {name: value for name, value in changes.items() if value is not None}
-        return cls(**values)
+        suited = {name: getattr(defaults, name) for name in SUITED if name != "resolution"}
+        suited["resolution"] = native_resolution(pipe)
+        changed = {name: value for name, value in changes.items() if value is not None}
+        return cls(**suited | changed)
 
 
 # for `help` and the question mark of notebooks

@@ -60,6 +60,9 @@ def structure_of(pipe: "StableDiffusionXLPipeline", how: Sampling) -> Structure:
         raise ValueError(f"A ControlNet needs two things; name {missing}, too.")
     if how.image is None and how.controlnet is None:
         return Structure(pipe, {"height": how.height, "width": how.width})
+    # takes seconds
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
+
     size = (how.width or native_resolution(pipe), how.height or native_resolution(pipe))
     arguments: dict[str, Any] = {}
     made_with: dict[str, Any] = {}
@@ -90,19 +93,11 @@ def structure_of(pipe: "StableDiffusionXLPipeline", how: Sampling) -> Structure:
             "controlnet": controlnet_name(parts["controlnet"]),
             **scale,
         }
-    return Structure(_guided(pipe, how.image is not None, parts), arguments, made_with)
-
-
-def _guided(
-    pipe: "StableDiffusionXLPipeline", from_image: bool, parts: dict[str, "ControlNetModel"]
-) -> "DiffusionPipeline":
-    """The pipeline of diffusers that draws from an image, or with a ControlNet, or both."""
-    from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
-
-    kind = AutoPipelineForImage2Image if from_image else AutoPipelineForText2Image
+    # of diffusers, of the same parts: from an image, with a ControlNet, or both
+    kind = AutoPipelineForImage2Image if how.image is not None else AutoPipelineForText2Image
     guided = kind.from_pipe(pipe, add_watermarker=False, **parts)
     guided.set_progress_bar_config(disable=True)
-    return guided
+    return Structure(guided, arguments, made_with)
 
 
 def load_controlnet(
