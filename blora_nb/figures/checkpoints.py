@@ -88,8 +88,7 @@ def checkpoint_curve(
             label=name,
         )
     starred = [best.content_kept, best.style_moved]
-    star = {"markersize": 13, "color": BEST, "zorder": 4}
-    ax.plot([best.step] * 2, starred, "*", label="recommended", **star)
+    ax.plot([best.step] * 2, starred, "*", markersize=13, color=BEST, zorder=4, label="recommended")
     for one in scores:
         if chosen is not None and one.checkpoint == Path(chosen):
             ax.axvline(one.step, color="0.6", linestyle=":", zorder=0, label="chosen")

@@ -76,8 +76,13 @@ def label_points(
                 text.set_position(tuple(middle / pixels))
                 taken += [box, *way]
                 if joined:
-                    end = {"xytext": tuple(near / pixels), "textcoords": "offset points"}
-                    ax.annotate("", (label.x, label.y), arrowprops=THIN_LINE, **end)
+                    ax.annotate(
+                        "",
+                        (label.x, label.y),
+                        xytext=tuple(near / pixels),
+                        textcoords="offset points",
+                        arrowprops=THIN_LINE,
+                    )
                 break
         else:
             text.remove()
