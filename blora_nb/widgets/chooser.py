@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 from PIL import Image
 
-from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model, native_resolution
+from blora_nb.defaults import TEACHING_MODEL_LEARNS, is_teaching_model
 from blora_nb.errors import TrainingError
 from blora_nb.evaluation.rebuilding import rebuilt_in_words
 from blora_nb.files.image_kinds import SUFFIXES
@@ -67,7 +67,6 @@ class HalfChooser(widgets.VBox):
         half: "content" or "style".
         chosen: a name in the gallery.
         worker: does the training.
-        training_settings: None for those that suit the pipeline.
         folder: where trained and uploaded weights are written.
 
     Attributes:
@@ -81,7 +80,7 @@ class HalfChooser(widgets.VBox):
         chosen: str,
         alpha: float,
         worker: Worker,
-        training_settings: TrainingSettings | None,
+        training_settings: TrainingSettings,
         folder: str | Path,
     ) -> None:
         self.half = half
@@ -109,9 +108,10 @@ class HalfChooser(widgets.VBox):
         self.upload = widgets.FileUpload(accept=accept, multiple=True, description=own, layout=AUTO)
         self.draw = widgets.ToggleButton(description=f"Draw {half}", layout=AUTO)
         self.train = widgets.Button(description=f"Train {half}", layout=AUTO)
+        preparations = {"white_paper": "make the paper white", "margin": "add a margin"}
         self.boxes = {
-            "white_paper": self._box(f"{title}: make the paper white"),
-            "margin": self._box(f"{title}: add a margin"),
+            name: widgets.Checkbox(description=f"{title}: {what}", indent=False, layout=AUTO)
+            for name, what in preparations.items()
         }
         self.preparation = widgets.VBox(list(self.boxes.values()), layout=INDENTED)
         self.download = widgets.Button(description=f"Download {half}", layout=NARROW)
@@ -151,10 +151,6 @@ class HalfChooser(widgets.VBox):
         gallery.observe(lambda _: self._offer_sources(), "sources")
         worker.buttons += [self.train, self.forget, self.really_forget]
 
-    @staticmethod
-    def _box(description: str) -> widgets.Checkbox:
-        return widgets.Checkbox(False, description=description, indent=False, layout=AUTO)
-
     def _arranged(self) -> widgets.Widget:
         """The thumbnail, and the controls beside it (below it on a narrow page)."""
         # Colab shows pads in cells of their own, but none inside of a panel
@@ -171,12 +167,6 @@ class HalfChooser(widgets.VBox):
         """The chosen source; an empty one at the moment when it is forgotten."""
         name = self.choice.value
         return self.gallery.sources.get(name) or Source(name)
-
-    @property
-    def resolution(self) -> int:
-        """The side in pixels of the square that is trained on."""
-        settings = self.training_settings
-        return settings.resolution if settings else native_resolution(self.worker.pipe)
 
     def show_chosen(self) -> None:
         """Show the chosen picture, and offer training if there is no B-LoRA of it yet."""
@@ -206,21 +196,17 @@ class HalfChooser(widgets.VBox):
         """Sentences on the chosen picture, and on the prompt that it would be trained with."""
         source = self.source
         if source.blora is not None:
-            return [*source.remarks, *self._lacking(source.blora)]
+            lacking = []
+            if self.half not in source.blora.halves:
+                (other,) = source.blora.halves
+                lacking = [f"{source.name} has no {self.half} half; choose it as {other}."]
+            return [*source.remarks, *lacking]
         if source.picture is None:
             return list(source.remarks)
-        pipe, settings = self.worker.pipe, self.training_settings
-        prompt = settings.instance_prompt if settings else None
-        square = remarks_on_square(source.picture, self.resolution, source.name)
+        pipe, prompt = self.worker.pipe, self.training_settings.instance_prompt
+        square = remarks_on_square(source.picture, self.training_settings.resolution, source.name)
         limits = [TEACHING_MODEL_LEARNS] if is_teaching_model(pipe) else []
         return [*source.remarks, *square, *limits, *remarks_on_prompt(pipe, prompt)]
-
-    def _lacking(self, blora: BLoRA) -> list[str]:
-        """A sentence if a B-LoRA lacks the half that these controls are for."""
-        if self.half in blora.halves:
-            return []
-        (other,) = blora.halves
-        return [f"{self.choice.value} has no {self.half} half; choose it as {other}."]
 
     def _offer_sources(self) -> None:
         """Offer all sources of the gallery, and keep the chosen one if it is still there."""
@@ -284,7 +270,7 @@ class HalfChooser(widgets.VBox):
         picture, square, remarks = thumbnail(blora.metadata), None, list(blora.notes)
         if beside:
             picture, more = picture_from_bytes(*beside)
-            square = centre_square(picture, self.resolution)
+            square = centre_square(picture, self.training_settings.resolution)
             remarks += more
         added = self.gallery.add(Source(Path(name).stem, picture, blora, tuple(remarks)))
         self.choice.value = added
@@ -422,12 +408,11 @@ class HalfChooser(widgets.VBox):
             blora = self._train_blora(name, picture)
             # before a full disk could lose it
             self.gallery.add_trained(name, blora, picture)
-            square = centre_square(picture, self.resolution)
+            square = centre_square(picture, self.training_settings.resolution)
             path = keep(self.gallery, name, self.folder, square)
             said = f"{name} is trained, and kept in {path}."
-            pipe, settings = self.worker.pipe, self.training_settings
-            if is_teaching_model(pipe):
-                prompt = settings.instance_prompt if settings else "A [v]"
+            if is_teaching_model(self.worker.pipe):
+                pipe, prompt = self.worker.pipe, self.training_settings.instance_prompt
                 said = f"{said} {rebuilt_in_words(pipe, blora, picture, prompt)}"
             self.worker.say(said, remarks)
 
@@ -435,10 +420,9 @@ class HalfChooser(widgets.VBox):
 
     def _train_blora(self, name: str, picture: Image.Image) -> BLoRA:
         """The B-LoRA of a picture; the teaching model shows on the way what it draws so far."""
-        pipe, progress = self.worker.pipe, self.worker.step
+        pipe, progress, settings = self.worker.pipe, self.worker.step, self.training_settings
         if not is_teaching_model(pipe):
-            return train(pipe, picture, self.training_settings, progress=progress)
-        settings = self.training_settings or TrainingSettings.for_pipeline(pipe)
+            return train(pipe, picture, settings, progress)
 
         def look(pipe: "StableDiffusionXLPipeline", checkpoint: Path) -> None:
             try:

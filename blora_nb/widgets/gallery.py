@@ -123,17 +123,13 @@ class Gallery(traitlets.HasTraits):
             name, number = source.name, 2
             while name in self.sources or name in self._removed:
                 name, number = f"{source.name}-{number}", number + 1
-            self._put(replace(source, name=name))
+            self.sources = {**self.sources, name: replace(source, name=name)}
         return name
-
-    def _put(self, source: Source) -> None:
-        """Let a source stand under its name."""
-        self.sources = {**self.sources, source.name: source}
 
     def change(self, name: str, **fields: Any) -> None:
         """Give a source other values of these fields."""
         with self._changing:
-            self._put(replace(self.sources[name], **fields))
+            self.sources = {**self.sources, name: replace(self.sources[name], **fields)}
 
     def remove(self, name: str) -> None:
         """Take a source out."""

@@ -132,16 +132,15 @@ class Panel(widgets.VBox):
         folder: str | Path = "outputs",
         background: bool | None = None,
     ) -> None:
-        steps = num_inference_steps
-        if steps is None:
-            steps = defaults_for(pipe).num_inference_steps
+        suited = defaults_for(pipe).num_inference_steps
+        steps = suited if num_inference_steps is None else num_inference_steps
         check_range("seed", seed, *SEEDS)
         check_range("num_inference_steps", steps, *STEPS)
         check_range("content_alpha", content_alpha, *ALPHAS)
         check_range("style_alpha", style_alpha, *ALPHAS)
         self.pipe = pipe
         self.folder = folder
-        self.training_settings = training_settings
+        self.training_settings = training_settings or TrainingSettings.for_pipeline(pipe)
         self.gallery = Gallery() if gallery is None else gallery
         self.worker = Worker(pipe, background, when_done=self._end_work)
         self.memory: dict[Drawing, Image.Image] = {}
