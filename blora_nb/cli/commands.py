@@ -49,20 +49,15 @@ def warnings_as_lines() -> Iterator[None]:
     """
     printed: set[str] = set()
 
-    def as_line(message: Warning | str, category: type[Warning]) -> str:
-        if not category.__module__.startswith("blora_nb"):
-            return f"{category.__name__}: {message}\n"
-        line = f"note: {message}\n"
-        if line in printed:
-            return ""
-        printed.add(line)
-        return line
-
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
         from tqdm import tqdm
 
-        # on a line of its own, also beside a progress bar
-        tqdm.write(as_line(message, category), file=sys.stderr, end="")
+        ours = category.__module__.startswith("blora_nb")
+        line = f"note: {message}" if ours else f"{category.__name__}: {message}"
+        if not (ours and line in printed):
+            printed.add(line)
+            # on a line of its own, also beside a progress bar
+            tqdm.write(line, file=sys.stderr)
 
     before = warnings.showwarning
     warnings.showwarning = show  # type: ignore[assignment]

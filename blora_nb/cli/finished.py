@@ -76,21 +76,15 @@ def check_finished(
             others.append((job, why))
         else:
             print(f"finished already: {job.folder}", flush=True)
-            if settings.license:
-                note_other_licence(job, settings.license)
+            licence, asked = metadata_of(job).get(LICENCE), settings.license
+            if asked and licence != asked:
+                named = f"names the licence {licence}" if licence else "names no licence"
+                print(
+                    f"note: {job.folder / FILE_NAME} {named}: {asked} is only written after a "
+                    "training. Train in another folder to have it.",
+                    file=sys.stderr,
+                )
     return others
-
-
-def note_other_licence(job: Job, asked: str) -> None:
-    """Say that a finished file does not name the licence that is asked for, if so."""
-    licence = metadata_of(job).get(LICENCE)
-    if licence != asked:
-        named = f"names the licence {licence}" if licence else "names no licence"
-        print(
-            f"note: {job.folder / FILE_NAME} {named}: {asked} is only written after a training. "
-            "Train in another folder to have it.",
-            file=sys.stderr,
-        )
 
 
 def metadata_of(job: Job) -> dict[str, str]:
@@ -111,7 +105,11 @@ def other_training(
     metadata = metadata_of(job)
     stored = json_object(metadata.get("training", "")) or {}
     then = json_object(metadata.get("learned", "")) or {}
-    now = learned_now(pipe, job, settings)
+    content = BLoRA.load(job.content).content if job.content else None
+    squares = squares_of(job.pictures, settings.resolution, silent=True)
+    class_squares = squares_of(class_pictures(settings), settings.resolution, silent=True)
+    prompts = list(job.pictures.values()) if job.has_captions else None
+    now = what_is_learned(pipe, squares, prompts, class_squares, content)
     different = other_settings(stored, settings, frozenset({"max_train_steps"}))
     different += [f"it is of another {what}" for what in now if then.get(what) != now[what]]
     steps, asked = stored.get("max_train_steps"), settings.max_train_steps
@@ -129,14 +127,3 @@ def other_training(
         different.append(f"it had {steps} training steps and {asked} are asked for")
     why = "; ".join(different)
     return f"{file} is finished, but is not the B-LoRA asked for: {why}. {remedy}"
-
-
-def learned_now(
-    pipe: "StableDiffusionXLPipeline", job: Job, settings: TrainingSettings
-) -> dict[str, str | None]:
-    """What a job would train on, in the terms of a B-LoRA's metadata."""
-    content = BLoRA.load(job.content).content if job.content else None
-    squares = squares_of(job.pictures, settings.resolution, silent=True)
-    class_squares = squares_of(class_pictures(settings), settings.resolution, silent=True)
-    prompts = list(job.pictures.values()) if job.has_captions else None
-    return what_is_learned(pipe, squares, prompts, class_squares, content)

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 from blora_nb.errors import ImageWarning, several
@@ -147,7 +148,10 @@ def read_captions(file: str | Path, paths: Sequence[Path]) -> dict[Path, str]:
             continue
         here = f"{file}, line {number}:"
         try:
-            name, text = caption_in(line)
+            row = json.loads(line)
+            name, text = row["file_name"], row["text"]
+            if not (isinstance(name, str) and isinstance(text, str) and text.strip()):
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{here} expected something like {CAPTION}, not: {line[:80]}"
@@ -167,30 +171,14 @@ def read_captions(file: str | Path, paths: Sequence[Path]) -> dict[Path, str]:
     return captions
 
 
-def caption_in(line: str) -> tuple[str, str]:
-    """(file name, prompt) in a line of a captions file."""
-    row = json.loads(line)
-    name, text = row["file_name"], row["text"]
-    if not (isinstance(name, str) and isinstance(text, str) and text.strip()):
-        raise TypeError
-    return name, text
-
-
-def _is_there(path: Path) -> bool:
-    """Whether there is such a file; of a name that is too long there is none."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
 def unused_captions(paths: Sequence[Path]) -> str | None:
     """A sentence about captions that lie beside the pictures and are not used; None without any."""
     beside = [path.with_suffix(end) for path in paths for end in (".txt", ".caption")]
     beside += [path.with_name(path.name + ".txt") for path in paths]
     # as the `datasets` library has them
     beside += [path.parent / f"metadata.{end}" for path in paths[:1] for end in ("jsonl", "csv")]
-    names = [path.name for path in dict.fromkeys(beside) if _is_there(path)]
+    # unlike `Path.is_file` it takes a name that is too long
+    names = [path.name for path in dict.fromkeys(beside) if isfile(path)]
     if not names:
         return None
     return (

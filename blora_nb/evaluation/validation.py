@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 SHEET = "validation.png"  # the pictures of all checkpoints side by side
 SHOWN_AS = {"both": "both halves", "content": "content half", "style": "style half"}
-PICTURE_OF_ANY = re.compile(r"_seed(-?\d+)(?:_[a-z]+)?\.png$")
-PICTURE_OF_BOTH = re.compile(r"_seed(-?\d+)\.png$")
-PICTURE_OF_HALF = {half: re.compile(rf"_seed(-?\d+)_{half}\.png$") for half in HALVES}
+# the end of a picture's name: its seed, and the half that drew it if that was alone
+ENDING = re.compile(rf"_seed(-?\d+)(?:_({'|'.join(HALVES)}))?\.png$")
 
 
 def validation_pictures(
@@ -113,7 +112,7 @@ def pictures_by_half(folder: str | Path) -> dict[Path, dict[str, list[Path]]]:
 
 def seed_of(picture: Path) -> int:
     """The seed of a picture that was made at a checkpoint, from its file's name."""
-    return int(PICTURE_OF_ANY.search(picture.name)[1])  # type: ignore[index]
+    return int(ENDING.search(picture.name)[1])  # type: ignore[index]
 
 
 def pictures_at(checkpoint: Path, half: str | None = None) -> list[Path]:
@@ -121,9 +120,11 @@ def pictures_at(checkpoint: Path, half: str | None = None) -> list[Path]:
 
     Where it has pictures of several prompts, those of the one that was drawn last.
     """
-    pattern = PICTURE_OF_HALF[half] if half else PICTURE_OF_BOTH
-    matches = ((pattern.search(file.name), file) for file in checkpoint.iterdir())
-    found = [(file.name[: match.start()], int(match[1]), file) for match, file in matches if match]
+    found = []
+    for file in checkpoint.iterdir():
+        match = ENDING.search(file.name)
+        if match and match[2] == half:
+            found.append((file.name[: match.start()], int(match[1]), file))
     if not found:
         return []
     last, *_ = max(found, key=lambda each: each[2].stat().st_mtime_ns)
