@@ -282,7 +282,6 @@ def content_trained_alone(
 
 @exercise
 def role(answer: Answer) -> str:
-    called(answer, 1.0, 0.0)
     for content, style, wanted in (
         (1.0, 0.0, "content"),
         (0.02, 1.1, "style"),
@@ -378,7 +377,6 @@ def needed_rank(answer: Answer) -> str:
 
 @exercise
 def ours(answer: Answer) -> str:
-    called(answer, 1.0)
     for published in (1.0, 0.0, 1.1, 0.5, -1.0, 2.0, -0.5):
         got = called(answer, published)
         need(
@@ -552,7 +550,6 @@ def useful_range(answer: Answer) -> str:
 
 @exercise
 def seeds_needed(answer: Answer) -> str:
-    called(answer, 0.5, 0.5)
     for p, chance, wanted in (
         (0.5, 0.5, 1),
         (0.5, 0.75, 2),
@@ -665,18 +662,12 @@ def mixed_change(answer: Answer) -> str:
 
     first, second, of_rank_3 = lora(2), lora(2), lora(3)
     change, other, another = (B @ A for B, A in (first, second, of_rank_3))
-    need(
-        close(called(answer, first, first, 0.5), change),
-        "mixed with itself, a LoRA stays what it is: B·A.",
-    )
-    need(
-        close(called(answer, first, second, 0.0), change),
-        "with a share of 0 only the first is there.",
-    )
-    need(
-        close(called(answer, first, second, 1.0), other),
-        "with a share of 1 only the second is there.",
-    )
+    got = called(answer, first, first, 0.5)
+    need(close(got, change), "mixed with itself, a LoRA stays what it is: B·A.")
+    got = called(answer, first, second, 0.0)
+    need(close(got, change), "with a share of 0 only the first is there.")
+    got = called(answer, first, second, 1.0)
+    need(close(got, other), "with a share of 1 only the second is there.")
     need(
         close(called(answer, first, second, 0.25), 0.75 * change + 0.25 * other),
         "with a share of 0.25 it should be three quarters of the first change and one quarter "

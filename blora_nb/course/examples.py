@@ -74,16 +74,12 @@ def example_blora(pipe: "StableDiffusionXLPipeline", name: str, afresh: bool = F
         return train(pipe, picture)
     folder = DATA / "bloras"
     if not is_teaching_model(pipe):
-        folder = cached_assets_path("blora_nb", namespace="bloras", subfolder=_cache_name(pipe))
+        base = str(pipe.config._name_or_path)
+        trained_with = f"{base} {TrainingSettings.for_pipeline(pipe)}"
+        digest = hashlib.sha256(trained_with.encode()).hexdigest()[:12]
+        subfolder = safe_name(f"{Path(base).name} {digest}")
+        folder = cached_assets_path("blora_nb", namespace="bloras", subfolder=subfolder)
     file = folder / f"{name}.safetensors"
     if not file.exists():
         train(pipe, picture).save(file, dtype=torch.float16)
     return BLoRA.load(file)
-
-
-def _cache_name(pipe: "StableDiffusionXLPipeline") -> str:
-    """A folder name for a base model and the default settings of a training on it."""
-    name = str(pipe.config._name_or_path)
-    trained_with = f"{name} {TrainingSettings.for_pipeline(pipe)}"
-    digest = hashlib.sha256(trained_with.encode()).hexdigest()[:12]
-    return safe_name(f"{Path(name).name} {digest}")
