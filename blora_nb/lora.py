@@ -64,10 +64,6 @@ STALE = {
 }
 
 
-# what is not true any more of weights that were scaled or mixed
-OF_ONE_TRAINING = ("learned", "final_loss")
-
-
 @dataclass(repr=False, eq=False)
 class BLoRA:
     """The LoRA weights of the content block, of the style block, or of both.
@@ -264,10 +260,9 @@ def _file_to_write(path: Path, format: str) -> Path:
             f"{path} looks like a file, and files of weights are written with the ending "
             ".safetensors. Write it so, or name a folder without an ending."
         )
-    file = path
-    if path.suffix != ".safetensors":
-        file = path / (PEFT_FILE if format == "peft" else FILE_NAME)
-    return file
+    if path.suffix == ".safetensors":
+        return path
+    return path / (PEFT_FILE if format == "peft" else FILE_NAME)
 
 
 def _lasting(metadata: dict[str, str]) -> dict[str, str]:
@@ -348,7 +343,8 @@ def mix(half: str, given: HalfSource) -> BLoRA:
     if len(parts) == 1 and parts[0][1] == 1:
         return parts[0][0]
     metadata = _shared_metadata([blora for blora, _ in parts])
-    for entry in OF_ONE_TRAINING:
+    # not true any more of weights that were scaled or mixed
+    for entry in ("learned", "final_loss"):
         metadata.pop(entry, None)
     return BLoRA(_side_by_side(half, parts), metadata)
 

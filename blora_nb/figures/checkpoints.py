@@ -8,7 +8,6 @@ from PIL import Image
 
 from blora_nb.blocks import COLOUR_OF_HALF
 from blora_nb.evaluation.checkpoint_scores import CheckpointScores, recommended
-from blora_nb.evaluation.metrics import mean_and_error
 from blora_nb.evaluation.validation import SHEET, SHOWN_AS, pictures_by_half, seed_of
 from blora_nb.figures.charts import BEST, MARKERS, chart
 from blora_nb.figures.grids import picture_grid
@@ -67,14 +66,14 @@ def checkpoint_curve(
     figure, ax = chart("training step", "score")
     best = recommended(scores)
     steps = [one.step for one in scores]
-    content = [mean_and_error(one.content_scores) for one in scores]
-    style = [mean_and_error(one.style_scores) for one in scores]
-    curves = {"content kept": content, "style moved": style}
+    curves = {
+        "content kept": [(one.content_kept, one.content_error or 0) for one in scores],
+        "style moved": [(one.style_moved, one.style_error or 0) for one in scores],
+    }
     colours = COLOUR_OF_HALF.values()
     # dashed, so that both show where they meet
     for (name, values), colour, marker, line in zip(curves.items(), colours, MARKERS, ("-", "--")):
-        means = [mean for mean, _ in values]
-        errors = [error or 0 for _, error in values]
+        means, errors = zip(*values)
         ax.errorbar(
             steps,
             means,

@@ -219,16 +219,9 @@ class Panel(widgets.VBox):
             [self.generate, self.worker.cancel, self.save],
             layout=WRAPPED | {"margin": f"6px 0 6px {BUTTONS_INDENT}"},
         )
+        rows = [*self.choosers.values(), self.prompt, numbers, buttons, self.worker]
         controls = widgets.VBox(
-            [
-                *self.choosers.values(),
-                self.prompt,
-                numbers,
-                buttons,
-                self.worker,
-                self.saved,
-                self.left_out,
-            ],
+            [*rows, self.saved, self.left_out],
             layout={"flex": f"0 1 {CONTROLS}px", "max_width": "100%", "margin": "0 24px 0 0"},
         )
         large = widgets.VBox(

@@ -31,9 +31,9 @@ class CheckpointPicker(widgets.VBox):
 
     Early checkpoints follow other words of a prompt more freely; late ones keep more of the
     picture. With a picture and a scorer, a curve under the slider shows content kept and style
-    moved over the steps (`checkpoint_scores.score_checkpoints` says what they mean), and one
-    checkpoint is recommended: the earliest at which the smaller score, scaled from its lowest (0)
-    to its highest (1), is within 0.1 of the best.
+    moved over the steps (`checkpoint_scores.score_checkpoints` says what they mean), and the
+    earliest checkpoint that is nearly as good as the best is recommended
+    (`checkpoint_scores.recommended`).
 
     Args:
         folder: the `output_dir` of a training.
