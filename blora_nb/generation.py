@@ -117,7 +117,7 @@ def generate_each(
     content, style = load_all(content), load_all(style)
     with memory_explained(pipe):
         apply(pipe, content, style, content_alpha, style_alpha)
-    embeds, made_with = _read(pipe, prompt, negative_prompt, how, content, style)
+    embeds, made_with = read_prompt(pipe, prompt, negative_prompt, how, content, style)
     yield from draw_each(pipe, embeds, seeds, how, progress, preview, made_with)
 
 
@@ -145,11 +145,11 @@ def sample(
     with pipeline_lock(pipe):
         check_pipeline(pipe)
         how = Sampling.of(pipe, sampling)
-        embeds, made_with = _read(pipe, prompt, negative_prompt, how)
+        embeds, made_with = read_prompt(pipe, prompt, negative_prompt, how)
         return list(draw_each(pipe, embeds, seeds, how, progress, preview, made_with))
 
 
-def _read(
+def read_prompt(
     pipe: "StableDiffusionXLPipeline",
     prompt: str,
     negative_prompt: str | None,

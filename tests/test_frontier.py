@@ -12,7 +12,7 @@ from PIL import Image
 
 from blora_nb.assets import DATA
 from blora_nb.course.drawings import draw
-from blora_nb.errors import BLoRAError
+from blora_nb.errors import BLoRAError, PromptWarning
 from blora_nb.evaluation.metrics import (
     balance,
     mean_and_error,
@@ -144,14 +144,14 @@ def test_known_numbers_give_the_known_frontier_and_recommendation(pipe, halves):
 @pytest.mark.slow
 def test_on_the_teaching_model(pipe, halves, monkeypatch):
     """The pictures are those of `generate`, the scores the judge's; one prompt is read once."""
-    encoded = []
-    encode = alpha_frontier.encode
+    read = []
+    read_prompt = alpha_frontier.read_prompt
     monkeypatch.setattr(
-        alpha_frontier, "encode", lambda *given: encoded.append(given) or encode(*given)
+        alpha_frontier, "read_prompt", lambda *given: read.append(given) or read_prompt(*given)
     )
     options = {"num_inference_steps": 3, "progress": False}
     found = frontier(pipe, **halves, **PICTURES, **SMALL, **options)
-    assert len(encoded) == 1
+    assert len(read) == 1
     assert len(found.points) == 4
     scorer = scorer_for(pipe)
     for point in found.points:
@@ -176,6 +176,19 @@ def test_afterwards_the_recommended_alphas_are_on_the_pipeline(pipe, halves):
     by_block = {".attentions.0.": {0.5}, ".attentions.1.": {1.0}}
     for name, values in scaling.items():
         assert values == next(alpha for block, alpha in by_block.items() if block in name)
+
+
+def test_a_negative_prompt_without_guidance_is_said_to_do_nothing(pipe, halves):
+    with pytest.warns(PromptWarning, match="The negative prompt does nothing"):
+        frontier(
+            pipe,
+            **halves,
+            **PICTURES,
+            **SMALL,
+            **QUICK,
+            negative_prompt="A cat",
+            guidance_scale=1,
+        )
 
 
 def test_equal_scores_give_the_alphas_nearest_1():

@@ -31,13 +31,12 @@ from blora_nb.generation import (
     Seeds,
     check_pipeline,
     draw_each,
-    encode,
     memory_explained,
+    read_prompt,
     seed_list,
 )
 from blora_nb.lora import BLoRA, HalfSource, apply, load_all, set_alphas
 from blora_nb.registry import pipeline_lock
-from blora_nb.running.records import record
 from blora_nb.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -203,8 +202,7 @@ def frontier(
     with pipeline_lock(pipe):
         with memory_explained(pipe):
             apply(pipe, content, style)
-            embeds = encode(pipe, prompt, negative_prompt)
-            common = record(pipe, prompt, negative_prompt, content, style)
+        embeds, common = read_prompt(pipe, prompt, negative_prompt, how, content, style)
         # before the pictures: it may have to be downloaded
         scorer = scorer or scorer_for(pipe)
         total = len(pairs) * len(numbers)
