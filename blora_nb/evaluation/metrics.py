@@ -115,16 +115,14 @@ class EncoderScorer:
 
         The paper reports 0.790 for B-LoRA.
         """
-        embeddings = self._dino_embeddings([content_picture, *images])
-        # rounding can leave a little more than 1
-        return (embeddings[1:] @ embeddings[0]).clamp(-1, 1).tolist()
+        return self._dino_cosines(images, content_picture)
 
     def style_moved(self, images: Images, style_picture: Image.Image) -> list[float]:
         """For each image: the cosine of its DINO embedding with the style picture's.
 
         The paper reports 0.881 for B-LoRA.
         """
-        return self.content_kept(images, style_picture)
+        return self._dino_cosines(images, style_picture)
 
     def find(self, images: Images, pictures: Mapping[str, Image.Image]) -> list[tuple[str, str]]:
         """[(name, name), …]: of named pictures, the one most like each image.
@@ -150,6 +148,11 @@ class EncoderScorer:
     def says_style(self, images: Images, style_name: str) -> list[float]:
         """For each image: the cosine of its CLIP embedding with that of "A picture in … style"."""
         return self._clip_cosines(images, [IN_STYLE.format(style_name)])[:, 0].tolist()
+
+    def _dino_cosines(self, images: Images, picture: Image.Image) -> list[float]:
+        embeddings = self._dino_embeddings([picture, *images])
+        # rounding can leave a little more than 1
+        return (embeddings[1:] @ embeddings[0]).clamp(-1, 1).tolist()
 
     @torch.no_grad()
     def _dino_embeddings(self, images: Images) -> Tensor:

@@ -183,7 +183,7 @@ def frontier(
         if given is None:
             raise ValueError(
                 f"The frontier weighs a content half against a style half, and {half} is None. "
-                f"Give both; for one half alone, `alpha_grid` draws a sweep over its alpha."
+                "Give both; for one half alone, `alpha_grid` draws a sweep over its alpha."
             )
     content_list = checked_alphas("content_alphas", content_alphas)
     style_list = checked_alphas("style_alphas", style_alphas)
